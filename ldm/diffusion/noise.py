@@ -1,0 +1,56 @@
+"""Noise levels: the densities they are trained on and the grid they are sampled along.
+
+The noise level σ is the one axis of all diffusion here: noisy = clean + σ · noise. Other people's axes are this one
+under another name: the t of flow matching is σ / (1 + σ), so logit-normal t is log-normal σ, and a shift by α adds
+ln α to the mean of ln σ.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.settings import LogNormal, LogUniform
+from ldm.shapes import NoiseLevels
+
+
+def sample_sigmas(density: LogNormal | LogUniform, count: int, generator: torch.Generator) -> NoiseLevels:
+    """`count` independent noise levels to train on, float32 on the CPU."""
+    return DENSITIES[type(density)](density, count, generator)
+
+
+def karras_sigmas(
+    steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device | str | None = None
+) -> Tensor:
+    """A decreasing grid of `steps` noise levels from sigma_max to sigma_min, and a zero after them; float32.
+
+    Evenly spaced in σ^(1/ρ), which for large ρ crowds the levels where σ is small (Karras et al. 2022, equation 5).
+    A single step goes from sigma_max to zero.
+    """
+    if steps < 1:
+        raise ValueError(f"sampling takes at least 1 step, not {steps}")
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
+    return torch.cat([sigmas, sigmas.new_zeros(1)]).float().to(device)
+
+
+def spread(sigma: NoiseLevels, over: Tensor) -> Tensor:
+    """`sigma` with trailing axes of length one, so that it multiplies `over` sample by sample."""
+    return sigma.reshape(-1, *[1] * (over.ndim - 1))
+
+
+def log_normal(density: LogNormal, count: int, generator: torch.Generator) -> NoiseLevels:
+    """exp(mean + std · n) for a standard normal n (Karras et al. 2022, table 1)."""
+    return (density.mean + density.std * torch.randn(count, generator=generator)).exp()
+
+
+def log_uniform(density: LogUniform, count: int, generator: torch.Generator) -> NoiseLevels:
+    """low · (high / low)^u for u uniform between 0 and 1."""
+    return density.low * (density.high / density.low) ** torch.rand(count, generator=generator)
+
+
+DENSITIES: dict[type, Callable[[Any, int, torch.Generator], NoiseLevels]] = {
+    LogNormal: log_normal,
+    LogUniform: log_uniform,
+}

@@ -1,0 +1,58 @@
+"""Expected failures: one class and one exit code each, one line for the user, never a traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class LDMError(Exception):
+    """An expected failure. The message is one line in the user's words: what was given, what is possible, what to do."""
+
+    exit_code = 1
+    told = False  # whether another process has already said it
+
+
+class ConfigError(LDMError):
+    """A setting, a flag or the command line is wrong, or the run folder is in use."""
+
+    exit_code = 2
+
+
+class DataError(LDMError):
+    """The data are missing, unreadable, too few, or not what the settings say."""
+
+    exit_code = 3
+
+
+class CheckpointError(LDMError):
+    """A checkpoint, an autoencoder or a cache is damaged, wrong or stale, or the disk is full."""
+
+    exit_code = 4
+
+
+class DivergedError(LDMError):
+    """A loss or a gradient stopped being a finite number."""
+
+    exit_code = 5
+
+
+class StopRequested(LDMError):
+    """SIGTERM or SIGINT arrived: the state was saved, and the same command goes on from there."""
+
+    exit_code = 75
+
+
+def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+    """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr."""
+    try:
+        main(arguments)
+    except LDMError as error:
+        if not error.told:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
+        return CheckpointError.exit_code
+    return 0

@@ -1,0 +1,65 @@
+"""What a finished run leaves behind for use elsewhere."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.checkpoint import replace_folder, write_atomically
+from ldm.data.datasets import Dataset
+from ldm.evaluation import held_out_psnr, latent_statistics, pca_figures
+from ldm.pipeline import Description, save_denoiser
+from ldm.training.run import Run
+
+
+def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, then put it in place of `folder` in one move."""
+    new = folder.with_name(f"{folder.name}.partial")
+    new.mkdir(exist_ok=True)
+    write(new)
+    replace_folder(new, folder)
+
+
+def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarray, held_out: np.ndarray) -> None:
+    """Measure the averaged autoencoder's latents, export it as `vae/`, and report its figures beside PCA."""
+
+    def finish() -> None:
+        autoencoder: Autoencoder = run.averaged()
+        train, others = training.tolist(), held_out.tolist()
+        statistics = latent_statistics(autoencoder, dataset, data, train, run.device)
+        autoencoder.standardize(statistics.mean, statistics.std)
+        written_whole(run.folder.path / "vae", autoencoder.save)
+        exported = Autoencoder.load(run.folder.path / "vae").to(run.device)
+        again = latent_statistics(exported, dataset, data, train, run.device)
+        figures: dict[str, Any] = {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
+        if others:
+            figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
+            figures |= pca_figures(dataset, data, train, others, autoencoder.latent_shape(data.size))
+        write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
+        for name, value in figures.items():
+            run.say(f"{name:20} {shown(value)}")
+
+    run.on_main(finish)
+    run.finish()
+
+
+def shown(value: Any) -> str:
+    """A figure, or several, as a person reads it."""
+    if value is None:
+        return "not defined: fewer training images than numbers"
+    return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
+
+
+def finish_diffusion(run: Run, autoencoder: Autoencoder, description: Description) -> None:
+    """Export the averaged denoiser and the autoencoder together, ready for `sample.py` and for diffusers."""
+
+    def finish() -> None:
+        folder = run.folder.path
+        written_whole(folder / "vae", autoencoder.save)
+        written_whole(folder / "unet", lambda new: save_denoiser(run.averaged(), description, new))
+
+    run.on_main(finish)
+    run.finish()

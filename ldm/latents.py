@@ -1,0 +1,179 @@
+"""Where the two halves meet in training: images encoded once, standardized, and drawn from at every step."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.autoencoder.bottleneck import Posterior
+from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.statistics import Statistics
+from ldm.checkpoint import write_atomically
+from ldm.data.batches import Order, in_chunks
+from ldm.data.datasets import Dataset
+from ldm.data.settings import DataSettings
+from ldm.diffusion.noise import sample_sigmas
+from ldm.diffusion.objective import LatentBatch
+from ldm.diffusion.settings import Objective as ObjectiveSettings
+from ldm.errors import CheckpointError
+from ldm.randomness import derived_seed
+from ldm.training.run import Run
+
+
+def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
+    """A hash of all that the cached moments depend on: weights, statistics, data, transform."""
+    digest = hashlib.sha256(f"moments 1 {data} {flips}".encode())
+    for name, value in sorted(autoencoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Posterior moments of every image, and of its mirror image where flips are on: flips x images x 2c x h x w.
+
+    Moments, not samples: a cached sample would freeze the noise. The mirror image is encoded, for the mirrored latent
+    is not the latent of the mirrored image. The file is memory-mapped.
+    """
+
+    fingerprint: str
+    moments: np.ndarray
+    mean: Tensor  # what standardizes them further, channels x 1 x 1
+    std: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent."""
+        _, _, moments, height, width = self.moments.shape
+        return moments // 2, height, width
+
+    def posterior(self, indices: list[int], flips: list[int] | None = None) -> Posterior:
+        """The posteriors of these images; `flips` says, image by image, whether the mirror image is meant."""
+        rows = self.moments[[0] * len(indices) if flips is None else flips, indices]
+        mean, logvar = torch.from_numpy(rows).to(torch.get_default_dtype()).chunk(2, dim=1)
+        return Posterior(mean, logvar).standardized(self.mean.to(mean), self.std.to(mean))
+
+    def standardize(self, autoencoder: Autoencoder, indices: list[int]) -> "LatentCache":
+        """Make mean 0 and std 1 what they are over `indices`, for the cached latents and in the autoencoder itself."""
+        statistics = Statistics()
+        for start in range(0, len(indices), 256):
+            statistics.add(self.posterior(indices[start : start + 256]))
+        mean, std = statistics.mean.view(-1, 1, 1), statistics.std.view(-1, 1, 1)
+        autoencoder.standardize(mean, std)
+        return replace(self, mean=self.mean + self.std * mean, std=self.std * std)
+
+
+def open_latents(
+    run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset, settings: DataSettings
+) -> LatentCache:
+    """The cache in `folder`, built there first by the main process if there is none.
+
+    Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform.
+    """
+    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if settings.flip else 1)
+
+    def build() -> None:
+        if open_cache(folder, expected) is None:
+            build_cache(folder, expected, autoencoder, dataset, settings, run.device)
+
+    run.on_main(build)
+    cache = open_cache(folder, expected)
+    assert cache is not None
+    return cache
+
+
+def open_cache(folder: Path, expected: str) -> LatentCache | None:
+    """The cache in a folder, None if there is none, CheckpointError if it was made of something else."""
+    description = folder / "cache.json"
+    if not description.exists():
+        return None
+    try:
+        found = json.loads(description.read_text())["fingerprint"]
+        moments = np.load(folder / "moments.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the latent cache {folder} is damaged ({error}): delete it and run again") from error
+    if found != expected:
+        raise CheckpointError(
+            f"the latent cache {folder} is stale: it was made with another autoencoder, other data or another transform;"
+            " delete it, or choose another --cache"
+        )
+    channels = moments.shape[2] // 2
+    return LatentCache(expected, moments, torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))
+
+
+@torch.no_grad()
+def build_cache(
+    folder: Path,
+    expected: str,
+    autoencoder: Autoencoder,
+    dataset: Dataset,
+    settings: DataSettings,
+    device: torch.device,
+) -> None:
+    """Encode every image once and write the moments; `cache.json` comes last, so half a cache is never taken for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    channels, height, width = autoencoder.latent_shape(settings.size)
+    flips = 2 if settings.flip else 1
+    shape = (flips, len(dataset), 2 * channels, height, width)
+    try:
+        moments = np.lib.format.open_memmap(folder / "moments.npy", mode="w+", dtype=np.float32, shape=shape)
+        with tqdm(total=len(dataset), desc="encoding", unit="image") as bar:
+            for indices, images in in_chunks(dataset, settings, list(range(len(dataset)))):
+                for flip in range(flips):
+                    posterior = autoencoder.encode((images.flip(-1) if flip else images).to(device))
+                    both = torch.cat([posterior.mean, posterior.logvar], dim=1)
+                    moments[flip, indices] = both.float().cpu().numpy()
+                bar.update(len(indices))
+        moments.flush()
+    except OSError as error:
+        error.filename = error.filename or str(folder / "moments.npy")
+        raise
+    with open(folder / "moments.npy", "rb") as file:
+        os.fsync(file.fileno())
+    write_atomically(folder / "cache.json", json.dumps({"fingerprint": expected, "shape": shape}).encode())
+
+
+class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
+    """Training latents by micro-batch number, with noise, noise levels and dropped labels drawn beside them."""
+
+    def __init__(self, cache: LatentCache, dataset: Dataset, objective: ObjectiveSettings, order: Order):
+        self.cache, self.objective, self.order = cache, objective, order
+        self.labels, self.no_label = dataset.labels, len(dataset.classes)
+
+    def __getitem__(self, micro_batch: int) -> LatentBatch:
+        draw, shape = self.order.draw(micro_batch), self.cache.shape
+        posterior = self.cache.posterior(draw.indices, self.flips(draw.epochs, draw.indices))
+        latents = posterior.at(draw.random.normal("posterior", *shape))
+        noise = draw.random.normal("noise", *shape)
+        sigma = draw.random.part(
+            sample_sigmas(self.objective.density, draw.random.total, draw.random.generator("sigma"))
+        ).to(latents)
+        dropped = draw.random.uniform("label dropout") < self.objective.label_dropout
+        labels = torch.from_numpy(self.labels[draw.indices]).masked_fill(dropped, self.no_label)
+        return LatentBatch(latents, noise, sigma, labels)
+
+    def flips(self, epochs: list[int], indices: list[int]) -> list[int]:
+        """Which of these images are seen mirrored, as (seed, epoch, image) alone decides."""
+        if self.cache.moments.shape[0] == 1:
+            return [0] * len(indices)
+        seeds = [derived_seed(self.order.seed, "flip", *place) for place in zip(epochs, indices, strict=True)]
+        return [seed % 2 for seed in seeds]
+
+
+def open_autoencoder(source: str, data: str) -> tuple[Autoencoder, bool]:
+    """The autoencoder that stage two stands on, and whether its statistics are those of these very data.
+
+    `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id; `data` a fingerprint.
+    """
+    environment = Path(source) / "environment.json"
+    if environment.is_file() and not (Path(source) / "vae").is_dir():
+        raise CheckpointError(f"--autoencoder {source} is a run that is not finished: it has no vae/ yet")
+    same_data = environment.is_file() and json.loads(environment.read_text()).get("data") == data
+    return Autoencoder.load(source).requires_grad_(False), same_data

@@ -1,0 +1,56 @@
+"""How close a reconstruction is, and what the best linear code of the same size would reach."""
+
+import torch
+from torch import Tensor
+
+from ldm.shapes import Images, Scalars
+
+
+def psnr(images: Images, reconstruction: Images) -> Scalars:
+    """Peak signal-to-noise ratio of each image in dB, the reconstruction clipped to [-1, 1]; at most 100 dB."""
+    error = ((images - reconstruction.clamp(-1, 1)) / 2).flatten(1).double().square().mean(1)
+    return (-10 * torch.log10(error)).clamp(max=100.0)
+
+
+def principal_components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The mean of the rows and their `count` leading principal directions (columns), in float64."""
+    mean = rows.mean(0, dtype=torch.float64)
+    centered = rows.double() - mean
+    if len(rows) < rows.shape[1]:  # the small Gram matrix has the same nonzero spectrum
+        values, vectors = torch.linalg.eigh(centered @ centered.T)
+        directions = centered.T @ (vectors[:, -count:] / values[-count:].clamp_min(1e-12).sqrt())
+    else:
+        directions = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -count:]
+    return mean, directions
+
+
+def pca_psnr(train: Images, held_out: Images, numbers: int) -> float | None:
+    """Mean PSNR in dB of held-out images through global PCA with `numbers` components; None if there are too few images.
+
+    The best that any linear autoencoder with as many numbers per image can do on the training set (Baldi and Hornik 1989).
+    """
+    if numbers >= len(train):
+        return None
+    mean, directions = principal_components(train.flatten(1), numbers)
+    rows = held_out.flatten(1).double() - mean
+    reconstruction = rows @ directions @ directions.T + mean
+    return psnr(held_out, reconstruction.view_as(held_out).to(held_out)).mean().item()
+
+
+def patch_pca_psnr(train: Images, held_out: Images, patch: int, numbers: int) -> float:
+    """Mean PSNR in dB of held-out images when each patch x patch square keeps `numbers` principal components."""
+    mean, directions = principal_components(patches(train, patch), numbers)
+    rows = patches(held_out, patch).double() - mean
+    reconstruction = (rows @ directions @ directions.T + mean).to(held_out)
+    return psnr(patches_of(held_out, patch), reconstruction.view(len(held_out), -1)).mean().item()
+
+
+def patches(images: Images, patch: int) -> Tensor:
+    """Every square of every image as a row: (batch * squares) x (channels * patch * patch)."""
+    squares = images.unfold(2, patch, patch).unfold(3, patch, patch)  # b c h w p p
+    return squares.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * patch * patch)
+
+
+def patches_of(images: Images, patch: int) -> Tensor:
+    """The same values, one row per image."""
+    return patches(images, patch).view(len(images), -1)

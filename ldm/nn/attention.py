@@ -1,0 +1,26 @@
+"""Self-attention over the positions of a feature map."""
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.nn.convolution import group_norm
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of every position to every other, beside a skip; the output starts at zero."""
+
+    def __init__(self, channels: int, head_channels: int):
+        super().__init__()
+        self.heads = max(channels // head_channels, 1)
+        self.norm = group_norm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.to_out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        qkv = rearrange(self.to_qkv(self.norm(x)), "b (n k c) h w -> n b k (h w) c", n=3, k=self.heads)
+        attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        return x + self.to_out(rearrange(attended, "b k (h w) c -> b (k c) h w", h=height))

@@ -1,0 +1,55 @@
+"""Residual convolution blocks, and the layers that change resolution."""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
+    """Group norm with the most groups up to 32 that divide `channels` and hold at least four channels each."""
+    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels, affine=affine)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, convolution, twice, beside a skip; the condition scales and shifts the second norm.
+
+    The second convolution starts at zero, so that the block starts as its skip (Dhariwal and Nichol 2021; Karras et
+    al. 2022). `condition` is batch x condition_channels.
+    """
+
+    def __init__(self, channels: int, out_channels: int, condition_channels: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm_in = group_norm(channels)
+        self.convolution_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.condition = nn.Linear(condition_channels, 2 * out_channels)
+        self.norm_out = group_norm(out_channels, affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.convolution_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        nn.init.zeros_(self.convolution_out.weight)
+        nn.init.zeros_(self.convolution_out.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.convolution_in(F.silu(self.norm_in(x)))
+        scale, shift = self.condition(condition)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm_out(h) * (1 + scale) + shift
+        return self.skip(x) + self.convolution_out(self.dropout(F.silu(h)))
+
+
+class Downsample(nn.Conv2d):
+    """Halves height and width, which must be even."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,24 @@
+"""Numbers and classes as vectors."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FourierFeatures(nn.Module):
+    """cos and sin of a scalar at geometrically spaced frequencies: batch -> batch x channels.
+
+    The frequencies run from 1 to 64, which suits scalars between about -3 and 3, such as ln(sigma) / 4.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, highest: float = 64.0):
+        super().__init__()
+        frequencies = torch.exp(torch.linspace(0, math.log(highest), channels // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        angles = scalars[:, None] * self.frequencies.to(scalars.dtype)
+        return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)

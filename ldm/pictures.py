@@ -1,0 +1,79 @@
+"""Grids, panels and curves as PNG files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ldm.shapes import Images, to_uint8
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def picture(image: Tensor) -> Image.Image:
+    """A Pillow image of a uint8 tensor of C x H x W."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array, MODES[array.shape[2]])
+
+
+def grid(images: Images, columns: int, gap: int = 2) -> Image.Image:
+    """The images side by side, row by row, on white."""
+    pixels = to_uint8(images)
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
+    for place, image in enumerate(pixels):
+        top, left = (gap + (height + gap) * (place // columns)), (gap + (width + gap) * (place % columns))
+        sheet[:, top : top + height, left : left + width] = image
+    return picture(sheet)
+
+
+def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
+    """Write a PNG whose text chunks hold `settings`."""
+    text = PngImagePlugin.PngInfo()
+    for key, value in (settings or {}).items():
+        text.add_text(key, str(value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, pnginfo=text)
+
+
+def reconstruction_panel(images: Images, reconstruction: Images) -> Image.Image:
+    """Three rows: the images, what came back, and four times their difference around gray."""
+    difference = (4 * (reconstruction - images)).clamp(-1, 1)
+    if images.shape[1] in (2, 4):
+        difference[:, -1] = 1.0  # an opaque difference can be seen
+    return enlarged(grid(torch.cat([images, reconstruction, difference]), columns=len(images)))
+
+
+def enlarged(image: Image.Image, at_least: int = 640) -> Image.Image:
+    """Small pictures shown in whole multiples of their pixels."""
+    factor = max(at_least // image.width, 1)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Every figure of a run's log over its steps, one small plot each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    left_out = {"step", "images", "memory_gb"}
+    names = list(dict.fromkeys(name for line in lines for name in line if name not in left_out))
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, name in enumerate(names):
+        points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None], dtype=float)
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.plot(points[:, 0], points[:, 1], linewidth=1.2, marker="." if len(points) < 20 else "")
+        if (points[:, 1] > 0).all() and points[:, 1].max() > 20 * points[:, 1].min():
+            axes.set_yscale("log")
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

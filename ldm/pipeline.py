@@ -1,0 +1,153 @@
+"""A trained latent diffusion model: from noise, class and seed to images."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ldm import config
+from ldm.autoencoder.model import Autoencoder
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.noise import karras_sigmas
+from ldm.diffusion.samplers import SAMPLERS, starting_noise
+from ldm.diffusion.settings import Denoiser as DenoiserSettings
+from ldm.diffusion.settings import Sampling
+from ldm.diffusion.unet import UNet
+from ldm.errors import CheckpointError, ConfigError
+from ldm.shapes import Images
+
+
+@dataclass(frozen=True)
+class Description:
+    """What has to be known to build a denoiser and sample from it."""
+
+    latent_shape: tuple[int, int, int]  # channels, height, width
+    classes: tuple[str, ...]  # empty: unconditional
+    denoiser: DenoiserSettings
+    sampling: Sampling
+
+
+def build_denoiser(description: Description) -> Denoiser:
+    """An untrained denoiser."""
+    settings, channels = description.denoiser, description.latent_shape[0]
+    network = UNet(settings.network, channels=channels, classes=len(description.classes))
+    return Denoiser(network, parametrisation=settings.parametrisation)
+
+
+class LatentDiffusion:
+    """An autoencoder and a denoiser of its latents."""
+
+    def __init__(self, autoencoder: Autoencoder, denoiser: nn.Module, description: Description):
+        self.autoencoder, self.denoiser, self.description = autoencoder.eval(), denoiser.eval(), description
+
+    @classmethod
+    def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
+        """The finished stage-two run in a folder. Raises CheckpointError if it is not one."""
+        folder = Path(run)
+        denoiser, description = load_denoiser(folder / "unet")
+        return cls(Autoencoder.load(folder / "vae"), denoiser, description).to(device)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device."""
+        self.autoencoder.to(device)
+        self.denoiser.to(device)
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels; empty for an unconditional model."""
+        return self.description.classes
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int = 16,
+        labels: Sequence[int | str] | None = None,
+        *,
+        steps: int = 18,
+        sampler: str = "heun",
+        guidance: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Images:
+        """`num` images, float B C H W in [-1, 1], on the CPU.
+
+        `labels` are repeated as often as needed; None takes the classes in turn. `guidance` 1 means none; left out it
+        is 2 for a model with classes. Image i depends on (seed, i) alone, not on `num` or `batch_size`.
+        `on_step` is called with 1 after each step of each batch. Raises ConfigError for impossible requests.
+        """
+        indices = self.label_indices(labels)
+        guidance = (2.0 if indices else 1.0) if guidance is None else guidance
+        method, sigmas = self.method(num, steps, sampler, guidance, batch_size)
+        device = next(self.denoiser.parameters()).device
+        images = []
+        for numbers in torch.arange(num).split(batch_size):
+            start = starting_noise(self.description.latent_shape, numbers.tolist(), seed).to(device) * sigmas[0].item()
+            wanted = [indices[number % len(indices)] for number in numbers.tolist()] if indices else None
+            denoise = self.guided(guidance, None if wanted is None else torch.tensor(wanted, device=device))
+            latents = method(denoise, start, sigmas, on_step=(lambda _: on_step(1)) if on_step else None)
+            images.append(self.autoencoder.decode(latents).clamp(-1, 1).cpu())
+        return torch.cat(images)
+
+    def guided(self, guidance: float, labels: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        """The denoiser as a function of noisy latents and noise level alone."""
+        if labels is None:
+            return partial(self.denoiser, labels=None)
+        return partial(classifier_free(self.denoiser, guidance=guidance, no_label=len(self.classes)), labels=labels)
+
+    def method(self, num: int, steps: int, sampler: str, guidance: float, batch_size: int) -> tuple[Any, torch.Tensor]:
+        """The sampler and its noise levels, or ConfigError for a request that cannot be met."""
+        for name, value in (("num", num), ("steps", steps), ("batch-size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"--{name} {value} must be at least 1")
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"--sampler {sampler} is not one of {', '.join(SAMPLERS)}")
+        if guidance != 1 and not self.classes:
+            raise ConfigError("--guidance needs a model with classes, and this one has none")
+        grid = self.description.sampling
+        return SAMPLERS[sampler], karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
+
+    def label_indices(self, labels: Sequence[int | str] | None) -> list[int]:
+        """Class indices of names or indices; all classes in turn for None; empty for an unconditional model."""
+        if labels is None:
+            return list(range(len(self.classes)))
+        if not self.classes:
+            raise ConfigError("--labels needs a model with classes, and this one has none")
+        return [self.label_index(label) for label in labels]
+
+    def label_index(self, label: int | str) -> int:
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
+        if str(label).isdigit() and int(label) < len(self.classes):
+            return int(label)
+        shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
+        raise ConfigError(f"--labels {label} is not a class of this model: {shown}")
+
+
+def save_denoiser(denoiser: Denoiser, description: Description, folder: Path) -> None:
+    """Write `config.json` and the weights as safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(asdict(description), indent=2))
+    weights = {name: value.detach().cpu().contiguous() for name, value in denoiser.network.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+
+def load_denoiser(folder: Path) -> tuple[Denoiser, Description]:
+    """What `save_denoiser` wrote."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder.parent} is not a finished stage-two run: it has no unet/config.json")
+    try:
+        description = config.from_dict(Description, json.loads((folder / "config.json").read_text()))
+        denoiser = build_denoiser(description)
+        denoiser.network.load_state_dict(safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors"))
+    except (OSError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error
+    return denoiser.eval(), description

@@ -1,0 +1,53 @@
+"""Where every random number comes from: a seed, a purpose and a position, never a stream that must be replayed."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+
+def derived_seed(seed: int, purpose: str, *position: int) -> int:
+    """A 63-bit seed that depends on all of its arguments and on nothing else."""
+    text = "/".join([str(seed), purpose, *map(str, position)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator for one purpose at one position, for instance `generator(0, "noise", step)`."""
+    return torch.Generator().manual_seed(derived_seed(seed, purpose, *position))
+
+
+@dataclass(frozen=True)
+class StepRandom:
+    """The random numbers of one training step, drawn for the global batch and cut to the part that is asked for.
+
+    Each number depends on (seed, purpose, step) and its place in the global batch, so it is the same for any number
+    of processes and accumulated micro-batches, and after any interruption.
+    """
+
+    seed: int
+    step: int
+    total: int  # samples in the global batch
+    start: int = 0  # first of this part
+    count: int = 0  # samples in this part; 0 means all
+
+    @classmethod
+    def of_part(cls, seed: int, step: int, *, total: int, parts: int, part: int) -> "StepRandom":
+        """Part number `part` of a global batch that is cut into `parts` equal ones."""
+        return cls(seed, step, total, start=part * (total // parts), count=total // parts)
+
+    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
+        """Unit Gaussian numbers, part x shape, on the CPU."""
+        return self.part(torch.randn(self.total, *shape, generator=self.generator(purpose)))
+
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
+        """Uniform numbers in [0, 1), part x shape, on the CPU."""
+        return self.part(torch.rand(self.total, *shape, generator=self.generator(purpose)))
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Where numbers for the whole global batch come from."""
+        return generator(self.seed, purpose, self.step)
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """The rows of this part."""
+        return whole[self.start : self.start + (self.count or self.total)]

@@ -1,0 +1,48 @@
+"""The two configs: all that a person can say about stage one, and about stage two."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ldm import config
+from ldm.autoencoder.settings import Autoencoder
+from ldm.autoencoder.settings import Objective as ReconstructionSettings
+from ldm.data.settings import DataSettings
+from ldm.diffusion.settings import Denoiser, Sampling
+from ldm.diffusion.settings import Objective as DenoisingSettings
+from ldm.errors import ConfigError
+from ldm.training.settings import Optim, Run
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """train_vae.py: an autoencoder on images."""
+
+    data: DataSettings
+    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    objective: ReconstructionSettings = field(default_factory=ReconstructionSettings)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True)
+class StageTwo:
+    """train_diffusion.py: a denoiser on the latents of an autoencoder."""
+
+    data: DataSettings | None = None  # left out: the data of the autoencoder's run, with its held-out split
+    denoiser: Denoiser = field(default_factory=Denoiser)
+    objective: DenoisingSettings = field(default_factory=DenoisingSettings)
+    sampling: Sampling = field(default_factory=Sampling)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+
+def with_data_of(source: str, settings: StageTwo) -> StageTwo:
+    """The same settings, with the data of the stage-one run in `source` if they name none of their own."""
+    if settings.data is not None:
+        return settings
+    file = Path(source) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section"
+        )
+    return replace(settings, data=config.load(StageOne, file, {}).data)

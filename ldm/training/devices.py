@@ -1,0 +1,65 @@
+"""Which devices, how many processes, and which precision a run gets."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from ldm.errors import ConfigError
+from ldm.training.settings import Run as RunSettings
+
+Precision = Literal["fp32", "bf16", "fp16"]
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def resolved_precision(asked: str) -> Precision:
+    """`auto` becomes bf16 where the hardware multiplies it natively, else fp32."""
+    on_gpu = torch.cuda.is_available()
+    if asked == "fp16" and not on_gpu:
+        raise ConfigError("run.precision fp16 needs a GPU; on this machine use fp32, bf16 or auto")
+    if asked != "auto":
+        return asked  # type: ignore[return-value]
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
+    return "bf16" if native else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has AVX512-BF16 or AMX instructions; without them bf16 is emulated and slow."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
+
+
+def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
+    """The Accelerator of a run: device, process group, autocast, trackers."""
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[settings.precision]):
+        raise ConfigError("set the precision with --run.precision, not with accelerate's --mixed_precision")
+    accelerator = Accelerator(
+        mixed_precision=MIXED[settings.precision],
+        log_with=settings.report_to or None,
+        project_dir=str(out),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    parts = accelerator.num_processes * settings.accumulation
+    if settings.batch_size % parts:
+        raise ConfigError(
+            f"run.batch_size {settings.batch_size} is not divisible by {parts}, which is"
+            f" {accelerator.num_processes} process(es) x {settings.accumulation} accumulation"
+        )
+    return accelerator
+
+
+def asked_processes() -> int:
+    """How many processes `accelerate launch` was asked for, as far as its own command line tells; else 1."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        return 1
+    if not any("accelerate" in word for word in words[:4]):
+        return 1
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes") and (value or following).isdigit():
+            return int(value or following)
+    return 1

@@ -1,0 +1,37 @@
+"""What a run would take, from a few real steps of it."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ldm import config
+
+if TYPE_CHECKING:
+    from ldm.training.run import Run
+
+STEPS = 4
+
+
+def report(run: "Run", objective: Any, batches: Any, latent: tuple[int, int, int], data: Any) -> None:
+    """Print the resolved config, sizes, and time and memory of the whole run; the steps are made and forgotten."""
+    seconds = []
+    for micro_batch in range(STEPS * run.settings.accumulation):
+        began = time.monotonic()
+        batch = run.to_device(batches[micro_batch])
+        losses = objective(batch, run.random)
+        run.turn = micro_batch % run.settings.accumulation
+        run.update(losses.total)
+        losses.total.item()  # waits for the device
+        seconds.append(time.monotonic() - began)
+    seconds.sort()
+    per_step = seconds[len(seconds) // 2] * run.settings.accumulation
+    parameters = sum(parameter.numel() for parameter in run.state.module.parameters())
+    image, code = data.channels * data.size**2, latent[0] * latent[1] * latent[2]
+    minutes = per_step * run.settings.steps / 60
+    run.say(config.dump(run.config).rstrip())
+    run.say(f"parameters         {parameters:,}")
+    run.say(f"image              {data.channels} x {data.size} x {data.size} = {image:,} numbers")
+    run.say(f"latent             {' x '.join(map(str, latent))} = {code:,} numbers, {image / code:.1f} times fewer")
+    run.say(f"training images    {len(batches.order.samples):,}")
+    run.say(f"steps              {run.settings.steps:,} of {run.settings.batch_size} images")
+    run.say(f"time               about {minutes:.1f} minutes: {per_step:.3f} s per step")
+    run.say(f"memory             {run.history.memory() / 2**30:.2f} GiB per process")

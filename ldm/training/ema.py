@@ -1,0 +1,40 @@
+"""Averages of the weights over training whose memory is a fixed fraction of the run so far."""
+
+import torch
+from torch import Tensor
+
+LENGTHS = ("0.05", "0.10")
+
+
+def exponent(relative_length: float) -> float:
+    """The gamma of Karras et al. 2024 (EDM2), equation 123: the power profile with this relative standard deviation."""
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        too_long = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > relative_length**2
+        low, high = (middle, high) if too_long else (low, middle)
+    return low
+
+
+class PowerAverages:
+    """Two power-function averages (EDM2, section 3.1): average_t = beta_t average + (1 - beta_t) weights, with
+    beta_t = (1 - 1/t) ** (gamma + 1).
+
+    The first update copies the weights, so that short runs need no warm-up constant.
+    """
+
+    def __init__(self, parameters: list[Tensor]):
+        self.parameters = parameters
+        self.averages = {length: [p.detach().clone() for p in parameters] for length in LENGTHS}
+        self.exponents = {length: exponent(float(length)) + 1 for length in LENGTHS}
+
+    @torch.no_grad()
+    def update(self, step: int, alive: Tensor) -> None:
+        """Take in the weights after update number `step` (from 1); nothing changes where `alive` is 0."""
+        count = len(self.parameters)
+        both = [average for length in LENGTHS for average in self.averages[length]]
+        moves = torch._foreach_sub(self.parameters * len(LENGTHS), both)
+        for place, length in enumerate(LENGTHS):
+            share = alive * (1 - (1 - 1 / step) ** self.exponents[length])
+            torch._foreach_mul_(moves[place * count : (place + 1) * count], share)
+        torch._foreach_add_(both, moves)

@@ -1,0 +1,117 @@
+"""The folder of a run: who owns it, what it was started with, and what it has logged."""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ldm import config
+from ldm.checkpoint import write_atomically
+from ldm.errors import ConfigError, DataError
+from ldm.pictures import curves
+
+MAY_CHANGE = {
+    "run.steps",
+    "run.log_every",
+    "run.sample_every",
+    "run.checkpoint_every",
+    "run.workers",
+    "run.report_to",
+    "data.memory_gb",
+}
+PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "ldm")
+
+
+class RunFolder:
+    """Paths and small files of one run. Only one process at a time may hold it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        self.metrics, self.finished = path / "metrics.jsonl", path / "finished.json"
+        self.lock: int | None = None
+
+    def claim(self, settings: Any) -> None:
+        """Create the folder, or take it up again if it holds a run with the same settings, and lock it."""
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(
+                f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}"
+            ) from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{self.path} is in use by another run; wait for it, or choose another --out") from error
+        self.refuse_other_settings(settings)
+        write_atomically(self.path / "config.yaml", config.dump(settings).encode())
+        with open(self.path / "command.txt", "a") as file:
+            file.write(shlex.join(sys.argv) + "\n")
+
+    def refuse_other_settings(self, new: Any) -> None:
+        """Raise ConfigError if the folder was started with settings that a resumed run may not change."""
+        file = self.path / "config.yaml"
+        if not file.exists():
+            return
+        old = config.load(type(new), file, {})
+        changed = [
+            name for name in config.differences(config.to_dict(old), config.to_dict(new)) if name not in MAY_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was started with another {', '.join(changed[:3])}{' ...' if changed[3:] else ''}:"
+                " give the settings it had (config.yaml in it), or choose another --out"
+            )
+
+    def describe_environment(self, fingerprint: str, **facts: Any) -> None:
+        """Write environment.json once; raise DataError if the data are not those the run was started with."""
+        file = self.path / "environment.json"
+        if file.exists():
+            if json.loads(file.read_text())["data"] != fingerprint:
+                raise DataError(
+                    f"the data changed since the run in {self.path} began: restore them, or choose another --out"
+                )
+            return
+        packages = {name: version(name) for name in PACKAGES}
+        environment = {"data": fingerprint, **facts, "python": platform.python_version(), "packages": packages}
+        write_atomically(file, json.dumps(environment, indent=2).encode())
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The objects of metrics.jsonl; a line that a crash cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        found = []
+        for text in self.metrics.read_text().splitlines():
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def draw_curves(self) -> None:
+        """curves.png, from metrics.jsonl."""
+        curves(self.lines(), self.path / "curves.png")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run will log it again."""
+        kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
+        write_atomically(self.metrics, "".join(kept).encode())
+
+    def mark_finished(self, step: int) -> None:
+        """Remember that everything up to and including the final export of `step` is on disk."""
+        write_atomically(self.finished, json.dumps({"step": step}).encode())
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether a run of `steps` has nothing left to do."""
+        return self.finished.exists() and json.loads(self.finished.read_text())["step"] >= steps

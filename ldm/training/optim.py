@@ -1,0 +1,70 @@
+"""One optimizer step that never waits for the device: clip, fused AdamW, learning rate, and a guard."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ldm.training.settings import Optim as OptimSettings
+
+
+def learning_rate(settings: OptimSettings, step: int, steps: int) -> float:
+    """The rate of update number `step` (from 0) in a run of `steps`: linear warm-up, then constant or half a cosine."""
+    warmup = min(settings.warmup, steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - warmup) / max(steps - warmup, 1)
+    return settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+class GuardedAdamW:
+    """Fused AdamW that becomes a no-op, for good, at the first loss or gradient that is not a finite number.
+
+    `alive` is 1 on the device until then and 0 from then on; the host may look whenever it likes. Clipping is the
+    fused kernel's division by `grad_scale`, skipping is its `found_inf`, so nothing is read back during a step.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], settings: OptimSettings, scaler: "torch.amp.GradScaler | None"):
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.settings, self.scaler = settings, scaler
+        self.adamw = torch.optim.AdamW(
+            self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        self.alive = torch.ones((), dtype=torch.float32, device=self.parameters[0].device)
+
+    @torch.no_grad()
+    def step(self, lr: float, loss: Tensor) -> Tensor:
+        """One update; returns the norm of the gradient before clipping. Gradients are gone afterwards."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.adamw)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # 0 * loss is 0 unless the loss is infinite or not a number.
+        finite = torch.add(norm if self.scaler is None else loss, loss, alpha=0) < math.inf
+        self.alive.mul_(finite)
+        applies = self.alive if self.scaler is None else self.alive * (norm < math.inf)
+        self.adamw.found_inf = 1 - applies  # type: ignore[attr-defined]
+        self.adamw.grad_scale = (norm / self.settings.clip).clamp_(min=1).float()  # type: ignore[attr-defined]
+        self.adamw.param_groups[0]["lr"] = lr
+        self.adamw.step()
+        if self.scaler is not None:
+            self.scaler.update()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizer's memory by parameter name."""
+        return {
+            f"{key}.{name}": value
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            for key, value in self.adamw.state[parameter].items()
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        for key, value in tensors.items():
+            kind, name = key.split(".", 1)
+            parameter = self.parameters[self.names.index(name)]
+            self.adamw.state[parameter][kind] = value.to(parameter.device)

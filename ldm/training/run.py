@@ -1,0 +1,242 @@
+"""One training run: it hands out the steps, updates the weights, and keeps everything that must survive."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm import checkpoint, config
+from ldm.data.batches import Order
+from ldm.errors import ConfigError, LDMError, StopRequested
+from ldm.randomness import StepRandom, derived_seed
+from ldm.training.devices import accelerator_for, asked_processes, resolved_precision
+from ldm.training.folder import RunFolder
+from ldm.training.history import History
+from ldm.training.interruption import StopFlag, listening
+from ldm.training.optim import learning_rate
+from ldm.training.state import State
+
+T = TypeVar("T")
+
+
+class Run:
+    """A run over one folder. `settings` is the whole config of a script; `run` and `optim` of it are read here."""
+
+    def __init__(self, settings: Any, out: Path, *, dry: bool = False):
+        precision = resolved_precision(settings.run.precision)
+        self.config = replace(settings, run=replace(settings.run, precision=precision))
+        self.settings, self.dry = self.config.run, dry
+        self.accelerator = accelerator_for(self.settings, out)
+        self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        self.processes = self.accelerator.num_processes
+        self.folder = RunFolder(out)
+        self.step = self.turn = 0
+        self.stop = StopFlag()
+        if not dry:
+            self.on_main(lambda: self.folder.claim(self.config))
+        self.say(f"{out}: {self.processes} process(es) on {self.device.type}, {precision}")
+        if asked_processes() > self.processes:
+            self.say(
+                f"warning: {asked_processes()} processes were asked for and {self.processes} came up;"
+                " on CPUs use: torchrun --nproc-per-node N"
+            )
+        if self.settings.report_to and not dry:
+            self.accelerator.init_trackers("ldm", config={"config": config.dump(self.config)})
+        torch.manual_seed(derived_seed(self.settings.seed, "weights"))
+
+    def is_finished(self) -> bool:
+        """Whether an earlier run of the same command did everything already; says so."""
+        finished = not self.dry and bool(self.on_main(lambda: self.folder.is_finished(self.settings.steps)))
+        if finished:
+            self.say(f"{self.folder.path} is finished: {self.settings.steps} steps; more --run.steps go on from there")
+        return finished
+
+    # ---- before the first step
+
+    def order(self, samples: list[int]) -> Order:
+        """The order in which this process sees the training samples."""
+        settings = self.settings
+        if settings.batch_size > len(samples):
+            raise ConfigError(f"run.batch_size {settings.batch_size} is larger than the {len(samples)} training images")
+        rank = self.accelerator.process_index
+        return Order(tuple(samples), settings.seed, settings.batch_size, settings.accumulation, self.processes, rank)
+
+    def prepare(self, objective: nn.Module, *, trains: nn.Module, data: str) -> nn.Module:
+        """Make the objective ready on all processes; `trains` is the part of it that is optimized, averaged and saved.
+
+        Goes on from the newest whole checkpoint in the folder. `data` is the fingerprint of the data.
+        """
+        objective.to(self.device)
+        self.state = State(trains, self.config.optim, self.accelerator.scaler)
+        if not self.dry:
+            self.take_up(data)
+        self.history = History(self.folder, self.accelerator, self.settings, self.step)
+        self.objective = self.accelerator.prepare(objective)
+        return self.objective
+
+    def take_up(self, data: str) -> None:
+        """Record or compare the circumstances, and load the newest whole checkpoint if there is one."""
+        facts = {"device": self.device.type, "processes": self.processes, "precision": self.settings.precision}
+        self.on_main(lambda: self.folder.describe_environment(data, **facts))
+        newest = self.on_main(self.newest_checkpoint)
+        if newest is not None:
+            self.state.load(checkpoint.load(newest))
+            self.step = int(newest.name[len("step-") :][:8])
+            self.say(f"going on from step {self.step}")
+        self.on_main(lambda: self.folder.forget_after(self.step))
+
+    def newest_checkpoint(self) -> Path | None:
+        """Where the newest whole checkpoint lies."""
+        found = checkpoint.newest(self.folder.checkpoints, self.say)
+        return None if found is None else found.path
+
+    # ---- the loop
+
+    def steps(self, batches: Any) -> Iterator[tuple[int, Any]]:
+        """Every step from where the run stands to its end, with its batch; a step comes once per micro-batch.
+
+        Between two steps the run logs, saves, and stops if it was asked to.
+        """
+        settings = self.settings
+        loader = torch.utils.data.DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(self.step * settings.accumulation, settings.steps * settings.accumulation),
+            num_workers=settings.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        with listening() as self.stop, self.history.bar:
+            incoming = iter(loader)
+            for step in range(self.step, settings.steps):
+                torch.manual_seed(derived_seed(settings.seed, "dropout", step, self.accelerator.process_index))
+                for self.turn in range(settings.accumulation):
+                    last = self.turn == settings.accumulation - 1
+                    with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                        yield step, self.to_device(next(incoming))
+                self.step = step + 1
+                self.between_steps()
+
+    @property
+    def random(self) -> StepRandom:
+        """The random numbers of this process's part of the current step."""
+        settings = self.settings
+        parts, part = (
+            settings.accumulation * self.processes,
+            self.turn * self.processes + self.accelerator.process_index,
+        )
+        return StepRandom.of_part(settings.seed, self.step, total=settings.batch_size, parts=parts, part=part)
+
+    def update(self, total: Tensor) -> None:
+        """Backward, and with the last micro-batch of a step: clip, AdamW, the averages. Never waits for the device."""
+        accumulation, scaler = self.settings.accumulation, self.accelerator.scaler
+        total = total if accumulation == 1 else total / accumulation
+        (total if scaler is None else scaler.scale(total)).backward()
+        self.gradient = self.state.optimizer.alive
+        if self.turn == accumulation - 1:
+            self.gradient = self.state.advance(self.step + 1, self.lr(self.step), total.detach())
+
+    def log(self, terms: dict[str, Tensor]) -> None:
+        """Keep the terms, on the device, until the next line of the log is due."""
+        self.history.keep(terms, self.gradient)
+
+    def panel_is_due(self) -> bool:
+        """Whether a panel is drawn after the step that is being computed; true on the main process only."""
+        number, every = self.step + 1, self.settings.sample_every or max(self.settings.steps // 10, 1)
+        due = number % every == 0 or number == self.settings.steps
+        return due and self.is_main and self.turn == self.settings.accumulation - 1
+
+    def panel_path(self) -> Path:
+        """Where the panel of this step belongs."""
+        return self.folder.samples / f"step-{self.step + 1:08d}.png"
+
+    def averaged(self) -> Any:
+        """A copy of the trained module with the weights that would be exported now."""
+        return self.state.averaged(self.settings.ema)
+
+    def record(self, **figures: float) -> None:
+        """Write figures of this step to the log beside the loss terms."""
+        self.history.write({"step": self.step + 1, **figures})
+
+    # ---- between two steps
+
+    def between_steps(self) -> None:
+        """Read, log, save, stop: whatever is due after this step."""
+        settings = self.settings
+        every = settings.checkpoint_every or max(settings.steps // 10, 1)
+        stop = self.stop_is_agreed()
+        saves = stop or self.step % every == 0 or self.step == settings.steps
+        if saves or self.step % settings.log_every == 0:
+            self.history.read(self.step, self.lr(self.step - 1))
+        if saves:
+            self.save()
+        if stop and self.step < settings.steps:
+            raise StopRequested(
+                f"stopped by {self.stop.name or 'a signal'} at step {self.step} of {settings.steps}, all saved;"
+                " the same command goes on from there"
+            )
+
+    def stop_is_agreed(self) -> bool:
+        """Whether any process was asked to stop; with several on GPUs they compare notes every eighth step."""
+        if self.processes == 1:
+            return bool(self.stop.name)
+        if self.device.type != "cpu" and self.step % 8:
+            return False
+        asked = torch.tensor([float(bool(self.stop.name))], device=self.device)
+        return bool(self.accelerator.reduce(asked, "sum").item())
+
+    def save(self) -> None:
+        """Write a checkpoint, once every process has shown that it holds the same weights."""
+        if self.processes > 1:
+            sums = self.accelerator.gather(self.state.checksum()[None])
+            if (sums != sums[0]).any():
+                raise LDMError(f"the processes hold different weights at step {self.step}; nothing was saved")
+        self.on_main(self.write)
+
+    def write(self) -> None:
+        folder, counters = self.folder.checkpoints, {"step": self.step, "images": self.step * self.settings.batch_size}
+        checkpoint.save(folder, self.step, self.state.tensors(), counters | self.state.counters())
+        checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.settings.steps))
+        self.folder.draw_curves()
+
+    # ---- small services
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """The result of `action`, run on the main process only; its expected failure is raised on every process."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome = [action(), None]
+            except LDMError as error:
+                outcome = [None, error]
+        if self.processes > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            outcome[1].told = not self.is_main
+            raise outcome[1]
+        return outcome[0]
+
+    def finish(self) -> None:
+        """Everything is on disk: note it, for people and for the next time."""
+        self.on_main(lambda: self.folder.mark_finished(self.settings.steps))
+        if self.settings.report_to:
+            self.accelerator.end_training()
+        self.say(f"done: {self.folder.path}")
+
+    def say(self, line: str) -> None:
+        """One line for the person at the terminal, from the main process."""
+        if self.is_main:
+            tqdm.write(line)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of update number `step`, from 0."""
+        return learning_rate(self.config.optim, step, self.settings.steps)
+
+    def to_device(self, batch: Any) -> Any:
+        """The same batch on this process's device."""
+        return type(batch)(*(part.to(self.device, non_blocking=True) for part in batch))

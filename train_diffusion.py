@@ -1,0 +1,76 @@
+"""Trains the denoiser that a config describes in the latent space of an autoencoder, and exports both together."""
+
+import sys
+from pathlib import Path
+
+from ldm import config
+from ldm.errors import exit_code_of
+from ldm.settings import StageTwo, with_data_of
+
+OPTIONS = {
+    "autoencoder": config.Option(
+        "a finished run of train_vae.py, a diffusers AutoencoderKL folder, or a hub id", "X", required=True
+    ),
+    "out": config.Option("the run folder: checkpoints, log, samples and the finished model", "DIR", required=True),
+    "cache": config.Option(
+        "where the encoded images are kept, to share them between runs; left out: DIR/latents", "DIR"
+    ),
+    "dry-run": config.Option("print the resolved config, sizes, time and memory of a few real steps; train nothing"),
+}
+
+
+def main(arguments: list[str]) -> None:
+    command = config.parse(StageTwo, arguments, prog="train_diffusion.py", description=__doc__, options=OPTIONS)
+    options = command.options
+    out, cache = Path(str(options["out"])), options["cache"]
+    train(
+        command.settings,
+        out,
+        source=str(options["autoencoder"]),
+        cache=Path(str(cache)) if cache else out / "latents",
+        dry=bool(options["dry-run"]),
+    )
+
+
+def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool = False) -> None:
+    # Imported here, so that --help and a mistyped flag are answered at once.
+    from ldm.data.datasets import open_dataset
+    from ldm.data.split import split
+    from ldm.diffusion.objective import DenoisingObjective
+    from ldm.evaluation import Samples
+    from ldm.export import finish_diffusion
+    from ldm.latents import LatentBatches, open_autoencoder, open_latents
+    from ldm.pipeline import Description, build_denoiser
+    from ldm.training import dry_run
+    from ldm.training.run import Run
+
+    settings = with_data_of(source, settings)
+    data = settings.data
+    run = Run(settings, out, dry=dry)
+    if run.is_finished():
+        return
+    dataset = open_dataset(data, progress=run.is_main)
+    training, held_out = split(dataset.groups, data.held_out, data.split_seed)
+    autoencoder, standardized = open_autoencoder(source, dataset.fingerprint)
+    latents = open_latents(run, cache, autoencoder.to(run.device), dataset, data)
+    if not standardized:
+        latents = latents.standardize(autoencoder, training.tolist())
+    description = Description(latents.shape, tuple(dataset.classes), settings.denoiser, settings.sampling)
+    denoiser = build_denoiser(description)
+    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data=latents.fingerprint)
+    batches = LatentBatches(latents, dataset, settings.objective, run.order(training.tolist()))
+    if dry:
+        return dry_run.report(run, objective, batches, latents.shape, data)
+
+    panel = Samples(autoencoder, description, latents, dataset.labels, held_out)
+    for _, batch in run.steps(batches):
+        losses = objective(batch, run.random)
+        run.update(losses.total)
+        run.log(losses.terms)
+        if run.panel_is_due():
+            run.record(**panel.draw(run.averaged(), run.panel_path()))
+    finish_diffusion(run, autoencoder, description)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main, sys.argv[1:]))
