@@ -44,8 +44,7 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
     from ldm.training import dry_run
     from ldm.training.run import Run
 
-    settings = with_data_of(source, settings)
-    data = settings.data
+    settings, data = with_data_of(source, settings)
     run = Run(settings, out, dry=dry)
     if run.is_finished():
         return

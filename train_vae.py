@@ -37,8 +37,9 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     dataset = open_dataset(data, progress=run.is_main)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     autoencoder = build(settings.autoencoder, image_channels=data.channels, size=data.size)
-    objective = ReconstructionObjective(autoencoder, settings.objective)
-    objective = run.prepare(objective, trains=autoencoder, data=dataset.fingerprint)
+    objective = run.prepare(
+        ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder, data=dataset.fingerprint
+    )
     batches = ImageBatches(dataset, data, run.order(training.tolist()))
     if dry:
         return dry_run.report(run, objective, batches, autoencoder.latent_shape(data.size), data)

@@ -45,7 +45,9 @@ def main(folder: Path) -> None:
     print(f"  PCA per 4 x 4 patch of the same size            {report['patch_pca_psnr']:6.2f} dB")
     print(f"  latent std per channel, training views          {' '.join(f'{s:.3f}' for s in report['latent_std'])}")
     print("latent diffusion")
-    print(f"  guided samples read as their class, first 200   {100 * reader.score(samples[first], asked[first]):6.1f} %")
+    print(
+        f"  guided samples read as their class, first 200   {100 * reader.score(samples[first], asked[first]):6.1f} %"
+    )
     print(f"  guided samples read as their class, all {len(files):5d}   {100 * reader.score(samples, asked):6.1f} %")
     print(f"  the reader itself, on held-out real digits      {100 * reader.score(real[held_out], truth):6.1f} %")
     print(f"  trained on samples alone, real held-out digits  {100 * learner.score(real[held_out], truth):6.1f} %")

@@ -1,0 +1,18 @@
+"""Train a KL autoencoder on your own images, then a latent diffusion model in its latent space."""
+
+from typing import Any
+
+__all__ = ["Autoencoder", "LatentDiffusion"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the two classes when they are first asked for: torch takes a second, and --help should not."""
+    if name == "Autoencoder":
+        from ldm.autoencoder.model import Autoencoder
+
+        return Autoencoder
+    if name == "LatentDiffusion":
+        from ldm.pipeline import LatentDiffusion
+
+        return LatentDiffusion
+    raise AttributeError(f"module 'ldm' has no attribute {name!r}")

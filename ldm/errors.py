@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class LDMError(Exception):
-    """An expected failure. The message is one line in the user's words: what was given, what is possible, what to do."""
+    """An expected failure. Its message is one line, in the user's words: what was given, and what to do."""
 
     exit_code = 1
     told = False  # whether another process has already said it

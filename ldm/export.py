@@ -11,7 +11,8 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import replace_folder, write_atomically
 from ldm.data.datasets import Dataset
 from ldm.evaluation import held_out_psnr, latent_statistics, pca_figures
-from ldm.pipeline import Description, save_denoiser
+from ldm.hub import save_component, save_index
+from ldm.pipeline import Description
 from ldm.training.run import Run
 
 
@@ -59,7 +60,8 @@ def finish_diffusion(run: Run, autoencoder: Autoencoder, description: Descriptio
     def finish() -> None:
         folder = run.folder.path
         written_whole(folder / "vae", autoencoder.save)
-        written_whole(folder / "unet", lambda new: save_denoiser(run.averaged(), description, new))
+        written_whole(folder / "unet", lambda new: save_component(run.averaged(), description, new))
+        save_index(folder, description)
 
     run.on_main(finish)
     run.finish()

@@ -101,8 +101,8 @@ def open_cache(folder: Path, expected: str) -> LatentCache | None:
         raise CheckpointError(f"the latent cache {folder} is damaged ({error}): delete it and run again") from error
     if found != expected:
         raise CheckpointError(
-            f"the latent cache {folder} is stale: it was made with another autoencoder, other data or another transform;"
-            " delete it, or choose another --cache"
+            f"the latent cache {folder} is stale: it was made with another autoencoder, other data or another"
+            " transform; delete it, or choose another --cache"
         )
     channels = moments.shape[2] // 2
     return LatentCache(expected, moments, torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))
@@ -117,7 +117,7 @@ def build_cache(
     settings: DataSettings,
     device: torch.device,
 ) -> None:
-    """Encode every image once and write the moments; `cache.json` comes last, so half a cache is never taken for one."""
+    """Encode every image once and write the moments; `cache.json` comes last, as half a cache is none."""
     folder.mkdir(parents=True, exist_ok=True)
     channels, height, width = autoencoder.latent_shape(settings.size)
     flips = 2 if settings.flip else 1

@@ -25,9 +25,9 @@ def principal_components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def pca_psnr(train: Images, held_out: Images, numbers: int) -> float | None:
-    """Mean PSNR in dB of held-out images through global PCA with `numbers` components; None if there are too few images.
+    """Mean PSNR in dB of held-out images through global PCA with `numbers` components; or None: too few images.
 
-    The best that any linear autoencoder with as many numbers per image can do on the training set (Baldi and Hornik 1989).
+    No linear autoencoder with as many numbers per image does better on the training set (Baldi and Hornik 1989).
     """
     if numbers >= len(train):
         return None

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,7 +75,7 @@ class LatentDiffusion:
         guidance: float | None = None,
         seed: int = 0,
         batch_size: int = 64,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> Images:
         """`num` images, float B C H W in [-1, 1], on the CPU.
 
@@ -100,8 +99,9 @@ class LatentDiffusion:
     def guided(self, guidance: float, labels: torch.Tensor | None) -> Callable[..., torch.Tensor]:
         """The denoiser as a function of noisy latents and noise level alone."""
         if labels is None:
-            return partial(self.denoiser, labels=None)
-        return partial(classifier_free(self.denoiser, guidance=guidance, no_label=len(self.classes)), labels=labels)
+            return self.denoiser
+        guided = classifier_free(self.denoiser, guidance=guidance, no_label=len(self.classes))
+        return lambda noisy, sigma: guided(noisy, sigma, labels)
 
     def method(self, num: int, steps: int, sampler: str, guidance: float, batch_size: int) -> tuple[Any, torch.Tensor]:
         """The sampler and its noise levels, or ConfigError for a request that cannot be met."""

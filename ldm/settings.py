@@ -36,13 +36,14 @@ class StageTwo:
     run: Run = field(default_factory=Run)
 
 
-def with_data_of(source: str, settings: StageTwo) -> StageTwo:
-    """The same settings, with the data of the stage-one run in `source` if they name none of their own."""
+def with_data_of(source: str, settings: StageTwo) -> tuple[StageTwo, DataSettings]:
+    """The settings and their data; if they name none of their own, those of the stage-one run in `source`."""
     if settings.data is not None:
-        return settings
+        return settings, settings.data
     file = Path(source) / "config.yaml"
     if not file.is_file():
         raise ConfigError(
             f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section"
         )
-    return replace(settings, data=config.load(StageOne, file, {}).data)
+    data = config.load(StageOne, file, {}).data
+    return replace(settings, data=data), data

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
 from ldm.errors import ConfigError
 from ldm.shapes import Images, Latents, full_precision
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 class Autoencoder(nn.Module):
@@ -44,22 +47,20 @@ class Autoencoder(nn.Module):
         Raises CheckpointError if there is none. A stock autoencoder's scaling and shift become the statistics.
         """
         exported = Path(source) / "vae"
-        kl = stock.read(exported if exported.is_dir() else source)
+        return cls.of_stock(stock.read(exported if exported.is_dir() else source))
+
+    @classmethod
+    def of_stock(cls, kl: "AutoencoderKL") -> Self:
+        """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
         channels = kl.config["latent_channels"]
         autoencoder = cls(StockNetwork(kl), Gaussian(GaussianSettings(channels=channels)), channels)
         shift, scale = kl.config["shift_factor"] or 0.0, kl.config["scaling_factor"]
         autoencoder.standardize(torch.full((channels,), shift), torch.full((channels,), 1 / scale))
-        return autoencoder.eval()
+        return autoencoder.to(kl.device).eval()
 
     def save(self, folder: Path) -> None:
         """Write a stock AutoencoderKL folder with the statistics folded in; our `load` and diffusers' both read it."""
         stock.write(self.network, self.latent_mean, self.latent_std, folder)
-
-    @property
-    def image_channels(self) -> int:
-        """Channels of the images it takes."""
-        network = self.network
-        return (network.config if isinstance(network, KLNetwork) else network.stock.config)["in_channels"]
 
     def encode(self, images: Images) -> Posterior:
         """The posterior of each image; an image whose sides the factor does not divide is first padded."""

@@ -21,6 +21,8 @@ class KLNetwork(nn.Module):
         from diffusers.models.autoencoders.vae import Decoder, Encoder
 
         levels = len(settings.widths)
+        self.image_channels = image_channels
+        self.factor = 2 ** (levels - 1)  # how many pixels wide one latent position is
         self.config = {
             "in_channels": image_channels,
             "out_channels": image_channels,
@@ -54,11 +56,6 @@ class KLNetwork(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
-    @property
-    def factor(self) -> int:
-        """How many pixels wide one latent position is."""
-        return 2 ** (len(self.config["block_out_channels"]) - 1)
-
     def encode(self, images: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(images))
 
@@ -72,10 +69,8 @@ class StockNetwork(nn.Module):
     def __init__(self, stock: "AutoencoderKL"):
         super().__init__()
         self.stock = stock
-
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.stock.config["block_out_channels"]) - 1)
+        self.image_channels: int = stock.config["in_channels"]
+        self.factor = 2 ** (len(stock.config["block_out_channels"]) - 1)
 
     def encode(self, images: Tensor) -> Tensor:
         moments = self.stock.encoder(images)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.autoencoder.network import KLNetwork, StockNetwork
 from ldm.errors import CheckpointError
+from ldm.nn.convolution import zeroed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -62,9 +63,8 @@ def add_identity_convolutions(stock: "AutoencoderKL") -> None:
     """Some autoencoders (SD3, FLUX) have no quant convolutions; ones that do nothing give the statistics a place."""
     for name, channels in (("quant_conv", 2), ("post_quant_conv", 1)):
         width = channels * stock.config["latent_channels"]
-        convolution = torch.nn.Conv2d(width, width, 1)
+        convolution = zeroed(torch.nn.Conv2d(width, width, 1))
         torch.nn.init.dirac_(convolution.weight)
-        torch.nn.init.zeros_(convolution.bias)
         setattr(stock, name, convolution)
     stock.register_to_config(use_quant_conv=True, use_post_quant_conv=True)
 

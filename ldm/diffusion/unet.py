@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ldm.diffusion.settings import UNet as UNetSettings
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
-from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm
+from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
 from ldm.nn.embedding import FourierFeatures
 
 
@@ -77,9 +77,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(current))
 
         self.norm = group_norm(current)
-        self.last = nn.Conv2d(current, channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Conv2d(current, channels, 3, padding=1))
 
     def forward(self, x: Tensor, noise_condition: Tensor, labels: Tensor | None = None) -> Tensor:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:

@@ -4,7 +4,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.nn.convolution import group_norm
+from ldm.nn.convolution import group_norm, zeroed
 
 
 class SelfAttention(nn.Module):
@@ -15,9 +15,7 @@ class SelfAttention(nn.Module):
         self.heads = max(channels // head_channels, 1)
         self.norm = group_norm(channels)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.to_out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)
+        self.to_out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]

@@ -11,6 +11,13 @@ def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels, affine=affine)
 
 
+def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:
+    """The same layer, starting as the zero function."""
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+    return convolution
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, convolution, twice, beside a skip; the condition scales and shifts the second norm.
 
@@ -25,10 +32,8 @@ class ResidualBlock(nn.Module):
         self.condition = nn.Linear(condition_channels, 2 * out_channels)
         self.norm_out = group_norm(out_channels, affine=False)
         self.dropout = nn.Dropout(dropout)
-        self.convolution_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.convolution_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-        nn.init.zeros_(self.convolution_out.weight)
-        nn.init.zeros_(self.convolution_out.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.convolution_in(F.silu(self.norm_in(x)))

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.training.settings import Optim as OptimSettings
 
@@ -26,7 +26,9 @@ class GuardedAdamW:
     fused kernel's division by `grad_scale`, skipping is its `found_inf`, so nothing is read back during a step.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], settings: OptimSettings, scaler: "torch.amp.GradScaler | None"):
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], settings: OptimSettings, scaler: "torch.amp.GradScaler | None"
+    ):
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.settings, self.scaler = settings, scaler
         self.adamw = torch.optim.AdamW(

@@ -21,7 +21,7 @@ class State:
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.names = list(parameters)
         self.optimizer = GuardedAdamW(parameters, settings, scaler)
-        self.averages = PowerAverages(list(parameters.values()))
+        self.averages = PowerAverages([*parameters.values()])
 
     def advance(self, number: int, lr: float, loss: Tensor) -> Tensor:
         """Update number `number` (from 1) with the gradients that are there; returns their norm."""

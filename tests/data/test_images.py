@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -311,10 +312,16 @@ def test_a_missing_file_is_a_bad_image_with_its_path(tmp_path) -> None:
 
 
 def test_decoding_in_threads_leaves_the_warning_filters_as_they_were() -> None:
-    before = list(warnings.filters)
-    with ThreadPoolExecutor(4) as pool:
-        images = list(pool.map(decoded, [WHOLE["PNG"], WHOLE["JPEG"]] * 20))
-    assert len(images) == 40 and warnings.filters == before
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            images = list(pool.map(decoded, [WHOLE["PNG"], WHOLE["JPEG"]] * 200))
+        after = list(warnings.filters)
+    finally:
+        sys.setswitchinterval(interval)
+        warnings.filters[:] = before
+    assert len(images) == 400 and after == before
 
 
 def test_fit_brings_the_shorter_side_to_size_and_keeps_the_proportions() -> None:

@@ -1,0 +1,195 @@
+"""One thread per process, small real images, and scripts that run in forked children of this process."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from ldm.errors import exit_code_of
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 drawings of 16 x 16 pixels in two classes, discs and squares of many sizes, places and colors."""
+    folder, rng = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
+    for kind in ("disc", "square"):
+        (folder / kind).mkdir()
+        for number in range(30):
+            image = Image.new("RGB", (16, 16), tuple(rng.integers(150, 255, 3).tolist()))
+            left, top = rng.integers(0, 6, 2).tolist()
+            side = int(rng.integers(5, 9))
+            box = (left, top, left + side, top + side)
+            draw = ImageDraw.Draw(image)
+            paint = draw.ellipse if kind == "disc" else draw.rectangle
+            paint(box, fill=tuple(rng.integers(0, 120, 3).tolist()))
+            image.save(folder / kind / f"{number:02d}.png")
+    return folder
+
+
+STAGE_ONE = """
+data: {{kind: folder, path: "{data}", size: 16, flip: true}}
+autoencoder:
+  network: {{widths: [8, 8], norm_groups: 4}}
+  bottleneck: {{channels: 2}}
+optim: {{lr: 2e-3, warmup: 2}}
+run: {{steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}}
+"""
+STAGE_TWO = """
+denoiser:
+  network: {widths: [8, 16], blocks: 1, attention: [1], head_channels: 8, dropout: 0.1}
+optim: {lr: 2e-3, warmup: 2}
+run: {steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def forked(action: Callable[[], int]) -> tuple[int, Callable[[], Outcome]]:
+    """Start `action` in a forked child; returns its process id and a function that waits for it."""
+    ends = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        for (read, write), stream in zip(ends, (1, 2), strict=True):
+            os.close(read)
+            os.dup2(write, stream)
+        sys.stdout, sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True), os.fdopen(2, "w", 1)
+        code = 70
+        try:
+            code = action()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    for _, write in ends:
+        os.close(write)
+
+    def wait() -> Outcome:
+        import threading
+
+        texts = ["", ""]
+
+        def drain(place: int) -> None:
+            with os.fdopen(ends[place][0], errors="replace") as pipe:
+                texts[place] = pipe.read()
+
+        threads = [threading.Thread(target=drain, args=(place,)) for place in (0, 1)]
+        for thread in threads:
+            thread.start()
+        _, status = os.waitpid(child, 0)
+        for thread in threads:
+            thread.join()
+        return Outcome(os.waitstatus_to_exitcode(status), *texts)
+
+    return child, wait
+
+
+def script(name: str, *arguments: object) -> Callable[[], int]:
+    """`python NAME.py ARGUMENTS` as a function for `forked`."""
+    import importlib
+
+    module = importlib.import_module(name)
+
+    def action() -> int:
+        sys.argv = [f"{name}.py", *map(str, arguments)]
+        return exit_code_of(module.main, sys.argv[1:])
+
+    return action
+
+
+def ran(name: str, *arguments: object) -> Outcome:
+    """`python NAME.py ARGUMENTS`, to its end."""
+    return forked(script(name, *arguments))[1]()
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The log of a run without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "memory_gb")} for line in lines]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Every safetensors file of the newest checkpoint and of the exports, byte for byte."""
+    newest = sorted((run / "checkpoints").glob("step-????????"))[-1]
+    files = [*newest.glob("*.safetensors"), *run.glob("vae/*.safetensors"), *run.glob("unet/*.safetensors")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the two stages in miniature: its script and its arguments without --out."""
+
+    name: str
+    arguments: tuple[object, ...]
+
+    def run(self, out: Path, *more: object) -> Outcome:
+        return ran(self.name, *self.arguments, "--out", out, *more)
+
+    def start(self, out: Path, *more: object) -> tuple[int, Callable[[], Outcome]]:
+        return forked(script(self.name, *self.arguments, "--out", out, *more))
+
+
+@pytest.fixture(scope="session")
+def stage_one(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    file = tmp_path_factory.mktemp("configs") / "vae.yaml"
+    file.write_text(STAGE_ONE.format(data=shapes_folder))
+    return Stage("train_vae", (file,))
+
+
+@pytest.fixture(scope="session")
+def finished_vae(stage_one: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished miniature run of stage one."""
+    out = tmp_path_factory.mktemp("vae") / "run"
+    outcome = stage_one.run(out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def stage_two(finished_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    file = tmp_path_factory.mktemp("configs") / "diffusion.yaml"
+    file.write_text(STAGE_TWO)
+    return Stage("train_diffusion", (file, "--autoencoder", finished_vae))
+
+
+@pytest.fixture(scope="session")
+def finished_diffusion(stage_two: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished miniature run of stage two."""
+    out = tmp_path_factory.mktemp("diffusion") / "run"
+    outcome = stage_two.run(out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture(params=["stage_one", "stage_two"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Each of the two stages."""
+    yield request.getfixturevalue(request.param)
