@@ -1,14 +1,24 @@
 """Draws images from a finished run of train_diffusion.py."""
 
 import argparse
+import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from ldm.errors import ConfigError, exit_code_of
 
+if TYPE_CHECKING:
+    from ldm.shapes import Images
+
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    """Answers a wrong command line as the training scripts do: in one line."""
+
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see sample.py --help")
 
 
@@ -28,20 +38,38 @@ def parser() -> Parser:
     return parser
 
 
+def asked(arguments: list[str]) -> argparse.Namespace:
+    """What the command line says, or ConfigError."""
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
+        near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        advice = f"did you mean {near[0]}?" if near else "see sample.py --help"
+        raise ConfigError(f"{unknown[0]} is not understood; {advice}")
+    if options.columns is not None and options.columns < 1:
+        raise ConfigError(f"--columns {options.columns} must be at least 1")
+    return options
+
+
 def main(arguments: list[str]) -> None:
-    options = parser().parse_args(arguments)
+    options = asked(arguments)
     import torch
     from tqdm import tqdm
 
-    from ldm.pictures import enlarged, grid, picture, save_png
     from ldm.pipeline import LatentDiffusion
-    from ldm.shapes import to_uint8
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     model = LatentDiffusion.load(options.run, device)
-    labels = options.labels.split(",") if options.labels else None
+    labels = None if options.labels is None else options.labels.split(",")
+    with writing(options.out):  # now, and not after the work
+        (options.out.parent if is_grid(options.out) else options.out).mkdir(parents=True, exist_ok=True)
+
     batches = -(-options.num // max(options.batch_size, 1))
-    with tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step") as bar:
+    with tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1) as bar:
         images = model.sample(
             options.num,
             labels,
@@ -52,16 +80,41 @@ def main(arguments: list[str]) -> None:
             batch_size=options.batch_size,
             on_step=bar.update,
         )
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
-    if options.out.suffix.lower() == ".png":
-        columns = options.columns or len(labels or model.classes) or round(len(images) ** 0.5)
-        save_png(enlarged(grid(images, columns)), options.out, settings)
-    else:
-        indices = model.label_indices(labels)
-        for number, image in enumerate(to_uint8(images)):
-            name = f"{number:05d}" + (f"-{model.classes[indices[number % len(indices)]]}" if indices else "")
-            save_png(picture(image), options.out / f"{name}.png", {**settings, "number": number})
+    names = [model.classes[index] for index in model.label_indices(labels)]
+    with writing(options.out):
+        save(images, names, options)
     print(f"{options.num} images: {options.out}")
+
+
+def save(images: "Images", names: list[str], options: argparse.Namespace) -> None:
+    """One grid, or single images; `names` are the classes in the order in which they repeat."""
+    from ldm.pictures import enlarged, grid, picture, save_png
+    from ldm.shapes import to_uint8
+
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
+    if is_grid(options.out):
+        columns = options.columns or len(names) or round(len(images) ** 0.5)
+        return save_png(enlarged(grid(images, columns)), options.out, settings)
+    for number, image in enumerate(to_uint8(images)):
+        of_class = f"-{names[number % len(names)]}".replace("/", "_") if names else ""
+        save_png(picture(image), options.out / f"{number:05d}{of_class}.png", {**settings, "number": number})
+
+
+def is_grid(out: Path) -> bool:
+    """Whether the images go into one picture, or into a folder."""
+    return out.suffix.lower() == ".png"
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What keeps images from being written is told in one line; a full disk by `exit_code_of`, with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"--out {out} cannot be written: {error.filename}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class _Reader:
         with suppress(ValueError, OverflowError):
             return _converted(kind, given) if text is None else _from_text(kind, text)
         shown = _short(text) or "''" if text is not None else _inline(given) if given is not MISSING else "missing"
-        choices = [choice for choice in get_args(kind) if isinstance(choice, str)]
+        choices = [_inline(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
         hint = "".join(f"; did you mean {near}?" for near in get_close_matches(shown, choices, n=1))
         raise self.error(path, f"is {shown}; expected {_spelled(kind, _NOUNS)}{hint}")
 
@@ -142,8 +142,8 @@ class _Reader:
         return self.error(path, f"is not a setting{of_kind}; {_advice(path, names, dashes)}")
 
     def error(self, path: str, problem: str) -> ConfigError:
-        place = f"--{path}" if path in self.flags else ": ".join(filter(None, [self.file, path]))
-        return ConfigError(_short(f"{place} {problem}", 600))
+        place = f"--{path}" if path in self.flags else ": ".join(filter(None, [self.file, _short(path)]))
+        return ConfigError(f"{place} {problem}")
 
 
 def _converted(kind: Any, value: Any) -> Any:
@@ -270,7 +270,7 @@ class _Loader(yaml.SafeLoader):
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             keys = [key.value for key, _ in node.value]
-            key = next((key for key, _ in node.value if keys.count(key.value) > 1), node)
+            key = next((key for key, _ in reversed(node.value) if keys.count(key.value) > 1), node)
             raise yaml.constructor.ConstructorError(problem=f"{key.value} is set twice", problem_mark=key.start_mark)
         return mapping
 
@@ -370,7 +370,7 @@ def _split(
             continue
         flag, equals, text = argument.partition("=")
         name = known.get(flag.removeprefix("--").replace("-", "_"))
-        if name is None or not flag.startswith("--"):
+        if name is None:
             raise ConfigError(f"{flag} is not a flag; {_advice(flag.lstrip('-'), [*options, *names], '--')}")
         if name in given:
             raise ConfigError(f"{flag} is given twice")

@@ -95,9 +95,12 @@ def open_cache(folder: Path, expected: str) -> LatentCache | None:
     if not description.exists():
         return None
     try:
-        found = json.loads(description.read_text())["fingerprint"]
+        written = json.loads(description.read_text())
+        found, shape = written["fingerprint"], tuple(written["shape"])
         moments = np.load(folder / "moments.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (moments.dtype, moments.shape) != (np.float32, shape):
+            raise ValueError(f"moments.npy holds {moments.dtype} {moments.shape} instead of float32 {shape}")
+    except Exception as error:  # what NumPy and json raise for damaged files is of many types
         raise CheckpointError(f"the latent cache {folder} is damaged ({error}): delete it and run again") from error
     if found != expected:
         raise CheckpointError(
@@ -122,21 +125,23 @@ def build_cache(
     channels, height, width = autoencoder.latent_shape(settings.size)
     flips = 2 if settings.flip else 1
     shape = (flips, len(dataset), 2 * channels, height, width)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     try:
-        moments = np.lib.format.open_memmap(folder / "moments.npy", mode="w+", dtype=np.float32, shape=shape)
-        with tqdm(total=len(dataset), desc="encoding", unit="image") as bar:
-            for indices, images in in_chunks(dataset, settings, list(range(len(dataset)))):
-                for flip in range(flips):
+        # Written, not mapped: where the disk is full, writing to a mapped file kills the process.
+        bar = tqdm(total=flips * len(dataset), desc="encoding", unit="image")
+        with open(folder / "moments.npy", "wb") as file, bar:
+            np.lib.format.write_array_header_1_0(file, header)
+            for flip in range(flips):
+                for indices, images in in_chunks(dataset, settings, list(range(len(dataset)))):
                     posterior = autoencoder.encode((images.flip(-1) if flip else images).to(device))
                     both = torch.cat([posterior.mean, posterior.logvar], dim=1)
-                    moments[flip, indices] = both.float().cpu().numpy()
-                bar.update(len(indices))
-        moments.flush()
+                    file.write(both.float().cpu().numpy().astype("<f4").tobytes())
+                    bar.update(len(indices))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         error.filename = error.filename or str(folder / "moments.npy")
         raise
-    with open(folder / "moments.npy", "rb") as file:
-        os.fsync(file.fileno())
     write_atomically(folder / "cache.json", json.dumps({"fingerprint": expected, "shape": shape}).encode())
 
 

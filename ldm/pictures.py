@@ -60,7 +60,8 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     left_out = {"step", "images", "memory_gb"}
-    names = list(dict.fromkeys(name for line in lines for name in line if name not in left_out))
+    known = (name for line in lines for name, value in line.items() if value is not None)
+    names = [name for name in dict.fromkeys(known) if name not in left_out]
     if not names:
         return
     columns = min(3, len(names))

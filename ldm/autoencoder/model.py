@@ -104,13 +104,16 @@ def build(settings: AutoencoderSettings, *, image_channels: int, size: int) -> A
     factor = 2 ** (len(widths) - 1)
     if size % factor:
         below = size - size % factor
+        near = " or ".join(str(side) for side in (below, below + factor) if side)
         raise ConfigError(
             f"data.size {size} is not divisible by {factor}, the downsampling of autoencoder.network.widths with"
-            f" {len(widths)} levels: use {below or factor} or {below + factor}"
+            f" {len(widths)} levels: use {near}"
         )
     for width in widths:
         if width % groups:
-            raise ConfigError(f"autoencoder.network.norm_groups {groups} does not divide the width {width}")
+            raise ConfigError(
+                f"autoencoder.network.norm_groups {groups} does not divide {width}, one of autoencoder.network.widths"
+            )
     bottleneck = BOTTLENECKS[type(bottleneck_settings)](bottleneck_settings)
     network = NETWORKS[type(network_settings)](
         network_settings, image_channels=image_channels, latent_channels=bottleneck.channels

@@ -27,10 +27,15 @@ def read(source: str | Path) -> "AutoencoderKL":
     before = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        return AutoencoderKL.from_pretrained(str(source), use_safetensors=True, low_cpu_mem_usage=False).eval()
+        kl, report = AutoencoderKL.from_pretrained(
+            str(source), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+        if missing := report["missing_keys"]:  # diffusers would leave them random
+            raise ValueError(f"it lacks {len(missing)} of the weights, for instance {min(missing)}")
+        return kl.eval()
     except Exception as error:  # diffusers and safetensors raise many types here, all meaning: not a usable folder
         where = "does not hold" if folder.exists() else "is neither a folder nor a hub id that can be reached for"
-        reason = str(error).strip().splitlines()[0][:160]
+        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{source} {where} an AutoencoderKL in safetensors ({reason})") from error
     finally:
         quiet.setLevel(before)

@@ -8,11 +8,15 @@ from ldm.nn.convolution import group_norm, zeroed
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every position to every other, beside a skip; the output starts at zero."""
+    """Multi-head attention of every position to every other, beside a skip; the output starts at zero.
+
+    There are as many heads as divide `channels` and have at least `head_channels` each, or one.
+    """
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
-        self.heads = max(channels // head_channels, 1)
+        most = max(channels // head_channels, 1)
+        self.heads = next(heads for heads in range(most, 0, -1) if channels % heads == 0)
         self.norm = group_norm(channels)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.to_out = zeroed(nn.Conv2d(channels, channels, 1))

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
-    """Group norm with the most groups up to 32 that divide `channels` and hold at least four channels each."""
-    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels, affine=affine)
+    """Group norm with up to 32 groups of at least four channels; their number is a power of two."""
+    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1), channels), channels, affine=affine)
 
 
 def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:

@@ -16,9 +16,10 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, channels: int, highest: float = 64.0):
         super().__init__()
-        frequencies = torch.exp(torch.linspace(0, math.log(highest), channels // 2))
+        frequencies = torch.exp(torch.linspace(0, math.log(highest), (channels + 1) // 2))
+        self.channels = channels
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, scalars: Tensor) -> Tensor:
         angles = scalars[:, None] * self.frequencies.to(scalars.dtype)
-        return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)
+        return math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)[:, : self.channels]

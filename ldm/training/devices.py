@@ -36,6 +36,7 @@ def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[settings.precision]):
         raise ConfigError("set the precision with --run.precision, not with accelerate's --mixed_precision")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without this, Accelerate ignores torchrun's processes on CPUs
         mixed_precision=MIXED[settings.precision],
         log_with=settings.report_to or None,
         project_dir=str(out),

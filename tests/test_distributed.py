@@ -1,0 +1,141 @@
+"""Two processes train what one process trains; everything that several processes could get wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import checkpoint
+from tests.conftest import ROOT, Stage, forked, metrics, script, together
+
+SETTINGS = ("--run.log-every", 1, "--run.checkpoint-every", 1000, "--run.sample-every", 1000)
+
+
+def in_float64(action):
+    """The same script with every number in double precision."""
+
+    def doubled() -> int:
+        torch.set_default_dtype(torch.float64)
+        return action()
+
+    return doubled
+
+
+def without_dropout(stage: Stage) -> tuple[object, ...]:
+    """Network dropout is the one thing that may differ between processes."""
+    return ("--denoiser.network.dropout", 0) if stage.name == "train_diffusion" else ()
+
+
+def last(run: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.newest(run / "checkpoints", print)
+    assert found is not None
+    return found
+
+
+def test_two_processes_equal_one_to_1e_9_over_fifty_steps_in_float64(stage, tmp_path):
+    settings = (*SETTINGS, *without_dropout(stage), "--run.steps", 50, "--optim.clip", 1e6)
+    one, two = ((stage.name, *stage.arguments, "--out", tmp_path / name, *settings) for name in ("one", "two"))
+    assert forked(in_float64(script(*one)))[1]().code == 0
+    outcomes = together([in_float64(script(*two))] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    for name, value in last(tmp_path / "one").tensors["model"].items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(last(tmp_path / "two").tensors["model"][name], value, rtol=0, atol=1e-9)
+    for mine, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert set(mine) == set(theirs)
+        for key in set(mine) & {"l1", "kl", "denoising", "gradient"}:
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
+
+
+@pytest.mark.parametrize("split", ["two processes", "two micro-batches", "two processes of two micro-batches"])
+def test_the_gradient_of_a_step_does_not_depend_on_how_the_batch_is_cut(stage, tmp_path, split):
+    """After one step AdamW's first moment is the gradient, times a constant."""
+    settings = (*SETTINGS, *without_dropout(stage), "--run.steps", 1)
+    assert stage.run(tmp_path / "one", *settings).code == 0
+    if "micro-batches" in split:
+        settings = (*settings, "--run.accumulation", 2)
+    outcomes = stage.processes(2 if "processes" in split else 1, tmp_path / "cut", *settings)
+    assert all(outcome.code == 0 for outcome in outcomes), outcomes
+    one, cut = last(tmp_path / "one").tensors["optimizer"], last(tmp_path / "cut").tensors["optimizer"]
+    moments = [name for name in one if name.startswith("exp_avg.")]
+    difference = torch.cat([(one[name] - cut[name]).flatten() for name in moments]).norm()
+    assert difference < 1e-5 * torch.cat([one[name].flatten() for name in moments]).norm()
+
+
+def test_two_processes_resume_bit_equal(stage, tmp_path):
+    constant = ("--run.checkpoint-every", 2, "--optim.schedule", "constant", "--run.steps")
+    for name, steps in (("whole", 6), ("again", 4), ("again", 6)):
+        outcomes = stage.processes(2, tmp_path / name, *constant, steps)
+        assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    whole, again = last(tmp_path / "whole"), last(tmp_path / "again")
+    for file, tensors in whole.tensors.items():
+        for name, value in tensors.items():
+            assert value.equal(again.tensors[file][name]), f"{file} {name}"
+
+
+def test_two_processes_stop_at_the_same_step_when_one_gets_a_signal(stage_two, tmp_path):
+    out = tmp_path / "run"
+
+    def signalled() -> int:
+        """The script, in a process that sends itself SIGTERM while training if it is rank 1."""
+        import signal
+        import threading
+
+        def send() -> None:
+            while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        if os.environ["RANK"] == "1":
+            threading.Thread(target=send, daemon=True).start()
+        return script(stage_two.name, *stage_two.arguments, "--out", out, "--run.steps", 5000)()
+
+    outcomes = together([signalled] * 2)
+    assert [outcome.code for outcome in outcomes] == [75, 75], outcomes
+    assert len(checkpoint.steps(out / "checkpoints")) >= 1
+
+
+def test_an_error_of_the_main_process_ends_every_process_and_is_said_once(stage, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("not: [a, config\n")
+    outcomes = stage.processes(2, tmp_path / "run")
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
+    assert sum(outcome.err.count("error:") for outcome in outcomes) == 1
+
+
+def test_a_batch_that_does_not_divide_by_the_processes_is_refused(stage, tmp_path):
+    outcomes = stage.processes(2, tmp_path / "run", "--run.batch_size", 7)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert all("run.batch_size 7 is not divisible by 2" in outcome.err for outcome in outcomes if outcome.err)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def launched(*command: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = list(map(str, command))
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_torchrun_starts_two_processes(stage_one, tmp_path):
+    out = tmp_path / "run"
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517)
+    done = launched(*torchrun, "train_vae.py", *stage_one.arguments, "--out", out, "--run.steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "environment.json").read_text())["processes"] == 2
+
+
+def test_accelerate_launch_works_and_warns_when_fewer_processes_came_up_than_were_asked_for(stage_one, tmp_path):
+    """On CPUs `accelerate launch --num_processes 2` runs one process without a word."""
+    out = tmp_path / "run"
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2)
+    done = launched(*launch, "train_vae.py", *stage_one.arguments, "--out", out, "--run.steps", 2)
+    assert done.returncode == 0, done.stderr
+    came_up = json.loads((out / "environment.json").read_text())["processes"]
+    warned = "2 processes were asked for and 1 came up" in done.stdout + done.stderr
+    assert came_up == 2 or warned

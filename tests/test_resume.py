@@ -1,0 +1,188 @@
+"""Runs that cannot be lost: interrupted anywhere and started again, they end as if nothing had happened."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm import checkpoint
+from tests.conftest import Stage, metrics, weights
+
+SETTINGS = ("--run.steps", 12, "--run.checkpoint-every", 3, "--run.log-every", 1)
+
+
+def uninterrupted(stage: Stage, out: Path, *more: object) -> Path:
+    outcome = stage.run(out, *SETTINGS, *more)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+def lose_everything_after(run: Path, step: int) -> None:
+    """Bring a finished run back to where it was when it had just saved `step`."""
+    for name in ("vae", "unet"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    (run / "finished.json").unlink()
+    for later in checkpoint.steps(run / "checkpoints"):
+        if later > step:
+            shutil.rmtree(run / "checkpoints" / f"step-{later:08d}")
+
+
+@pytest.mark.parametrize("variant", [(), ("--run.workers", 2), ("--run.accumulation", 2)])
+def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_path, variant):
+    whole = uninterrupted(stage, tmp_path / "whole", *variant)
+    again = tmp_path / "again"
+    shutil.copytree(whole, again)
+    lose_everything_after(again, step=9)
+    outcome = stage.run(again, *SETTINGS, *variant)
+    assert outcome.code == 0, outcome.err
+    assert "going on from step 9" in outcome.out + outcome.err
+    assert metrics(again) == metrics(whole)
+    assert weights(again) == weights(whole)
+
+
+def test_six_steps_equal_three_and_a_restart_and_three(stage, tmp_path):
+    """Steps may change on resume; with a constant learning rate nothing else follows from their number."""
+    constant = ("--optim.schedule", "constant", "--run.sample-every", 6)
+    assert stage.run(tmp_path / "six", "--run.steps", 6, *constant).code == 0
+    assert stage.run(tmp_path / "three", "--run.steps", 3, *constant).code == 0
+    assert stage.run(tmp_path / "three", "--run.steps", 6, *constant).code == 0
+    newest = "checkpoints/step-00000006"
+    six, three = (checkpoint.load(tmp_path / name / newest) for name in ("six", "three"))
+    for file, tensors in six.tensors.items():
+        for name, value in tensors.items():
+            assert value.equal(three.tensors[file][name]), f"{file} {name}"
+
+
+def kill_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None:
+    """Kill -9 at `points` random moments of one run, resuming after each; the end equals the uninterrupted run's."""
+    whole = uninterrupted(stage, tmp_path / "whole")
+    rng, out, killed = random.Random(seed), tmp_path / "killed", 0
+    began = time.monotonic()
+    assert stage.run(tmp_path / "timed", *SETTINGS).code == 0
+    length = time.monotonic() - began
+    while killed < points:
+        if (out / "finished.json").exists():
+            assert weights(out) == weights(whole)
+            assert metrics(out) == metrics(whole)
+            shutil.rmtree(out)
+        child, wait = stage.start(out, *SETTINGS)
+        time.sleep(rng.uniform(0.0, length))
+        os.kill(child, signal.SIGKILL)
+        outcome = wait()
+        killed += outcome.code == -signal.SIGKILL
+        assert outcome.code in (0, -signal.SIGKILL), outcome.err
+    outcome = stage.run(out, *SETTINGS)
+    assert outcome.code == 0, outcome.err
+    assert weights(out) == weights(whole)
+    assert metrics(out) == metrics(whole)
+
+
+def test_twenty_random_kills_lose_nothing(stage, tmp_path):
+    kill_at_random(stage, tmp_path, points=20, seed=0)
+
+
+@pytest.mark.slow
+def test_a_hundred_random_kills_lose_nothing(stage, tmp_path):
+    kill_at_random(stage, tmp_path, points=100, seed=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_exits_75(stage, tmp_path, number):
+    whole = uninterrupted(stage, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    child, wait = stage.start(out, *SETTINGS)
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    os.kill(child, number)
+    began = time.monotonic()
+    outcome = wait()
+    assert outcome.code == 75, outcome.err
+    assert time.monotonic() - began < 10
+    assert len([line for line in outcome.err.splitlines() if line.startswith("error:")]) == 1
+    stopped_at = checkpoint.steps(out / "checkpoints")[-1]
+    assert f"step {stopped_at} of 12" in outcome.err
+    assert stage.run(out, *SETTINGS).code == 0
+    for lines in (metrics(out), metrics(whole)):
+        assert [line["step"] for line in lines if "lr" in line] == list(range(1, 13))
+    assert weights(out) == weights(whole)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(stage, tmp_path):
+    whole = uninterrupted(stage, tmp_path / "run")
+    before = {file: file.read_bytes() for file in whole.rglob("*") if file.suffix in (".safetensors", ".jsonl")}
+    outcome = stage.run(whole, *SETTINGS)
+    assert outcome.code == 0 and "is finished" in outcome.out + outcome.err
+    assert before == {file: file.read_bytes() for file in before}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stage, tmp_path):
+    whole = uninterrupted(stage, tmp_path / "whole")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    lose_everything_after(damaged, step=12)
+    file = damaged / "checkpoints" / "step-00000012" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 4
+    file.write_bytes(data)
+    outcome = stage.run(damaged, *SETTINGS)
+    assert outcome.code == 0, outcome.err
+    assert "step-00000012/model.safetensors" in outcome.out + outcome.err
+    assert weights(damaged) == weights(whole)
+
+
+def test_another_setting_is_refused_with_its_key(stage, tmp_path):
+    whole = uninterrupted(stage, tmp_path / "run")
+    for key, value in (("run.seed", 1), ("optim.lr", 0.5), ("run.batch_size", 4), ("data.held_out", 0.3)):
+        if stage.name == "train_diffusion" and key.startswith("data"):
+            continue
+        outcome = stage.run(whole, *SETTINGS, f"--{key}", value)
+        assert outcome.code == 2 and key in outcome.err and outcome.err.count("error:") == 1
+
+
+def test_a_second_run_in_a_live_folder_is_refused(stage, tmp_path):
+    out = tmp_path / "run"
+    child, wait = stage.start(out, "--run.steps", 100000)
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    second = stage.run(out, "--run.steps", 100000)
+    os.kill(child, signal.SIGKILL)
+    wait()
+    assert second.code == 2 and "in use" in second.err and second.err.count("error:") == 1
+
+
+def test_a_full_disk_exits_4_naming_the_path_and_keeps_the_previous_checkpoint(stage, tmp_path):
+    """The file size limit stands in for the disk: a checkpoint file that may not grow fails as on a full one."""
+    out = tmp_path / "run"
+    assert stage.run(out, "--run.steps", 3, "--run.checkpoint-every", 3).code == 0
+    largest = max(file.stat().st_size for file in (out / "checkpoints").rglob("*.safetensors"))
+    before = weights(out)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, hard))
+    try:
+        outcome = stage.run(out, "--run.steps", 6, "--run.checkpoint-every", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 4, outcome.err
+    assert "checkpoints/step-00000006" in outcome.err and outcome.err.count("error:") == 1
+    assert checkpoint.steps(out / "checkpoints") == [3]
+    assert weights(out) == before
+    assert stage.run(out, "--run.steps", 6, "--run.checkpoint-every", 3).code == 0
+
+
+def test_the_log_has_one_object_per_log_step_with_every_term(finished_vae, finished_diffusion):
+    for run, terms in ((finished_vae, {"l1", "kl", "kl_per_latent_element"}), (finished_diffusion, {"denoising"})):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        training = [line for line in lines if "lr" in line]
+        assert [line["step"] for line in training] == [2, 4, 6] or [line["step"] for line in training] == [2, 3, 4, 6]
+        for line in training:
+            assert terms | {"step", "images", "lr", "gradient", "images_per_second", "memory_gb"} <= set(line)
+        assert (run / "curves.png").stat().st_size > 1000
+        assert (run / "samples" / "step-00000006.png").exists()
+    assert any("held_out_sigma_1" in line for line in lines)
