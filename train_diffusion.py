@@ -3,24 +3,22 @@
 import sys
 from pathlib import Path
 
-from ldm import config
+from ldm.command_line import Option, parse
 from ldm.errors import exit_code_of
 from ldm.settings import StageTwo, with_data_of
 
 OPTIONS = {
-    "autoencoder": config.Option(
+    "autoencoder": Option(
         "a finished run of train_vae.py, a diffusers AutoencoderKL folder, or a hub id", "X", required=True
     ),
-    "out": config.Option("the run folder: checkpoints, log, samples and the finished model", "DIR", required=True),
-    "cache": config.Option(
-        "where the encoded images are kept, to share them between runs; left out: DIR/latents", "DIR"
-    ),
-    "dry-run": config.Option("print the resolved config, sizes, time and memory of a few real steps; train nothing"),
+    "out": Option("the run folder: checkpoints, log, samples and the finished model", "DIR", required=True),
+    "cache": Option("where the encoded images are kept, to share them between runs; left out: DIR/latents", "DIR"),
+    "dry-run": Option("print the resolved config, sizes, time and memory of a few real steps; train nothing"),
 }
 
 
 def main(arguments: list[str]) -> None:
-    command = config.parse(StageTwo, arguments, prog="train_diffusion.py", description=__doc__, options=OPTIONS)
+    command = parse(StageTwo, arguments, prog="train_diffusion.py", description=__doc__, options=OPTIONS)
     options = command.options
     out, cache = Path(str(options["out"])), options["cache"]
     train(
@@ -49,8 +47,9 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
     if run.is_finished():
         return
     dataset = open_dataset(data, progress=run.is_main)
+    run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
-    autoencoder, standardized = open_autoencoder(source, dataset.fingerprint)
+    autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset, data)
     if not standardized:
         latents = latents.standardize(autoencoder, training.tolist())

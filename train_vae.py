@@ -3,18 +3,18 @@
 import sys
 from pathlib import Path
 
-from ldm import config
+from ldm.command_line import Option, parse
 from ldm.errors import exit_code_of
 from ldm.settings import StageOne
 
 OPTIONS = {
-    "out": config.Option("the run folder: checkpoints, log, panels and the finished vae/", "DIR", required=True),
-    "dry-run": config.Option("print the resolved config, sizes, time and memory of a few real steps; train nothing"),
+    "out": Option("the run folder: checkpoints, log, panels and the finished vae/", "DIR", required=True),
+    "dry-run": Option("print the resolved config, sizes, time and memory of a few real steps; train nothing"),
 }
 
 
 def main(arguments: list[str]) -> None:
-    command = config.parse(StageOne, arguments, prog="train_vae.py", description=__doc__, options=OPTIONS)
+    command = parse(StageOne, arguments, prog="train_vae.py", description=__doc__, options=OPTIONS)
     train(command.settings, Path(str(command.options["out"])), dry=bool(command.options["dry-run"]))
 
 
@@ -35,6 +35,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     if run.is_finished():
         return
     dataset = open_dataset(data, progress=run.is_main)
+    run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     autoencoder = build(settings.autoencoder, image_channels=data.channels, size=data.size)
     objective = run.prepare(

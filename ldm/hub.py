@@ -80,6 +80,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             )
         return ImagePipelineOutput(images=[picture(image) for image in to_uint8(images)])
 
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write a folder like that of a run, which opens again; diffusers by itself would leave the denoiser out."""
+        folder = Path(save_directory)
+        self.vae.save_pretrained(str(folder / "vae"))
+        self.unet.save_pretrained(folder / "unet")
+        save_index(folder, self.unet.description)
+
 
 def save_component(denoiser: Denoiser, description: Description, folder: Path) -> None:
     """The `unet` folder: config, weights, and the line by which diffusers finds the class."""

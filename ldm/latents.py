@@ -172,13 +172,24 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
         return [seed % 2 for seed in seeds]
 
 
-def open_autoencoder(source: str, data: str) -> tuple[Autoencoder, bool]:
+def open_autoencoder(source: str, settings: DataSettings, data: str) -> tuple[Autoencoder, bool]:
     """The autoencoder that stage two stands on, and whether its statistics are those of these very data.
 
-    `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id; `data` a fingerprint.
+    `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id; `data` is the data's fingerprint.
+    Raises CheckpointError if there is none, or if it takes other images than the settings describe.
     """
     environment = Path(source) / "environment.json"
     if environment.is_file() and not (Path(source) / "vae").is_dir():
         raise CheckpointError(f"--autoencoder {source} is a run that is not finished: it has no vae/ yet")
     same_data = environment.is_file() and json.loads(environment.read_text()).get("data") == data
-    return Autoencoder.load(source).requires_grad_(False), same_data
+    autoencoder = Autoencoder.load(source).requires_grad_(False)
+    channels, factor = autoencoder.network.image_channels, autoencoder.network.factor
+    if channels != settings.channels:
+        raise CheckpointError(
+            f"the autoencoder {source} takes {channels} channels, not data.channels {settings.channels}"
+        )
+    if settings.size % factor:
+        raise CheckpointError(
+            f"the autoencoder {source} downsamples by {factor}, which data.size {settings.size} is not divisible by"
+        )
+    return autoencoder, same_data

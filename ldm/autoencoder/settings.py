@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class KLNetwork:
-    """The convolutional encoder and decoder of diffusers' AutoencoderKL; each width after the first halves the image."""
+    """The convolutional encoder and decoder of diffusers' AutoencoderKL; each width after the first halves the size."""
 
     kind: Literal["kl"] = "kl"
     widths: tuple[int, ...] = (32, 64, 128)  # channels per level; 3 levels downsample by 4

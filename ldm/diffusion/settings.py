@@ -78,9 +78,9 @@ class Objective:
 class Sampling:
     """The grid of noise levels from which a trained denoiser is sampled (Karras et al. 2022, equation 5)."""
 
-    sigma_min: float = 0.01
+    sigma_min: float = 0.01  # the last level before 0; latents have unit variance
     sigma_max: float = 40.0  # about 40, 80, 160 for latents 8, 16, 32 pixels wide
-    rho: float = 7.0
+    rho: float = 7.0  # 1 spaces the levels evenly; the larger, the more of them are small
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:

@@ -20,10 +20,17 @@ class History:
 
     def __init__(self, folder: RunFolder, accelerator: Accelerator, settings: RunSettings, step: int):
         self.folder, self.accelerator, self.settings = folder, accelerator, settings
-        self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
+        self.bar = tqdm(disable=True)
         self.names: list[str] = []
         self.rows: list[Tensor] = []
         self.since, self.read_at = time.monotonic(), step
+
+    def progress(self) -> tqdm:
+        """Start the progress bar and the clock."""
+        hidden = not self.accelerator.is_main_process
+        self.bar = tqdm(total=self.settings.steps, initial=self.read_at, unit="step", disable=hidden)
+        self.since = time.monotonic()
+        return self.bar
 
     def keep(self, terms: dict[str, Tensor], gradient: Tensor) -> None:
         """Remember the terms and the norm of the gradient, on the device."""

@@ -59,6 +59,13 @@ class Run:
 
     # ---- before the first step
 
+    def list_unreadable(self, bad: list[str]) -> None:
+        """Name the images that could not be read and were replaced."""
+        for reason in bad[:20]:
+            self.say(f"unreadable, replaced by another: {reason}")
+        if len(bad) > 20:
+            self.say(f"unreadable, replaced by others: {len(bad) - 20} more")
+
     def order(self, samples: list[int]) -> Order:
         """The order in which this process sees the training samples."""
         settings = self.settings
@@ -111,7 +118,7 @@ class Run:
             num_workers=settings.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with listening() as self.stop, self.history.bar:
+        with listening() as self.stop, self.history.progress():
             incoming = iter(loader)
             for step in range(self.step, settings.steps):
                 torch.manual_seed(derived_seed(settings.seed, "dropout", step, self.accelerator.process_index))

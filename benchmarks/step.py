@@ -1,0 +1,178 @@
+"""A training step of each stage against the same networks in the loop of diffusers' example scripts.
+
+    python benchmarks/step.py
+
+Both loops take turns in one process on one thread, float32, the same batch size. Printed are medians of the ratios,
+and how many calls into torch a step makes outside the model. The peer is what diffusers' examples do with their
+defaults: AdamW as it comes, clip_grad_norm_, EMAModel, a schedule, the loss read back at every step. Its second stage
+is shown twice: encoding the images at every step, as its latent trainers do, and on latents that are in memory.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.data.batches import ImageBatch
+from ldm.data.settings import MNIST5k
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.objective import DenoisingObjective, LatentBatch
+from ldm.diffusion.settings import UNet as UNetSettings
+from ldm.diffusion.unet import UNet
+from ldm.settings import StageOne, StageTwo
+from ldm.training.run import Run
+from ldm.training.settings import Run as RunSettings
+
+BATCH, ROUNDS = 32, 15
+VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze"}
+VIEWS |= {"detach", "split", "alias", "as_strided", "chunk", "unbind", "split_with_sizes", "_reshape_alias", "unfold"}
+Step = Callable[[], None]
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls into torch, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += function.overloadpacket.__name__ not in VIEWS
+        return function(*args, **(kwargs or {}))
+
+
+def calls(action: Step) -> int:
+    with Calls() as counter:
+        action()
+    return counter.count
+
+
+class Peer:
+    """Optimizer, average and bookkeeping as in diffusers' examples."""
+
+    def __init__(self, model: nn.Module):
+        self.accelerator = Accelerator(cpu=True)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        self.schedule = get_scheduler("cosine", self.optimizer, num_warmup_steps=500, num_training_steps=10000)
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, self.optimizer, self.schedule)
+        self.ema = EMAModel(self.model.parameters(), use_ema_warmup=True)
+
+    def update(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.model.parameters())
+        loss.detach().item()
+
+
+def our_autoencoder() -> Autoencoder:
+    return build(StageOne(data=MNIST5k()).autoencoder, image_channels=1, size=32)
+
+
+def our_step(run: Run, objective: nn.Module, batch: object) -> Step:
+    def step() -> None:
+        losses = objective(batch, run.random)
+        run.update(losses.total)
+        run.log(losses.terms)
+        run.history.rows.clear()
+
+    return step
+
+
+def stage_one() -> tuple[Step, dict[str, Step], Step]:
+    """Our step, the peer's, and the model alone."""
+    images = torch.rand(BATCH, 1, 32, 32) * 2 - 1
+    settings = StageOne(data=MNIST5k(), run=RunSettings(batch_size=BATCH, precision="fp32"))
+    run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
+    autoencoder = our_autoencoder()
+    objective = run.prepare(ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder, data="")
+    theirs = our_autoencoder()
+    peer = Peer(theirs)
+
+    def their_step() -> None:
+        posterior = theirs.encode(images)
+        reconstruction = theirs.decode(posterior.sample())
+        peer.update(F.l1_loss(reconstruction, images) + 1e-6 * posterior.kl().mean() / images[0].numel())
+
+    def model() -> None:
+        moments = theirs.network.encode(images)
+        theirs.network.decode(moments[:, :4]).backward(images)
+
+    return our_step(run, objective, ImageBatch(images, torch.zeros(BATCH))), {"their loop": their_step}, model
+
+
+def stage_two() -> tuple[Step, dict[str, Step], Step]:
+    """Our step, the peer's in two ways, and the model alone."""
+    images, latents = torch.rand(BATCH, 1, 32, 32) * 2 - 1, torch.randn(BATCH, 4, 8, 8)
+    labels = torch.arange(BATCH) % 10
+    settings = StageTwo(run=RunSettings(batch_size=BATCH, precision="fp32"))
+    run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
+
+    def network() -> UNet:
+        return UNet(UNetSettings(widths=(64, 128), blocks=1), channels=4, classes=10)
+
+    denoiser = Denoiser(network())
+    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data="")
+    batch = LatentBatch(latents, torch.randn_like(latents), torch.rand(BATCH) + 0.1, labels)
+    theirs, autoencoder, scheduler = network(), our_autoencoder(), DDPMScheduler()
+    peer = Peer(theirs)
+
+    def their_step(clean: Tensor) -> None:
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(0, 1000, (BATCH,))
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        peer.update(F.mse_loss(theirs(noisy, timesteps / 1000, labels), noise))
+
+    def encoding() -> None:
+        with torch.no_grad():
+            clean = autoencoder.encode(images).sample()
+        their_step(clean)
+
+    def model() -> None:
+        denoiser(latents, batch.sigma, labels).backward(latents)
+
+    peers = {"their loop, encoding each step": encoding, "their loop, latents in memory": lambda: their_step(latents)}
+    return our_step(run, objective, batch), peers, model
+
+
+def seconds(step: Step) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, (ours, peers, model) in (("stage one", stage_one()), ("stage two", stage_two())):
+        inside = calls(model)
+        print(f"\n{name}: batch {BATCH}, one thread, float32, median of {ROUNDS} interleaved rounds")
+        for step in (ours, *peers.values()):
+            step()
+        rounds = [[seconds(step) for step in (ours, *peers.values())] for _ in range(ROUNDS)]
+        mine = statistics.median(round[0] for round in rounds)
+        print(f"  {'ours':32} {1000 * mine:7.1f} ms  {calls(ours) - inside:6d} calls outside the model")
+        for place, (label, step) in enumerate(peers.items(), start=1):
+            ratio = statistics.median(round[place] / round[0] for round in rounds)
+            print(f"  {label:32} {ratio:7.2f} x ours {calls(step) - inside:6d} calls outside the model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The objective is the evidence lower bound it is said to be, and each of its terms trains what it should."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from ldm.autoencoder.bottleneck import Gaussian
+from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.objective import DISTANCES, ReconstructionObjective
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import Gaussian as GaussianSettings
+from ldm.autoencoder.settings import KLNetwork
+from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.data.batches import ImageBatch
+from ldm.randomness import StepRandom
+
+SPECTRUM = torch.tensor([4.0, 2.0, 1.0, 0.4, 0.2, 0.1], dtype=torch.float64)
+VARIANCE = 0.5  # of the decoder: keeps the first three directions
+LATENT = 5
+
+
+class Linear(nn.Module):
+    """Vectors as images of one pixel, encoded and decoded by one matrix each."""
+
+    factor = 1
+
+    def __init__(self, values: int, latent: int):
+        super().__init__()
+        self.encode = nn.Conv2d(values, 2 * latent, 1)
+        self.decode = nn.Conv2d(latent, values, 1)
+
+
+def gaussian_rows(count: int) -> Tensor:
+    """Rows whose sample covariance has exactly this spectrum, along random directions, and whose mean is not zero."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(count, len(SPECTRUM), generator=generator, dtype=torch.float64)
+    whitened = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).U * math.sqrt(count)
+    directions = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+    return whitened * SPECTRUM.sqrt() @ directions.T + torch.linspace(-1, 1, 6, dtype=torch.float64)
+
+
+def batch_of(images: Tensor) -> ImageBatch:
+    return ImageBatch(images, torch.zeros(len(images), dtype=torch.int64))
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    return gaussian_rows(256)
+
+
+@pytest.fixture(scope="module")
+def probabilistic_pca(rows: Tensor) -> ReconstructionObjective:
+    """A linear KL autoencoder with fixed decoder variance, trained to its optimum."""
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(Linear(6, LATENT), Gaussian(GaussianSettings(channels=LATENT)), LATENT).double()
+    objective = ReconstructionObjective(autoencoder, ObjectiveSettings(distance="mse", kl=2 * VARIANCE))
+    batch, steps = batch_of(rows[:, :, None, None]), 3000
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-5)
+    for step in range(steps):
+        optimizer.zero_grad()
+        objective(batch, StepRandom(0, step, len(rows))).total.backward()
+        optimizer.step()
+        schedule.step()
+    return objective.requires_grad_(False)
+
+
+def posterior_variances(objective: ReconstructionObjective, rows: Tensor) -> Tensor:
+    """Mean posterior variance of each latent, in increasing order."""
+    return objective.autoencoder.encode(rows[:, :, None, None]).logvar.exp().mean((0, 2, 3)).sort().values
+
+
+def test_posterior_variances_of_probabilistic_pca_are_the_noise_over_the_eigenvalues(probabilistic_pca, rows):
+    expected = VARIANCE / SPECTRUM[SPECTRUM > VARIANCE]
+    found = posterior_variances(probabilistic_pca, rows)[: len(expected)]
+    torch.testing.assert_close(found, expected.sort().values, rtol=0.03, atol=0)
+
+
+def test_latents_collapse_exactly_where_the_eigenvalue_is_below_the_noise(probabilistic_pca, rows):
+    kept = int((SPECTRUM > VARIANCE).sum())
+    found = posterior_variances(probabilistic_pca, rows)
+    assert bool((found[:kept] < 0.6).all()) and bool((found[kept:] > 0.98).all()), found
+    posterior = probabilistic_pca.autoencoder.encode(rows[:, :, None, None])
+    spread = posterior.mean.flatten(1).std(0, correction=0).sort().values
+    assert bool((spread[: LATENT - kept] < 0.03).all()) and bool((spread[LATENT - kept :] > 0.6).all()), spread
+
+
+def test_the_loss_is_the_negative_log_likelihood_of_probabilistic_pca(probabilistic_pca, rows):
+    batch = batch_of(rows[:, :, None, None])
+    totals = [probabilistic_pca(batch, StepRandom(1, step, len(rows))).total for step in range(200)]
+    constant = 0.5 * math.log(2 * math.pi * VARIANCE)
+    bound = 6 * (torch.stack(totals).mean() / (2 * VARIANCE) + constant)
+    covariance = (rows - rows.mean(0)).T @ (rows - rows.mean(0)) / len(rows)
+    values, directions = torch.linalg.eigh(covariance)
+    model = MultivariateNormal(rows.mean(0), directions * values.clamp_min(VARIANCE) @ directions.T)
+    likelihood = -model.log_prob(rows).mean()
+    assert abs(bound - likelihood) < 0.01 * likelihood, (bound, likelihood)
+
+
+def test_decoder_columns_span_the_principal_directions(probabilistic_pca, rows):
+    kept = int((SPECTRUM > VARIANCE).sum())
+    principal = torch.linalg.svd(rows - rows.mean(0)).Vh[:kept]
+    columns = probabilistic_pca.autoencoder.network.decode.weight[:, :, 0, 0]
+    lengths, expected = torch.linalg.svdvals(columns)[:kept], (SPECTRUM[:kept] - VARIANCE).sqrt()
+    torch.testing.assert_close(lengths, expected, rtol=0.03, atol=0)
+    span = torch.linalg.svd(columns).U[:, :kept]
+    assert torch.linalg.svdvals(principal @ span).min() > 0.999
+
+
+def small(size: int = 8, **objective: object) -> tuple[ReconstructionObjective, ImageBatch]:
+    torch.manual_seed(0)
+    network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
+    settings = AutoencoderSettings(network=network, bottleneck=GaussianSettings(channels=2))
+    autoencoder = build(settings, image_channels=3, size=size).double()
+    images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
+    return ReconstructionObjective(autoencoder, ObjectiveSettings(**objective)), batch_of(images)
+
+
+def test_a_kl_weight_is_the_weight_of_latent_diffusion():
+    """Rombach et al. minimize the summed distance plus 1e-6 times the summed KL, averaged over the batch."""
+    objective, batch = small(distance="l1", kl=1e-6)
+    losses = objective(batch, StepRandom(0, 0, 4))
+    posterior = objective.autoencoder.encode(batch.images)
+    kl = kl_divergence(Normal(posterior.mean, (posterior.logvar / 2).exp()), Normal(0.0, 1.0)).sum() / 4
+    distance = (batch.images - losses.outputs["reconstruction"]).abs().sum() / 4
+    expected, values = distance + 1e-6 * kl, 3 * 8 * 8
+    torch.testing.assert_close(losses.total * values, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses.terms["kl"] * values, 1e-6 * kl, rtol=1e-9, atol=0)
+    torch.testing.assert_close(losses.terms["kl_per_latent_element"], kl / (2 * 4 * 4), rtol=1e-9, atol=0)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
+    objective, batch = small(distance="mse", kl=0.1)
+    whole = objective(batch, StepRandom(0, 7, 4)).total
+    parts = [
+        objective(
+            ImageBatch(*(values[2 * part : 2 * part + 2] for values in batch)),
+            StepRandom.of_part(0, 7, total=4, parts=2, part=part),
+        )
+        for part in range(2)
+    ]
+    torch.testing.assert_close(torch.stack([part.total for part in parts]).mean(), whole, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_distance_alone_trains_every_weight(distance: str):
+    objective, batch = small(distance=distance, kl=0.0)
+    losses = objective(batch, StepRandom(0, 0, 4))
+    losses.total.backward()
+    assert losses.total == losses.terms[distance]
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_kl_alone_trains_the_encoder_and_nothing_of_the_decoder(distance: str):
+    objective, batch = small(distance=distance, kl=1.0)
+    objective(batch, StepRandom(0, 0, 4)).terms["kl"].backward()
+    for name, parameter in objective.autoencoder.network.named_parameters():
+        if name.startswith(("encoder", "quant_conv")):
+            assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
+        else:
+            assert parameter.grad is None or not bool(parameter.grad.any()), name
+
+
+def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():
+    objective, batch = small(distance="l1", kl=0.3)
+    parameters = [*objective.autoencoder.network.encoder.parameters()]
+
+    def gradient(of: str) -> list[Tensor]:
+        losses = objective(batch, StepRandom(0, 0, 4))
+        return list(torch.autograd.grad(losses.total if of == "total" else losses.terms[of], parameters))
+
+    for total, distance, kl in zip(gradient("total"), gradient("l1"), gradient("kl"), strict=True):
+        torch.testing.assert_close(total, distance + kl, rtol=1e-9, atol=1e-12)
+
+
+def test_the_reconstruction_that_is_handed_out_carries_no_gradient():
+    objective, batch = small()
+    losses = objective(batch, StepRandom(0, 0, 4))
+    assert not losses.outputs["reconstruction"].requires_grad
+
+
+def test_losses_are_float32_where_the_network_runs_in_half_precision():
+    objective, batch = small(kl=1.0)
+    objective.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective(ImageBatch(batch.images.float(), batch.labels), StepRandom(0, 0, 4))
+    assert {value.dtype for value in (losses.total, *losses.terms.values())} == {torch.float32}
+
+
+@pytest.mark.parametrize("value", [-1e-6, float("nan"), float("inf")])
+def test_a_kl_weight_without_a_meaning_is_refused_by_name(value: float):
+    with pytest.raises(ValueError, match="kl must be 0 or more"):
+        ObjectiveSettings(kl=value)

@@ -1,0 +1,193 @@
+"""The k-th batch is a function of the seed and k: for any number of processes, and after any interruption."""
+
+import math
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.data.batches import ImageBatches, Order, in_chunks, plain_view
+from ldm.data.datasets import Dataset
+from ldm.data.settings import Folder
+from ldm.randomness import StepRandom, derived_seed, generator
+from ldm.shapes import to_float
+
+SAMPLES = tuple(range(100, 137))
+DIVISIONS = list(product((1, 2, 4), (1, 2, 4)))  # processes, accumulation
+
+
+def order(**more: Any) -> Order:
+    return Order(**{"samples": SAMPLES, "seed": 0, "batch_size": 16, **more})
+
+
+def pixels(index: int) -> np.ndarray:
+    """An image whose three channels say which image, which row and which column."""
+    rows, columns = np.mgrid[0:11, 0:9]
+    return np.stack([np.full_like(rows, index), rows, columns]).astype(np.uint8)
+
+
+def dataset(count: int = 40, **more: Any) -> Dataset:
+    settings = Folder(**{"path": "drawn", "size": 8, "resize": False, **more})
+    labels = np.arange(count, dtype=np.int64) % 3
+    names = [str(index) for index in range(count)]
+    return Dataset(settings, names, labels, ["a", "b", "c"], names, "drawn", pixels)
+
+
+def batches(seed: int = 0, batch_size: int = 8, samples: int = 40, **more: Any) -> ImageBatches:
+    data = dataset(samples, **more)
+    return ImageBatches(data, data.settings, Order(tuple(range(samples)), seed, batch_size))
+
+
+# ---- which images
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 37])
+def test_each_epoch_sees_each_sample_exactly_once(batch_size: int):
+    draws = [order(batch_size=batch_size).draw(step) for step in range(math.ceil(3 * 37 / batch_size))]
+    indices = [index for draw in draws for index in draw.indices]
+    epochs = [epoch for draw in draws for epoch in draw.epochs]
+    passes = [indices[37 * epoch : 37 * (epoch + 1)] for epoch in range(3)]
+    assert all(sorted(one) == list(SAMPLES) for one in passes)
+    assert epochs == [place // 37 for place in range(len(epochs))]
+    assert passes[0] != passes[1] != passes[2] != list(SAMPLES)
+
+
+def test_the_order_does_not_depend_on_the_batch_size():
+    small = [index for step in range(12) for index in order(batch_size=4).draw(step).indices]
+    large = [index for step in range(3) for index in order(batch_size=16).draw(step).indices]
+    assert small == large
+
+
+def test_another_seed_is_another_order():
+    assert order(seed=1).draw(0).indices != order(seed=0).draw(0).indices
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), DIVISIONS)
+def test_the_parts_of_a_step_tile_the_same_global_batch(processes: int, accumulation: int):
+    for step in range(5):
+        whole = order().draw(step)
+        parts = [
+            order(processes=processes, accumulation=accumulation, rank=rank).draw(step * accumulation + turn)
+            for turn in range(accumulation)
+            for rank in range(processes)
+        ]
+        assert [index for part in parts for index in part.indices] == whole.indices
+        assert [epoch for part in parts for epoch in part.epochs] == whole.epochs
+        for draw in ("normal", "uniform"):
+            numbers = [getattr(part.random, draw)("noise", 3, 2) for part in parts]
+            assert torch.equal(torch.cat(numbers), getattr(whole.random, draw)("noise", 3, 2))
+
+
+def test_a_batch_does_not_depend_on_what_was_drawn_before():
+    forward = [order().draw(step) for step in range(8)]
+    backward = [order().draw(step) for step in reversed(range(8))][::-1]
+    assert forward == backward
+
+
+# ---- random numbers
+
+
+def test_random_numbers_depend_on_seed_purpose_and_step_and_on_nothing_else():
+    def numbers(seed: int, step: int, purpose: str) -> tuple[float, ...]:
+        torch.manual_seed(len(purpose) + step)  # must not matter
+        return tuple(StepRandom(seed, step, 4).normal(purpose).tolist())
+
+    places = list(product((0, 1), (0, 1, 11), ("noise", "posterior")))
+    found = {numbers(*place) for place in places}
+    assert len(found) == len(places) and found == {numbers(*place) for place in places}
+
+
+def test_seeds_of_different_positions_never_meet():
+    texts = [("a", 1, 23), ("a", 12, 3), ("a", 123), ("a1", 23), ("a", 1, 2, 3)]
+    seeds = [derived_seed(seed, *text) for seed, text in product((0, 1, 10), texts)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+    assert torch.rand(1, generator=generator(0, "a", 1)) != torch.rand(1, generator=generator(0, "a", 2))
+
+
+def test_normal_and_uniform_numbers_are_what_they_are_called():
+    random, count = StepRandom(0, 0, 50_000), 50_000
+    normal, uniform = random.normal("noise").double(), random.uniform("dropout").double()
+    assert abs(normal.mean()) < 4 / math.sqrt(count) and abs(normal.std() - 1) < 4 / math.sqrt(2 * count)
+    assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 4 / math.sqrt(12 * count)
+
+
+# ---- how they are seen
+
+
+def test_what_an_epoch_shows_of_an_image_does_not_depend_on_its_neighbours():
+    def views(batch_size: int) -> dict[tuple[int, int], torch.Tensor]:
+        found, given = {}, batches(batch_size=batch_size, flip=True, crop="random")
+        for step in range(80 // batch_size):
+            draw = given.order.draw(step)
+            found |= dict(zip(zip(draw.epochs, draw.indices, strict=True), given[step].images, strict=True))
+        return found
+
+    small, large = views(4), views(16)
+    assert small.keys() == large.keys() and len(small) == 80
+    assert all(torch.equal(small[place], large[place]) for place in small)
+
+
+def test_another_epoch_or_seed_shows_an_image_in_another_way():
+    def views(seed: int, epoch: int) -> torch.Tensor:
+        given = batches(seed=seed, flip=True, crop="random")
+        return torch.stack([given.view(epoch, index) for index in range(40)])
+
+    assert not torch.equal(views(0, 0), views(0, 1)) and not torch.equal(views(0, 0), views(1, 0))
+    assert torch.equal(views(0, 1), views(0, 1))
+
+
+def test_about_half_of_the_views_are_exact_mirror_images():
+    given, mirrored = batches(flip=True), 0
+    for epoch, index in product(range(25), range(40)):
+        view, plain = given.view(epoch, index), plain_view(given.dataset, given.settings, index)
+        is_mirrored = torch.equal(view, plain.flip(-1))
+        assert is_mirrored != torch.equal(view, plain)
+        mirrored += is_mirrored
+    assert abs(mirrored - 500) < 4 * math.sqrt(250)
+
+
+def test_without_augmentation_every_view_is_the_plain_one():
+    given = batches()
+    for epoch, index in product(range(3), range(40)):
+        assert torch.equal(given.view(epoch, index), plain_view(given.dataset, given.settings, index))
+
+
+def test_random_crops_are_squares_of_the_image_and_reach_every_place():
+    given, places = batches(crop="random"), []
+    for epoch, index in product(range(20), range(40)):
+        view = given.view(epoch, index)
+        top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
+        assert torch.equal(view, torch.tensor(pixels(index))[:, top : top + 8, left : left + 8])
+        places.append((top, left))
+    counts = [places.count(place) for place in product(range(4), range(2))]  # of an image of 11 x 9
+    assert sum(counts) == 800 and min(counts) > 100 - 4 * math.sqrt(100)
+
+
+def test_the_plain_view_is_the_center_and_never_mirrored():
+    for crop in ("center", "random"):
+        data = dataset(flip=True, crop=crop)
+        view = plain_view(data, data.settings, 5)
+        top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
+        assert abs(top - 1.5) <= 0.5 and abs(left - 0.5) <= 0.5
+        assert torch.equal(view, torch.tensor(pixels(5))[:, top : top + 8, left : left + 8])
+
+
+def test_a_batch_holds_the_views_in_range_with_their_labels():
+    given = batches(flip=True)
+    for step in range(10):
+        draw, batch = given.order.draw(step), given[step]
+        views = [given.view(*place) for place in zip(draw.epochs, draw.indices, strict=True)]
+        assert torch.equal(batch.images, to_float(torch.stack(views)))
+        assert batch.images.dtype == torch.float32 and -1 <= batch.images.min() and batch.images.max() <= 1
+        assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == [index % 3 for index in draw.indices]
+
+
+def test_chunks_hold_every_image_once_in_its_plain_view():
+    data, asked = dataset(), [7, 3, 3, 39, 0, 12, 1]
+    chunks = list(in_chunks(data, data.settings, asked, size=3))
+    assert [index for indices, _ in chunks for index in indices] == asked
+    assert [len(images) for _, images in chunks] == [3, 3, 1]
+    expected = torch.stack([plain_view(data, data.settings, index) for index in asked])
+    assert torch.equal(torch.cat([images for _, images in chunks]), to_float(expected))

@@ -1,0 +1,243 @@
+"""The denoising objective: what an untrained denoiser scores, whom its gradient reaches, what a step costs."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldm.diffusion.denoiser import PARAMETRISATIONS, Denoiser
+from ldm.diffusion.noise import sample_sigmas
+from ldm.diffusion.objective import DenoisingObjective, LatentBatch, loss_by_sigma
+from ldm.diffusion.settings import LogNormal
+from ldm.diffusion.settings import UNet as UNetSettings
+from ldm.diffusion.unet import UNet
+from ldm.randomness import StepRandom, generator
+from ldm.settings import StageTwo
+from ldm.training.run import Run
+from ldm.training.settings import Run as RunSettings
+
+RANDOM = StepRandom(seed=0, step=0, total=1)
+SIGMAS = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 80.0]
+SMALL = UNetSettings(widths=(8, 16), blocks=1, attention=(1,), head_channels=8)
+
+
+def drawn(*shape: int, purpose: str) -> Tensor:
+    return torch.randn(*shape, generator=generator(0, purpose))
+
+
+def batch_of(count: int, dtype: torch.dtype = torch.float32) -> LatentBatch:
+    """Standardized latents, noise, noise levels as in training, and all labels of three classes with 'no label'."""
+    latents, noise = (drawn(count, 4, 8, 8, purpose=purpose).to(dtype) for purpose in ("latents", "noise"))
+    sigma = sample_sigmas(LogNormal(), count, generator(0, "sigma")).to(dtype)
+    return LatentBatch(latents, noise, sigma, torch.arange(count) % 4)
+
+
+def denoiser_of(settings: UNetSettings = SMALL, *, awake: bool = False, parametrisation: str = "edm") -> Denoiser:
+    """As at the start of training or, awake, with no zero left in it."""
+    network, random = UNet(settings, channels=4, classes=3), generator(0, "weights")
+    for parameter in network.parameters() if awake else ():
+        nn.init.normal_(parameter, std=0.2, generator=random)
+    return Denoiser(network, parametrisation=parametrisation).eval()
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_an_untrained_denoiser_scores_the_variance_of_its_target_at_every_noise_level(parametrisation: str) -> None:
+    """1 for all but flow, whose target noise − clean has variance 2; within four standard errors of the mean square."""
+    expected = 2 if parametrisation == "flow" else 1
+    latents, labels = drawn(128, 4, 8, 8, purpose="latents"), torch.zeros(128, dtype=torch.int64)
+    losses = loss_by_sigma(denoiser_of(parametrisation=parametrisation), latents, labels, SIGMAS, seed=0)
+    assert list(losses) == SIGMAS
+    assert max(abs(loss - expected) for loss in losses.values()) < 4 * expected * (2 / latents.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_the_objective_is_the_squared_error_of_the_network_itself(parametrisation: str) -> None:
+    """Karras et al. 2022, equation 8: the weight 1 / c_out² cancels the scale of the network's output."""
+    batch, denoiser = batch_of(8, torch.float64), denoiser_of(awake=True, parametrisation=parametrisation).double()
+    given: list[Tensor] = []
+    denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
+    loss = DenoisingObjective(denoiser)(batch, RANDOM).total
+    noisy = batch.latents + batch.sigma.view(-1, 1, 1, 1) * batch.noise
+    target = denoiser.target(noisy, batch.sigma, batch.latents)
+    assert loss.item() == pytest.approx((given[0] - target).square().mean().item(), rel=1e-10)
+
+
+def test_the_objective_of_a_batch_is_the_mean_over_its_samples() -> None:
+    batch, objective = batch_of(6, torch.float64), DenoisingObjective(denoiser_of(awake=True).double())
+    alone = [objective(LatentBatch(*(part[i : i + 1] for part in batch)), RANDOM).total.item() for i in range(6)]
+    assert objective(batch, RANDOM).total.item() == pytest.approx(sum(alone) / 6, rel=1e-12)
+
+
+def test_after_one_step_the_gradient_reaches_every_parameter_of_the_denoiser() -> None:
+    """At the start only the last layer has one, for it is zero; no step leaves a gradient on the batch."""
+    denoiser, batch = denoiser_of(), batch_of(8)
+    objective, optimizer = DenoisingObjective(denoiser), torch.optim.SGD(denoiser.parameters(), lr=0.1)
+    objective(batch, RANDOM).total.backward()
+    assert {name for name, p in denoiser.named_parameters() if p.grad.any()} == {
+        "network.last.weight",
+        "network.last.bias",
+    }
+    for _ in range(3):  # one for the last layer, one for the zeros inside the blocks, one for what lies before those
+        optimizer.step()
+        optimizer.zero_grad()
+        objective(batch, RANDOM).total.backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in denoiser.parameters())
+    assert not any(part.requires_grad for part in batch)
+
+
+def test_the_loss_by_sigma_is_deterministic_and_the_same_for_any_batch_size() -> None:
+    denoiser, latents, labels = denoiser_of(awake=True), drawn(11, 4, 8, 8, purpose="latents"), torch.arange(11) % 4
+    whole = loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=0)
+    assert whole == loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=0)
+    for batch_size in (1, 4, 11):
+        assert loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=0, batch_size=batch_size) == pytest.approx(whole)
+    other = loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=1)
+    assert all(other[sigma] != whole[sigma] for sigma in SIGMAS)
+    assert all(parameter.grad is None for parameter in denoiser.parameters())
+
+
+def test_the_loss_by_sigma_is_the_objective_at_that_sigma() -> None:
+    """With noise from (seed, place) it can be had by hand."""
+    denoiser, latents, labels = denoiser_of(awake=True), drawn(5, 4, 8, 8, purpose="latents"), torch.arange(5) % 4
+    noise = torch.randn(latents.shape, generator=generator(7, "held-out noise", 1))
+    by_hand = DenoisingObjective(denoiser)(LatentBatch(latents, noise, torch.full((5,), 0.5), labels), RANDOM).total
+    assert loss_by_sigma(denoiser, latents, labels, [3.0, 0.5], seed=7)[0.5] == pytest.approx(by_hand.item())
+
+
+# What a step of training costs outside the model.
+
+
+class Calls(TorchDispatchMode):
+    """Counts the aten calls inside and outside the model, views (detach is one) and the profiler's marks left out.
+
+    The model is the preconditioned denoiser. Its forward pass lies between two hooks of the module. Its backward pass
+    begins when the gradient of its answer is there, and ends with `backward()`: what the objective does to the answer
+    has then been run through already, and nothing but the denoiser stands before it, as the batch needs no gradient.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.outside = Counter[str](), Counter[str]()
+        self.halves: set[torch.dtype] = set()
+        self.current = self.outside
+        self.handles = [
+            denoiser.register_forward_pre_hook(lambda *_: self.enter()),
+            denoiser.register_forward_hook(lambda _, __, answer: self.leave_until_backward(answer)),
+        ]
+
+    def enter(self) -> None:
+        self.current = self.inside
+
+    def leave(self) -> None:
+        self.current = self.outside
+
+    def leave_until_backward(self, answer: Tensor) -> None:
+        self.leave()
+        answer.register_hook(lambda _: self.enter_until_the_end_of_backward())
+
+    def enter_until_the_end_of_backward(self) -> None:
+        self.enter()
+        torch.autograd.Variable._execution_engine.queue_callback(self.leave)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and not func.is_view:
+            self.current[str(func)] += 1
+        result = func(*args, **(kwargs or {}))
+        if self.current is self.outside and isinstance(result, Tensor) and result.is_floating_point():
+            self.halves |= {result.dtype} - {torch.float32, torch.float64}
+        return result
+
+
+def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
+    """The calls of one step of `train_diffusion.py`, word by word, once the optimizer has its memory."""
+    settings = StageTwo(run=RunSettings(steps=9, batch_size=4, precision=precision))
+    run = Run(settings, out, dry=True)
+    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data="")
+    for _ in range(3):
+        batch, random, calls = run.to_device(batch_of(4)), run.random, Calls(denoiser)
+        with calls:
+            losses = objective(batch, random)
+            run.update(losses.total)
+            run.log(losses.terms)
+        for handle in calls.handles:
+            handle.remove()
+    run.history.bar.close()
+    return calls
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Accelerate's precision is a global variable: it must not outlive the run."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class OneLayer(nn.Module):
+    """The least that can be trained: one parameter and one product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor) -> Tensor:
+        return self.scale * scaled
+
+
+NETWORKS = {
+    "one layer": lambda: OneLayer(),
+    "small": lambda: UNet(SMALL, channels=4, classes=3),
+    "larger": lambda: UNet(UNetSettings(widths=(8, 16, 16), blocks=2), channels=4, classes=3),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alone, tmp_path, precision) -> None:
+    counts = {}
+    for name, network in NETWORKS.items():
+        calls = step_of(Denoiser(network()), tmp_path, precision)
+        counts[name] = calls.outside
+        assert calls.inside, "the model was not told apart"
+        assert not calls.halves, f"half precision outside the model: {calls.halves}"
+    print(f"{precision}: {counts['small'].total()} aten calls outside the model: {dict(counts['small'])}")
+    assert counts["small"] == counts["larger"] == counts["one layer"]
+    assert counts["small"].total() <= 30
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_counts_as_the_model_is_the_model_alone(alone, tmp_path, name: str) -> None:
+    """The marks are right: a step's calls inside the model are those of the denoiser run by itself, there and back."""
+    denoiser, batch = Denoiser(NETWORKS[name]()), batch_of(4)
+    in_a_step = step_of(denoiser, tmp_path, "fp32").inside
+    by_itself = Calls(nn.Module())
+    with by_itself:
+        denoiser(batch.latents, batch.sigma, batch.labels).backward(batch.noise)
+    assert in_a_step == by_itself.outside
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_never_waits_for_the_device(alone, tmp_path, name: str) -> None:
+    """No number is brought to the host, inside the model or outside, and no shape depends on one."""
+    calls = step_of(Denoiser(NETWORKS[name]()), tmp_path, "fp32")
+    waiting = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "allclose"}
+    made = {str(call).split(".")[1] for call in calls.inside + calls.outside}
+    assert not made & waiting
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_under_autocast_the_arithmetic_of_the_loss_stays_in_float32(parametrisation: str) -> None:
+    """The network rounds to bfloat16; the objective sees its answer, and nothing else, through that rounding."""
+    batch, denoiser = batch_of(16), denoiser_of(awake=True, parametrisation=parametrisation)
+    given: list[Tensor] = []
+    denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        total = DenoisingObjective(denoiser)(batch, RANDOM).total
+    assert given[0].dtype == torch.bfloat16 and total.dtype == torch.float32
+    noisy = batch.latents.double() + batch.sigma.view(-1, 1, 1, 1).double() * batch.noise.double()
+    target = denoiser.target(noisy, batch.sigma.double(), batch.latents.double())
+    assert total.item() == pytest.approx((given[0].double() - target).square().mean().item(), rel=1e-5)

@@ -1,0 +1,163 @@
+"""Every input that a person can get wrong: one line, the right exit code, nothing lost."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Outcome, Stage, ran, weights
+
+
+def one_line(outcome: Outcome, code: int, *words: str) -> None:
+    """The script ended with this code and one line of error that holds these words, and with no traceback."""
+    assert outcome.code == code, outcome.err
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "Traceback" not in outcome.err, outcome.err
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--optim.lrr", 1), 2, ("--optim.lrr", "did you mean --optim.lr")),
+        (("--run.steps", "many"), 2, ("--run.steps", "whole number")),
+        (("--run.steps", 2.5), 2, ("--run.steps",)),
+        (("--run.precision", "fp61"), 2, ("--run.precision", "fp16")),
+        (("--run.precision", "fp16"), 2, ("fp16 needs a GPU",)),
+        (("--run.batch-size", 1000), 2, ("run.batch_size 1000 is larger than the 54 training images",)),
+        (("--run.batch-size", 9, "--run.accumulation", 2), 2, ("run.batch_size 9 is not divisible by 2",)),
+        (("--data.size", 17), 2, ("data.size 17 is not divisible by 2", "16 or 18")),
+        (("--autoencoder.network.norm-groups", 3), 2, ("norm_groups 3 does not divide",)),
+        (("--data.held-out", 1.5), 2, ("held_out",)),
+        (("--data.path", "/nowhere/at/all"), 3, ("/nowhere/at/all does not exist",)),
+        (("--data.kind", "photos"), 2, ("--data.kind", "folder")),
+    ],
+)
+def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, words):
+    one_line(stage_one.run(tmp_path / "run", *arguments), code, *words)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["train_vae", "train_diffusion"])
+def test_a_missing_or_broken_config_file(tmp_path, name):
+    more = ("--autoencoder", tmp_path) if name == "train_diffusion" else ()
+    one_line(ran(name, tmp_path / "no.yaml", "--out", tmp_path / "run", *more), 2, "no.yaml")
+    (tmp_path / "bad.yaml").write_text("run: [\n")
+    one_line(ran(name, tmp_path / "bad.yaml", "--out", tmp_path / "run", *more), 2, "bad.yaml")
+    (tmp_path / "evil.yaml").write_text(f"run: !!python/object/apply:os.system ['touch {tmp_path}/owned']\n")
+    one_line(ran(name, tmp_path / "evil.yaml", "--out", tmp_path / "run", *more), 2, "evil.yaml")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_an_empty_folder(stage_one, tmp_path):
+    (tmp_path / "empty").mkdir()
+    one_line(stage_one.run(tmp_path / "run", "--data.path", tmp_path / "empty"), 3, "holds no images")
+
+
+def test_unreadable_files_stop_a_run_above_the_threshold_and_are_listed_below_it(stage_one, shapes_folder, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(shapes_folder, images)
+    (images / "disc" / "00.png").write_bytes(b"not a picture")
+    broken = ("--data.path", images, "--run.steps", 2)
+    one_line(stage_one.run(tmp_path / "stops", *broken), 3, "1 of 60", "disc/00.png")
+    goes_on = stage_one.run(tmp_path / "goes-on", *broken, "--data.bad-files", 0.05)
+    assert goes_on.code == 0 and "disc/00.png" in goes_on.out + goes_on.err
+
+
+def test_an_out_that_cannot_be_a_folder(stage, tmp_path):
+    (tmp_path / "file").write_text("")
+    one_line(stage.run(tmp_path / "file"), 2, "--out")
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "an unfinished run", "a hub id", "no autoencoder"])
+def test_a_wrong_autoencoder(stage_two, finished_vae, tmp_path, what):
+    source: Path | str = tmp_path / "source"
+    if what == "a hub id":
+        source = "nobody/nothing-like-this"
+    elif what != "nothing":
+        Path(source).mkdir()
+    if what == "an unfinished run":
+        for name in ("config.yaml", "environment.json"):
+            shutil.copy(finished_vae / name, source)
+    if what == "no autoencoder":
+        (Path(source) / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    arguments = (*stage_two.arguments[:-1], source)
+    data = ("--data.kind", "folder", "--data.path", finished_vae, "--data.size", 16)
+    if what in ("nothing", "an empty folder", "a hub id"):
+        one_line(Stage(stage_two.name, arguments).run(tmp_path / "run"), 2, "must have a data section")
+    images = finished_vae / "config.yaml"
+    path = next(line.split(": ")[1] for line in images.read_text().splitlines() if " path:" in line)
+    data = ("--data.kind", "folder", "--data.path", path, "--data.size", 16)
+    one_line(Stage(stage_two.name, arguments).run(tmp_path / "other", *data), 4, str(source))
+
+
+def test_an_autoencoder_of_other_channels(stage_two, finished_vae, tmp_path):
+    file = finished_vae / "config.yaml"
+    path = next(line.split(": ")[1] for line in file.read_text().splitlines() if " path:" in line)
+    data = ("--data.kind", "folder", "--data.path", path, "--data.size", 16, "--data.channels", 1)
+    one_line(stage_two.run(tmp_path / "run", *data), 4, "3", "data.channels 1")
+
+
+def test_a_stale_cache(stage_two, finished_diffusion, stage_one, tmp_path):
+    other = tmp_path / "other-vae"
+    assert stage_one.run(other, "--run.seed", 7).code == 0
+    outcome = Stage(stage_two.name, (*stage_two.arguments[:-1], other)).run(
+        tmp_path / "run", "--cache", finished_diffusion / "latents"
+    )
+    one_line(outcome, 4, "stale", str(finished_diffusion / "latents"))
+
+
+def test_a_shared_cache_is_built_once(stage_two, tmp_path):
+    assert stage_two.run(tmp_path / "one", "--cache", tmp_path / "cache").code == 0
+    built = (tmp_path / "cache" / "moments.npy").stat().st_mtime_ns
+    assert stage_two.run(tmp_path / "two", "--cache", tmp_path / "cache").code == 0
+    assert (tmp_path / "cache" / "moments.npy").stat().st_mtime_ns == built
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+class Payload:
+    """What a pickle does to whoever opens it."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("place", ["the autoencoder", "a checkpoint"])
+def test_a_malicious_pickle_in_place_of_weights_is_refused_and_not_run(stage_one, stage_two, finished_vae, tmp_path, place):
+    run, owned = tmp_path / "run", tmp_path / "owned"
+    shutil.copytree(finished_vae, run)
+    evil = pickle.dumps(Payload(owned))
+    if place == "the autoencoder":
+        file = run / "vae" / "diffusion_pytorch_model.safetensors"
+        file.unlink()
+        for name in (file.name, "diffusion_pytorch_model.bin"):
+            (file.parent / name).write_bytes(evil)
+        outcome = Stage(stage_two.name, (*stage_two.arguments[:-1], run)).run(tmp_path / "two")
+        one_line(outcome, 4, str(run))
+    else:
+        (run / "finished.json").unlink()
+        for file in (run / "checkpoints").rglob("*.safetensors"):
+            file.write_bytes(evil)
+        one_line(stage_one.run(run), 4, "model.safetensors")
+    assert not owned.exists()
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(stage, tmp_path):
+    """A learning rate so large that the weights overflow."""
+    outcome = stage.run(tmp_path / "run", "--optim.lr", 1e30, "--run.steps", 40, "--run.checkpoint-every", 20)
+    one_line(outcome, 5, "was not a finite number at step")
+    assert not (tmp_path / "run" / "finished.json").exists()
+
+
+def test_a_dry_run_trains_nothing_and_prints_what_a_run_would_take(stage, tmp_path):
+    outcome = stage.run(tmp_path / "run", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    text = outcome.out + outcome.err
+    for word in ("parameters", "latent", "times fewer", "time", "memory", "precision: fp32"):
+        assert word in text
+    assert not (tmp_path / "run" / "config.yaml").exists()

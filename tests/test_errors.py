@@ -1,0 +1,142 @@
+"""Expected failures: an exit code each, one line, never a traceback; everything else is a bug and looks like one."""
+
+import errno
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ldm import errors
+from ldm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    LDMError,
+    StopRequested,
+    exit_code_of,
+)
+from tests.conftest import Stage
+
+CODES = {LDMError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, StopRequested: 75}
+
+
+def raising(error: BaseException) -> Callable[[list[str]], None]:
+    def main(arguments: list[str]) -> None:
+        raise error
+
+    return main
+
+
+def test_the_table_of_codes_has_every_failure_there_is() -> None:
+    there = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, LDMError)}
+    assert there == set(CODES)
+    assert all(failure.__doc__ for failure in there)
+
+
+@pytest.mark.parametrize("failure", CODES)
+def test_a_failure_is_its_exit_code_and_one_line(failure: type[LDMError], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(raising(failure("the file x is\n  two lines long")), []) == CODES[failure]
+    assert capsys.readouterr() == ("", "error: the file x is two lines long\n")
+
+
+def test_a_failure_that_another_process_told_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+    error = DataError("no images")
+    error.told = True
+    assert exit_code_of(raising(error), []) == 3
+    assert capsys.readouterr() == ("", "")
+    assert not DataError("another").told
+
+
+def test_success_is_zero_and_gets_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[list[str]] = []
+    assert exit_code_of(given.append, ["--num", "3"]) == 0
+    assert given == [["--num", "3"]]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_exits_4_and_names_the_file(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(raising(OSError(number, "No space left on device", "/runs/a/metrics.jsonl")), []) == 4
+    said = capsys.readouterr().err
+    assert "full" in said and "/runs/a/metrics.jsonl" in said and said.count("\n") == 1
+    assert exit_code_of(raising(OSError(number, "No space left on device")), []) == 4
+    assert "None" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is the disk that is always full")
+def test_a_disk_that_is_really_full_is_recognized(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: list[str]) -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"1")
+
+    assert exit_code_of(main, []) == 4
+    assert "full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_bug_keeps_its_traceback(bug: BaseException) -> None:
+    with pytest.raises(type(bug)):
+        exit_code_of(raising(bug), [])
+
+
+@pytest.mark.parametrize("told", [("x", "y", "--num 3 is wrong", "--seed is wrong: use 4")])
+def test_messages_survive_word_for_word(told: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    for message in told:
+        exit_code_of(raising(ConfigError(message)), [])
+        assert capsys.readouterr().err == f"error: {message}\n"
+
+
+# The same through the scripts, with what a person would do wrong.
+
+WRONG_SETTINGS = {
+    ("--run.stpes", 5): (2, "did you mean --run.steps?"),
+    ("--run.steps", "many"): (2, "--run.steps is many; expected a whole number"),
+    ("--run.batch-size", 10_000): (2, "run.batch_size 10000"),
+    ("--run.accumulation", 3): (2, "not divisible by 3"),
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG_SETTINGS)
+def test_a_wrong_setting_is_one_line(stage: Stage, tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    code, told = WRONG_SETTINGS[arguments]
+    outcome = stage.run(tmp_path / "run", *arguments)
+    assert outcome.code == code, outcome
+    assert told in only_line(outcome.err)
+
+
+def test_missing_data_exit_3(stage: Stage, tmp_path: Path) -> None:
+    outcome = stage.run(tmp_path / "run", "--data.kind", "folder", "--data.path", tmp_path / "nowhere")
+    assert outcome.code == 3, outcome
+    assert str(tmp_path / "nowhere") in only_line(outcome.err)
+
+
+@pytest.mark.parametrize("made", ["nothing", "an empty folder", "a folder of something else"])
+def test_a_missing_autoencoder_is_one_line(stage_two: Stage, shapes_folder: Path, tmp_path: Path, made: str) -> None:
+    """The data are given, so that nothing else is missing."""
+    source = tmp_path / "vae"
+    if made != "nothing":
+        source.mkdir()
+    if made == "a folder of something else":
+        (source / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    config, _, _ = stage_two.arguments
+    data = ("--data.kind", "folder", "--data.path", shapes_folder, "--data.size", 16)
+    outcome = Stage("train_diffusion", (config, "--autoencoder", source)).run(tmp_path / "run", *data)
+    assert outcome.code == 4, outcome
+    assert str(source) in only_line(outcome.err)
+
+
+def test_an_out_that_is_a_file_is_one_line(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    outcome = stage.run(tmp_path / "run")
+    assert outcome.code == 2, outcome
+    assert f"--out {tmp_path / 'run'}" in only_line(outcome.err)
+
+
+def only_line(said: str) -> str:
+    """The one error on stderr; progress bars may stand before it, a traceback may not."""
+    assert "Traceback" not in said, said
+    lines = [line for line in re.split(r"[\r\n]", said) if line.startswith("error: ")]
+    assert len(lines) == 1 and said.rstrip("\n").endswith(lines[0]), said
+    return lines[0]

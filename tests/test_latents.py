@@ -1,0 +1,373 @@
+"""Cached latents are fresh ones, standardized; a cache of anything else is refused."""
+
+import errno
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.bottleneck import Posterior
+from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import Gaussian, KLNetwork
+from ldm.autoencoder.statistics import Statistics
+from ldm.data.batches import Order, plain_view
+from ldm.data.datasets import Dataset, open_dataset
+from ldm.data.settings import Folder
+from ldm.diffusion.noise import sample_sigmas
+from ldm.diffusion.settings import LogNormal
+from ldm.diffusion.settings import Objective as ObjectiveSettings
+from ldm.errors import CheckpointError
+from ldm.latents import LatentBatches, LatentCache, build_cache, fingerprint, open_autoencoder, open_cache
+from ldm.randomness import generator
+from ldm.shapes import to_float
+from tests.conftest import Stage
+
+CPU = torch.device("cpu")
+
+
+def untrained(seed: int = 0) -> Autoencoder:
+    """An autoencoder whose latents are neither centered nor of unit variance."""
+    torch.manual_seed(seed)
+    settings = AutoencoderSettings(network=KLNetwork(widths=(8, 8), norm_groups=4), bottleneck=Gaussian(channels=2))
+    autoencoder = build(settings, image_channels=3, size=16).eval().requires_grad_(False)
+    autoencoder.network.quant_conv.bias.copy_(torch.tensor([0.5, -3.0, -4.0, -1.0]))
+    return autoencoder
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Autoencoder:
+    return untrained()
+
+
+@pytest.fixture(scope="module")
+def dataset(shapes_folder: Path) -> Dataset:
+    return open_dataset(Folder(path=str(shapes_folder), size=16, flip=True))
+
+
+def cached(folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
+    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.settings.flip else 1)
+    build_cache(folder, expected, autoencoder, dataset, dataset.settings, CPU)
+    cache = open_cache(folder, expected)
+    assert cache is not None
+    return cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
+    return cached(tmp_path_factory.mktemp("cache"), autoencoder, dataset)
+
+
+def plain(dataset: Dataset, indices: list[int]) -> Tensor:
+    return to_float(torch.stack([plain_view(dataset, dataset.settings, index) for index in indices]))
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+# ---- the cache
+
+
+def test_cached_posteriors_are_fresh_ones_in_plain_and_in_mirrored_view(cache, autoencoder, dataset):
+    indices, flips = [5, 0, 41, 17, 59, 5], [0, 1, 1, 0, 1, 1]
+    images = plain(dataset, indices)
+    seen = torch.stack([image.flip(-1) if flip else image for image, flip in zip(images, flips, strict=True)])
+    fresh, found = autoencoder.encode(seen), cache.posterior(indices, flips)
+    close(found.mean, fresh.mean)
+    close(found.logvar, fresh.logvar)
+    close(cache.posterior(indices).mean, autoencoder.encode(images).mean)
+
+
+def test_the_latent_of_a_mirror_image_is_not_the_mirrored_latent(cache):
+    plain, mirrored = cache.posterior([3]).mean, cache.posterior([3], [1]).mean
+    assert (mirrored - plain.flip(-1)).abs().max() > 1e-3
+
+
+def test_the_cache_holds_moments_of_every_image_memory_mapped_and_read_only(cache, dataset):
+    assert isinstance(cache.moments, np.memmap) and not cache.moments.flags.writeable
+    assert cache.moments.shape == (2, len(dataset), 4, 8, 8) and cache.shape == (2, 8, 8)
+
+
+def test_without_flips_only_plain_views_are_encoded(tmp_path, autoencoder, dataset):
+    settings = replace(dataset.settings, flip=False)
+    expected = fingerprint(autoencoder, dataset.fingerprint, 1)
+    build_cache(tmp_path, expected, autoencoder, dataset, settings, CPU)
+    found = open_cache(tmp_path, expected)
+    assert found.moments.shape[0] == 1
+    close(found.posterior([4, 2]).mean, autoencoder.encode(plain(dataset, [4, 2])).mean)
+
+
+def test_a_fingerprint_tells_weights_statistics_data_and_flips_apart(autoencoder, dataset):
+    moved, standardized = untrained(), untrained()
+    moved.network.decoder.conv_in.bias[0] += 1e-3
+    standardized.standardize(torch.zeros(2), torch.tensor([1.0, 2.0]))
+    found = [
+        fingerprint(autoencoder, "data", 2),
+        fingerprint(untrained(1), "data", 2),
+        fingerprint(moved, "data", 2),
+        fingerprint(standardized, "data", 2),
+        fingerprint(autoencoder, "other data", 2),
+        fingerprint(autoencoder, "data", 1),
+    ]
+    assert len(set(found)) == len(found)
+    assert fingerprint(untrained(), "data", 2) == found[0]
+
+
+def test_a_stale_cache_is_refused_by_name(tmp_path, autoencoder, dataset):
+    cached(tmp_path, autoencoder, dataset)
+    for other in (
+        fingerprint(untrained(1), dataset.fingerprint, 2),
+        fingerprint(autoencoder, "other data", 2),
+        fingerprint(autoencoder, dataset.fingerprint, 1),
+    ):
+        with pytest.raises(CheckpointError, match="stale") as caught:
+            open_cache(tmp_path, other)
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def damages(folder: Path) -> dict[str, tuple[str, bytes | None]]:
+    """What the file of that name holds in each damaged cache; None: it is gone."""
+    moments, description = (folder / "moments.npy").read_bytes(), (folder / "cache.json").read_bytes()
+    return {
+        "moments missing": ("moments.npy", None),
+        "moments empty": ("moments.npy", b""),
+        "moments cut short": ("moments.npy", moments[:-1]),
+        "moments cut in the header": ("moments.npy", moments[:60]),
+        "moments of another shape": ("moments.npy", moments.replace(b"(2, 60, 4, 8, 8)", b"(2, 30, 8, 8, 8)", 1)),
+        "moments of another type": ("moments.npy", moments.replace(b"<f4", b"<i4", 1)),
+        "description empty": ("cache.json", b""),
+        "description cut short": ("cache.json", description[:-4]),
+        "description of something else": ("cache.json", b"[1, 2]"),
+        "description that is not text": ("cache.json", b"\xff\xfe\x00"),
+    }
+
+
+def test_a_damaged_cache_is_refused_by_name(tmp_path, cache, autoencoder, dataset):
+    original = cached(tmp_path / "original", autoencoder, dataset)
+    for what, (name, content) in damages(tmp_path / "original").items():
+        folder = tmp_path / what
+        folder.mkdir()
+        for file in ("moments.npy", "cache.json"):
+            data = content if file == name else (tmp_path / "original" / file).read_bytes()
+            if data is not None:
+                (folder / file).write_bytes(data)
+        with pytest.raises(CheckpointError, match="damaged") as caught:
+            open_cache(folder, original.fingerprint)
+        assert str(folder) in str(caught.value) and "delete it" in str(caught.value)
+
+
+def test_a_changed_byte_of_the_header_never_gives_other_shapes(tmp_path, autoencoder, dataset):
+    original = cached(tmp_path, autoencoder, dataset)
+    path, shape = tmp_path / "moments.npy", original.moments.shape
+    data, changed = path.read_bytes(), np.random.default_rng(0)
+    path.unlink()  # the original stays mapped
+    for place in range(128):
+        path.write_bytes(data[:place] + bytes([data[place] ^ int(changed.integers(1, 256))]) + data[place + 1 :])
+        try:
+            found = open_cache(tmp_path, original.fingerprint)
+        except CheckpointError:
+            continue
+        assert found.moments.shape == shape and found.moments.dtype == np.float32
+
+
+def test_half_a_cache_is_none_and_is_built_anew(tmp_path, cache, autoencoder, dataset):
+    (tmp_path / "moments.npy").write_bytes(b"half a cache")
+    assert open_cache(tmp_path, cache.fingerprint) is None
+    assert np.array_equal(cached(tmp_path, autoencoder, dataset).moments, cache.moments)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_error_and_leaves_no_cache(tmp_path, cache, autoencoder, dataset):
+    """Writing through a memory map would end in SIGBUS, which no program survives."""
+    (tmp_path / "moments.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, dataset.settings, CPU)
+    assert caught.value.errno == errno.ENOSPC and str(tmp_path) in caught.value.filename
+    assert open_cache(tmp_path, cache.fingerprint) is None
+
+
+# ---- standardizing
+
+
+def test_standardized_latents_have_mean_0_and_std_1_and_the_autoencoder_agrees(cache, dataset):
+    autoencoder, indices = untrained(), list(range(0, 60, 2))
+    images = plain(dataset, [1, 2, 3])
+    reconstruction = autoencoder.reconstruct(images)
+    standardized = cache.standardize(autoencoder, indices)
+    samples = torch.stack(
+        [standardized.posterior(indices).sample(generator(0, "test", draw)) for draw in range(300)]
+    ).double()
+    assert bool((samples.mean((0, 1, 3, 4)).abs() < 0.02).all())
+    assert bool(((samples.std((0, 1, 3, 4)) - 1).abs() < 0.02).all())
+    for flips in ([0, 0, 0], [1, 1, 1]):
+        fresh = autoencoder.encode(images.flip(-1) if flips[0] else images)
+        close(standardized.posterior([1, 2, 3], flips).mean, fresh.mean)
+        close(standardized.posterior([1, 2, 3], flips).logvar, fresh.logvar)
+    close(autoencoder.reconstruct(images), reconstruction)
+
+
+def test_standardizing_again_changes_nothing(cache):
+    autoencoder, indices = untrained(), list(range(60))
+    once = cache.standardize(autoencoder, indices)
+    twice = once.standardize(autoencoder, indices)
+    close(twice.mean, once.mean, 1e-6)
+    close(twice.std, once.std, 1e-6)
+    statistics = Statistics()
+    statistics.add(twice.posterior(indices))
+    close(statistics.mean, torch.zeros(2), 1e-6)
+    close(statistics.std, torch.ones(2), 1e-6)
+
+
+def test_standardizing_leaves_the_weights_and_the_file_alone(cache, autoencoder):
+    changed, before = untrained(), cache.moments[:].copy()
+    cache.standardize(changed, list(range(60)))
+    for name, value in autoencoder.network.state_dict().items():
+        assert torch.equal(value, changed.network.state_dict()[name]), name
+    assert np.array_equal(cache.moments, before)
+    assert not cache.mean.any() and bool((cache.std == 1).all())
+
+
+# ---- what a step sees
+
+
+def batches(cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **order: int) -> LatentBatches:
+    given = {"seed": 0, "batch_size": 12, **order}
+    return LatentBatches(cache, dataset, objective or ObjectiveSettings(), Order(tuple(range(samples)), **given))
+
+
+def test_latents_are_samples_of_the_posterior_with_fresh_noise_at_every_step(cache, dataset):
+    only = replace(cache, moments=cache.moments[:1])  # no flips: always the same posterior
+    given, posterior, count = batches(only, dataset, samples=1, batch_size=1), only.posterior([0]), 2000
+    seen = torch.cat([given[step].latents for step in range(count)]).double()
+    assert len({tuple(latent.flatten().tolist()) for latent in seen[:50]}) == 50
+    std = (posterior.logvar / 2).exp().double()
+    standard = (seen - posterior.mean) / std
+    assert bool((standard.mean(0).abs() < 5 / math.sqrt(count)).all())
+    assert bool(((standard.std(0) - 1).abs() < 5 / math.sqrt(2 * count)).all())
+
+
+def test_the_noise_of_the_posterior_is_not_the_noise_of_diffusion(cache, dataset):
+    only, pairs = replace(cache, moments=cache.moments[:1]), []
+    given = batches(only, dataset)
+    for step in range(20):
+        batch, posterior = given[step], only.posterior(given.order.draw(step).indices)
+        inner = (batch.latents - posterior.mean) / (posterior.logvar / 2).exp()
+        pairs.append(torch.stack([inner.flatten(), batch.noise.flatten()]))
+    both = torch.cat(pairs, dim=1).double()
+    assert abs(torch.corrcoef(both)[0, 1]) < 4 / math.sqrt(both.shape[1])
+    assert abs(both[1].mean()) < 4 / math.sqrt(both.shape[1]) and abs(both[1].std() - 1) < 0.02
+
+
+def test_a_latent_is_the_one_of_the_image_or_of_its_mirror_image_half_of_the_time(cache, dataset):
+    given, mirrored = batches(cache, dataset), 0
+    for step in range(50):
+        draw = given.order.draw(step)
+        flips = given.flips(draw.epochs, draw.indices)
+        noise = draw.random.normal("posterior", *cache.shape)
+        assert torch.equal(given[step].latents, cache.posterior(draw.indices, flips).at(noise))
+        mirrored += sum(flips)
+    assert abs(mirrored - 300) < 4 * math.sqrt(150)
+
+
+def test_whether_a_latent_is_mirrored_depends_on_epoch_and_image_alone(cache, dataset):
+    given = batches(cache, dataset)
+    places = [(epoch, index) for epoch in range(4) for index in range(60)]
+    together = given.flips(*map(list, zip(*places, strict=True)))
+    assert together == [given.flips([epoch], [index])[0] for epoch, index in places]
+    epochs = {tuple(together[60 * epoch : 60 * epoch + 60]) for epoch in range(4)}
+    assert len(epochs) == 4 and together != batches(cache, dataset, seed=1).flips(*map(list, zip(*places, strict=True)))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_labels_are_dropped_at_the_stated_rate_to_the_number_of_classes(cache, dataset, probability: float):
+    given = batches(cache, dataset, objective=ObjectiveSettings(label_dropout=probability))
+    assert given.no_label == len(dataset.classes) == 2
+    labels = torch.cat([given[step].labels for step in range(100)])
+    true = torch.tensor([dataset.labels[index] for step in range(100) for index in given.order.draw(step).indices])
+    dropped = labels == given.no_label
+    assert torch.equal(labels[~dropped], true[~dropped])
+    assert abs(dropped.double().mean() - probability) <= 4 * math.sqrt(probability * (1 - probability) / len(labels))
+
+
+def test_images_without_classes_have_only_the_label_that_says_so(cache, dataset):
+    unlabelled = replace(dataset, classes=[], labels=np.zeros(60, dtype=np.int64))
+    assert not batches(cache, unlabelled)[0].labels.any()
+
+
+def test_noise_levels_follow_the_density(cache, dataset):
+    density = LogNormal(mean=-0.7, std=0.9)
+    given = batches(cache, dataset, objective=ObjectiveSettings(density=density))
+    logs = torch.cat([given[step].sigma for step in range(200)]).double().log()
+    assert abs(logs.mean() + 0.7) < 4 * 0.9 / math.sqrt(len(logs))
+    assert abs(logs.std() - 0.9) < 4 * 0.9 / math.sqrt(2 * len(logs))
+    assert torch.equal(given[7].sigma, sample_sigmas(density, 12, generator(0, "sigma", 7)))
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 4), (2, 2)])
+def test_the_parts_of_a_step_tile_the_same_global_batch_bit_for_bit(cache, dataset, processes, accumulation):
+    for step in (0, 3, 7):
+        whole = batches(cache, dataset)[step]
+        parts = [
+            batches(cache, dataset, processes=processes, accumulation=accumulation, rank=rank)[
+                step * accumulation + turn
+            ]
+            for turn in range(accumulation)
+            for rank in range(processes)
+        ]
+        for expected, *found in zip(whole, *parts, strict=True):
+            assert torch.equal(torch.cat(found), expected)
+
+
+def test_the_posterior_of_the_cache_can_be_changed_without_touching_the_file(cache):
+    before = cache.moments[0, 3].copy()
+    posterior: Posterior = cache.posterior([3])
+    posterior.mean.add_(1)
+    assert np.array_equal(cache.moments[0, 3], before)
+
+
+# ---- the autoencoder of stage two
+
+
+def test_a_finished_run_is_standardized_for_its_own_data_and_frozen(finished_vae: Path, dataset: Dataset):
+    data, settings = json.loads((finished_vae / "environment.json").read_text())["data"], dataset.settings
+    autoencoder, standardized = open_autoencoder(str(finished_vae), settings, data)
+    assert standardized and not any(parameter.requires_grad for parameter in autoencoder.parameters())
+    assert not open_autoencoder(str(finished_vae), settings, "other data")[1]
+    assert not open_autoencoder(str(finished_vae / "vae"), settings, data)[1]
+
+
+@pytest.mark.parametrize(("changed", "named"), [({"channels": 1}, "data.channels 1"), ({"size": 15}, "data.size 15")])
+def test_an_autoencoder_of_other_images_is_refused_by_name(finished_vae: Path, dataset: Dataset, changed, named):
+    with pytest.raises(CheckpointError, match=named) as caught:
+        open_autoencoder(str(finished_vae), replace(dataset.settings, **changed), "data")
+    assert str(finished_vae) in str(caught.value)
+
+
+def test_a_finished_run_encodes_its_training_images_to_mean_0_and_std_1(finished_vae: Path):
+    latent = json.loads((finished_vae / "report.json").read_text())
+    assert all(abs(mean) < 0.02 for mean in latent["latent_mean"])
+    assert all(abs(std - 1) < 0.02 for std in latent["latent_std"])
+
+
+def test_a_run_that_is_not_finished_is_refused_by_name(tmp_path: Path, dataset: Dataset):
+    (tmp_path / "environment.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not finished") as caught:
+        open_autoencoder(str(tmp_path), dataset.settings, "data")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_stage_two_refuses_a_stale_cache_in_one_line(stage_two: Stage, tmp_path: Path):
+    moments = np.zeros((2, 1, 4, 8, 8), dtype=np.float32)
+    (tmp_path / "cache").mkdir()
+    np.save(tmp_path / "cache" / "moments.npy", moments)
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps({"fingerprint": "another", "shape": moments.shape}))
+    outcome = stage_two.run(tmp_path / "run", "--cache", tmp_path / "cache")
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert outcome.code == 4 and len(errors) == 1 and "stale" in errors[0] and str(tmp_path / "cache") in errors[0]
+    assert "Traceback" not in outcome.err

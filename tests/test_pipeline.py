@@ -1,0 +1,256 @@
+"""A finished run as a function from seed, class and settings to images."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from ldm.diffusion.noise import karras_sigmas
+from ldm.diffusion.samplers import SAMPLERS, starting_noise
+from ldm.errors import CheckpointError, ConfigError
+from ldm.pipeline import LatentDiffusion, build_denoiser, load_denoiser, save_denoiser
+
+LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
+
+
+@pytest.fixture(scope="module")
+def model(finished_diffusion: Path) -> LatentDiffusion:
+    """The miniature run, with two classes, wide awake: six steps leave the U-Net almost at its start."""
+    found = LatentDiffusion.load(finished_diffusion)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in found.denoiser.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+    return found
+
+
+@pytest.fixture(scope="module")
+def unconditional(model: LatentDiffusion) -> LatentDiffusion:
+    """The same autoencoder with a denoiser that knows no classes."""
+    description = replace(model.description, classes=())
+    return LatentDiffusion(model.autoencoder, build_denoiser(description), description)
+
+
+def refused(action: Callable[[], Any], kind: type[Exception] = ConfigError) -> str:
+    """The one line with which a request is refused."""
+    with pytest.raises(kind) as caught:
+        action()
+    message = str(caught.value)
+    assert message
+    return message
+
+
+def test_a_run_remembers_the_names_of_its_classes_and_its_shape(finished_diffusion: Path) -> None:
+    found = LatentDiffusion.load(str(finished_diffusion))
+    assert found.classes == ("disc", "square")
+    assert found.description.latent_shape == (2, 8, 8)
+    assert not found.denoiser.training and not found.autoencoder.training
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (4, 3, 5)])
+def test_the_starting_noise_of_an_image_is_the_same_bits_in_any_batch(shape: tuple[int, int, int]) -> None:
+    whole = starting_noise(shape, range(8), seed=3)
+    for batch_size in (1, 3, 8):
+        parts = [starting_noise(shape, part.tolist(), seed=3) for part in torch.arange(8).split(batch_size)]
+        assert torch.cat(parts).equal(whole)
+    assert starting_noise(shape, [7, 0], seed=3).equal(whole[[7, 0]])
+    other = starting_noise(shape, range(8), seed=4)
+    assert len(torch.cat([whole, other]).flatten(1).unique(dim=0)) == 16
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_images_agree_for_any_batch_size_and_any_number_of_them(model: LatentDiffusion, sampler: str) -> None:
+    whole = model.sample(8, steps=5, sampler=sampler, batch_size=8)
+    for num, batch_size in [(8, 1), (8, 3), (3, 8), (11, 4)]:
+        images = model.sample(num, steps=5, sampler=sampler, batch_size=batch_size)
+        assert (images[:8] - whole[:num]).abs().max() <= LEVEL
+
+
+def test_the_same_request_gives_the_same_bits_and_another_seed_other_images(model: LatentDiffusion) -> None:
+    images = model.sample(4, steps=3)
+    assert model.sample(4, steps=3).equal(images)
+    assert (model.sample(4, steps=3, seed=1) - images).abs().amax((1, 2, 3)).min() > LEVEL
+
+
+def test_sampling_is_the_sampler_on_the_grid_from_the_noise_then_the_decoder(model: LatentDiffusion) -> None:
+    """The whole pipeline in four lines, by hand; Euler at guidance 3."""
+    sampling, labels, nobody = model.description.sampling, torch.tensor([1, 0, 1]), torch.full((3,), 2)
+    sigmas = karras_sigmas(4, sampling.sigma_min, sampling.sigma_max, sampling.rho)
+    x = starting_noise(model.description.latent_shape, range(3), seed=5) * sigmas[0]
+    with torch.no_grad():
+        for sigma, lower in pairwise(sigmas):
+            with_label, without = (model.denoiser(x, sigma.expand(3), which) for which in (labels, nobody))
+            x = x + (lower - sigma) * (x - (3 * with_label - 2 * without)) / sigma
+        expected = model.autoencoder.decode(x).clamp(-1, 1)
+    images = model.sample(3, [1, 0], steps=4, sampler="euler", guidance=3.0, seed=5)
+    assert (images - expected).abs().max() < 1e-4
+
+
+def test_labels_by_name_and_by_number_are_the_same(model: LatentDiffusion) -> None:
+    by_name = model.sample(4, ["square", "disc"], steps=3)
+    for labels in ([1, 0], ["1", "0"], ["square", 0], [1, 0, 1, 0]):
+        assert model.sample(4, labels, steps=3).equal(by_name)
+    assert not model.sample(4, ["disc", "square"], steps=3).equal(by_name)
+
+
+def test_without_labels_the_classes_come_in_turn(model: LatentDiffusion) -> None:
+    assert model.sample(5, steps=3).equal(model.sample(5, [0, 1], steps=3))
+
+
+def test_a_class_whose_name_is_a_number_is_meant_by_its_name(model: LatentDiffusion) -> None:
+    named = replace(model.description, classes=("1", "0"))
+    assert LatentDiffusion(model.autoencoder, model.denoiser, named).label_indices(["0", "1", 1]) == [1, 0, 1]
+
+
+def test_guidance_one_is_the_conditional_model_and_zero_the_unconditional_one(model: LatentDiffusion) -> None:
+    class WithoutItsLabels(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return model.denoiser(noisy, sigma, None)
+
+    labels = torch.tensor([0, 1])
+    x, sigma = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1)), torch.full((2,), 2.0)
+    with torch.no_grad():
+        answers = {guidance: model.guided(guidance, labels)(x, sigma) for guidance in (0.0, 1.0, 2.0)}
+        assert answers[1.0].equal(model.denoiser(x, sigma, labels))
+        assert answers[0.0].equal(WithoutItsLabels()(x, sigma, labels))
+    assert torch.allclose(answers[2.0], 2 * answers[1.0] - answers[0.0], atol=1e-5)
+    assert model.sample(2, steps=3).equal(model.sample(2, steps=3, guidance=2.0)), "2 is what a model with classes gets"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_number_of_steps_gives_finite_images_in_range(model: LatentDiffusion, sampler: str) -> None:
+    for steps in range(1, 21):
+        done: list[int] = []
+        images = model.sample(2, steps=steps, sampler=sampler, batch_size=1, on_step=done.append)
+        assert images.shape == (2, 3, 16, 16) and images.isfinite().all() and images.abs().max() <= 1
+        assert done == [1] * (2 * steps)
+
+
+def test_an_unconditional_model_samples_without_labels(unconditional: LatentDiffusion) -> None:
+    assert unconditional.sample(2, steps=2).equal(unconditional.sample(2, steps=2, guidance=1.0))
+
+
+@pytest.mark.parametrize(
+    ("request_", "flag"),
+    [
+        ({"num": 0}, "--num 0"),
+        ({"num": -3}, "--num -3"),
+        ({"steps": 0}, "--steps 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"sampler": "ddim"}, "--sampler ddim"),
+        ({"labels": ["circle"]}, "--labels circle"),
+        ({"labels": [2]}, "--labels 2"),
+        ({"labels": [-1]}, "--labels -1"),
+        ({"labels": ["²"]}, "--labels ²"),
+        ({"labels": []}, "--labels"),
+        ({"guidance": float("nan")}, "--guidance nan"),
+        ({"guidance": float("inf")}, "--guidance inf"),
+    ],
+)
+def test_an_impossible_request_is_refused_with_its_flag(
+    model: LatentDiffusion, request_: dict[str, Any], flag: str
+) -> None:
+    assert refused(lambda: model.sample(**{"steps": 2, **request_})).startswith(flag)
+
+
+@pytest.mark.parametrize(("request_", "flag"), [({"guidance": 2.0}, "--guidance"), ({"labels": [0]}, "--labels")])
+def test_a_model_without_classes_refuses_what_needs_them(
+    unconditional: LatentDiffusion, request_: dict[str, Any], flag: str
+) -> None:
+    assert refused(lambda: unconditional.sample(2, **request_)).startswith(f"{flag} needs a model with classes")
+
+
+def test_the_possible_classes_and_samplers_are_named(model: LatentDiffusion) -> None:
+    assert "disc, square" in refused(lambda: model.sample(2, ["circle"]))
+    assert "euler, heun, dpm++2m" in refused(lambda: model.sample(2, sampler="ddim"))
+
+
+def test_what_is_saved_comes_back_bit_for_bit(model: LatentDiffusion, tmp_path: Path) -> None:
+    save_denoiser(model.denoiser, model.description, tmp_path / "unet")  # type: ignore[arg-type]
+    denoiser, description = load_denoiser(tmp_path / "unet")
+    assert description == model.description
+    weights = denoiser.state_dict()
+    assert all(value.equal(weights[name]) for name, value in model.denoiser.state_dict().items())
+    assert not denoiser.training
+
+
+# Folders that are not what they should be.
+
+
+def with_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def damage(run: Path) -> object:
+        file = run / "unet" / "config.json"
+        config = json.loads(file.read_text())
+        change(config)
+        return file.write_text(json.dumps(config))
+
+    return damage
+
+
+def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def damage(run: Path) -> object:
+        file = run / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = safetensors.torch.load_file(file)
+        change(weights)
+        return safetensors.torch.save_file(weights, file)
+
+    return damage
+
+
+def cut(name: str, size: int) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:size])
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty config": cut("unet/config.json", 0),
+    "half a config": cut("unet/config.json", 100),
+    "not an object": lambda run: (run / "unet" / "config.json").write_text("[1, 2]"),
+    "not text": lambda run: (run / "unet" / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "unknown key": with_config(lambda config: config.update(colour=3)),
+    "missing key": with_config(lambda config: config.pop("classes")),
+    "wrong type": with_config(lambda config: config.update(latent_shape="large")),
+    "too few sides": with_config(lambda config: config.update(latent_shape=[2, 8])),
+    "another width": with_config(lambda config: config["denoiser"]["network"].update(widths=[8, 24])),
+    "another class": with_config(lambda config: config["classes"].append("triangle")),
+    "impossible levels": with_config(lambda config: config["denoiser"]["network"].update(attention=[7])),
+    "unknown network": with_config(lambda config: config["denoiser"]["network"].update(kind="transformer")),
+    "no weights": lambda run: (run / "unet" / WEIGHTS).unlink(),
+    "empty weights": cut(f"unet/{WEIGHTS}", 0),
+    "half the weights": cut(f"unet/{WEIGHTS}", 5000),
+    "a tensor less": with_weights(lambda weights: weights.pop("first.bias")),
+    "a tensor more": with_weights(lambda weights: weights.update(more=torch.zeros(1))),
+    "no unet": lambda run: shutil.rmtree(run / "unet"),
+    "no vae": lambda run: shutil.rmtree(run / "vae"),
+    "no vae config": lambda run: (run / "vae" / "config.json").unlink(),
+    "half a vae config": cut("vae/config.json", 60),
+    "half the vae": cut(f"vae/{WEIGHTS}", 5000),
+    "no vae weights": lambda run: (run / "vae" / WEIGHTS).unlink(),
+    "nothing at all": lambda run: [shutil.rmtree(run), run.mkdir()],
+    "not even a folder": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_refused_and_its_place_named(finished_diffusion: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    for part in ("unet", "vae"):
+        shutil.copytree(finished_diffusion / part, run / part)
+    DAMAGES[damage](run)
+    assert str(run) in refused(lambda: LatentDiffusion.load(run), CheckpointError)
+
+
+def test_a_run_without_its_autoencoder_does_not_ask_the_hub_for_one(
+    finished_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen from its parent folder, `run/vae` would also be the name of a repository."""
+    shutil.copytree(finished_diffusion / "unet", tmp_path / "run" / "unet")
+    monkeypatch.chdir(tmp_path)
+    assert "no config.json" in refused(lambda: LatentDiffusion.load("run"), CheckpointError)

@@ -1,0 +1,173 @@
+"""sample.py: one grid or many pictures, and one line for whatever cannot be done."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.pipeline import LatentDiffusion
+from ldm.shapes import to_uint8
+from tests.conftest import Outcome, ran
+
+
+def sampled(run: Path, out: Path, *more: object) -> Outcome:
+    outcome = ran("sample", run, "--out", out, "--steps", 2, "--device", "cpu", *more)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def refusal(outcome: Outcome, code: int) -> str:
+    """The one line that a refused command says."""
+    assert outcome.code == code, outcome
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
+    assert not outcome.out
+    return outcome.err
+
+
+def expected(run: Path, *arguments: object, **options: object) -> np.ndarray:
+    """What the library draws, as count x height x width x 3."""
+    images = LatentDiffusion.load(run).sample(*arguments, steps=2, **options)  # type: ignore[arg-type]
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("name", ["grid.png", "GRID.PNG", "new/folder/grid.Png"])
+def test_a_png_is_one_grid_that_says_how_it_was_made(finished_diffusion: Path, tmp_path: Path, name: str) -> None:
+    outcome = sampled(finished_diffusion, tmp_path / name, "--num", 6, "--columns", 3, "--seed", 4, "--guidance", 1.5)
+    assert name in outcome.out
+    with Image.open(tmp_path / name) as grid:
+        assert grid.format == "PNG" and grid.mode == "RGB"
+        factor = 640 // (2 + 3 * 18)
+        assert grid.size == (factor * (2 + 3 * 18), factor * (2 + 2 * 18))
+        told = {"run": str(finished_diffusion), "num": "6", "seed": "4", "steps": "2", "guidance": "1.5"}
+        assert told.items() <= grid.text.items()
+        pixels = np.asarray(grid)[::factor, ::factor]
+    images = expected(finished_diffusion, 6, seed=4, guidance=1.5)
+    for place, image in enumerate(images):
+        top, left = 2 + 18 * (place // 3), 2 + 18 * (place % 3)
+        assert (pixels[top : top + 16, left : left + 16] == image).all()
+
+
+def test_a_grid_has_a_column_for_each_class(finished_diffusion: Path, tmp_path: Path) -> None:
+    for labels, columns in [((), 2), (("--labels", "square"), 1), (("--labels", "0,1,0"), 3)]:
+        sampled(finished_diffusion, tmp_path / "grid.png", "--num", 6, *labels)
+        with Image.open(tmp_path / "grid.png") as grid:
+            assert grid.width / grid.height == (2 + columns * 18) / (2 + 6 // columns * 18)
+
+
+def test_a_folder_gets_one_picture_per_image_named_by_its_class(finished_diffusion: Path, tmp_path: Path) -> None:
+    sampled(finished_diffusion, tmp_path / "many", "--num", 5, "--labels", "square,disc", "--batch-size", 2)
+    names = ["00000-square.png", "00001-disc.png", "00002-square.png", "00003-disc.png", "00004-square.png"]
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == names
+    images = expected(finished_diffusion, 5, ["square", "disc"], batch_size=2)
+    for number, name in enumerate(names):
+        with Image.open(tmp_path / "many" / name) as picture:
+            assert (np.asarray(picture) == images[number]).all()
+            assert picture.text["number"] == str(number) and picture.text["seed"] == "0"
+
+
+def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number(
+    finished_diffusion: Path, tmp_path: Path
+) -> None:
+    for name, num in [("few", 2), ("many", 7)]:
+        sampled(finished_diffusion, tmp_path / name, "--num", num, "--batch-size", 7)
+    for name in ("00000-disc.png", "00001-square.png"):
+        few, many = (np.asarray(Image.open(tmp_path / folder / name)).astype(int) for folder in ("few", "many"))
+        assert abs(few - many).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--nmu", 3), "--nmu is not understood; did you mean --num?"),
+        (("--batch_size", 3), "--batch_size is not understood; did you mean --batch-size?"),
+        (("--lables=disc",), "--lables=disc is not understood; did you mean --labels?"),
+        (("--guid", 3), "--guid is not understood"),
+        (("another",), "another is not understood"),
+        (("--num", "many"), "argument --num: invalid int value: 'many'"),
+        (("--num",), "argument --num: expected one argument"),
+        (("--num", 0), "--num 0 must be at least 1"),
+        (("--steps", 0), "--steps 0 must be at least 1"),
+        (("--batch-size", 0), "--batch-size 0 must be at least 1"),
+        (("--columns", 0), "--columns 0 must be at least 1"),
+        (("--columns", -2), "--columns -2 must be at least 1"),
+        (("--sampler", "ddim"), "--sampler ddim is not one of euler, heun, dpm++2m"),
+        (("--labels", "circle"), "--labels circle is not a class of this model: disc, square"),
+        (("--labels", ""), "--labels  is not a class"),
+        (("--guidance", "nan"), "--guidance nan must be a finite number"),
+        (("--device", "quantum"), "--device quantum cannot be used"),
+        (("--device", "cuda:99"), "--device cuda:99 cannot be used"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(
+    finished_diffusion: Path, tmp_path: Path, arguments: tuple[object, ...], told: str
+) -> None:
+    out = tmp_path / "grid.png"
+    assert " ".join(told.split()) in refusal(ran("sample", finished_diffusion, "--out", out, *arguments), 2)
+    assert not out.exists()
+
+
+def test_without_a_run_or_a_place_to_write_to_there_is_nothing_to_do(finished_diffusion: Path) -> None:
+    assert "RUN" in refusal(ran("sample", "--out", "grid.png"), 2)
+    assert "--out" in refusal(ran("sample", finished_diffusion), 2)
+
+
+@pytest.mark.parametrize("made", [lambda run: None, lambda run: run.mkdir(), lambda run: run.write_text("a file")])
+def test_what_is_no_finished_run_exits_4(tmp_path: Path, made) -> None:
+    made(tmp_path / "run")
+    outcome = ran("sample", tmp_path / "run", "--out", tmp_path / "grid.png")
+    assert f"{tmp_path / 'run'} is not a finished stage-two run" in refusal(outcome, 4)
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_run_of_stage_one_is_not_one_of_stage_two(finished_vae: Path, tmp_path: Path) -> None:
+    assert "not a finished stage-two run" in refusal(ran("sample", finished_vae, "--out", tmp_path / "grid.png"), 4)
+
+
+@pytest.mark.parametrize("name", ["taken/grid.png", "taken", "folder.png"])
+def test_a_place_that_cannot_be_written_to_exits_2(finished_diffusion: Path, tmp_path: Path, name: str) -> None:
+    """As with the --out of the training scripts: choose another one."""
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "folder.png").mkdir()
+    outcome = ran("sample", finished_diffusion, "--out", tmp_path / name, "--num", 2, "--steps", 1)
+    assert f"--out {tmp_path / name} cannot be written" in refusal(outcome, 2)
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is the disk that is always full")
+def test_a_full_disk_exits_4_and_names_the_picture(finished_diffusion: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    os.symlink("/dev/full", out)
+    message = refusal(ran("sample", finished_diffusion, "--out", out, "--num", 2, "--steps", 1), 4)
+    assert str(out) in message and "full" in message
+    with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"1")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_class_whose_name_is_a_path_stays_in_the_folder(finished_diffusion: Path, tmp_path: Path) -> None:
+    """A metadata.jsonl may call a class anything."""
+    import json
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_diffusion, run)
+    config = json.loads((run / "unet" / "config.json").read_text())
+    config["classes"] = ["../../disc", "cats/tabby"]
+    (run / "unet" / "config.json").write_text(json.dumps(config))
+    sampled(run, tmp_path / "deep" / "many", "--num", 2)
+    assert sorted(path.name for path in (tmp_path / "deep").rglob("*")) == [
+        "00000-.._.._disc.png",
+        "00001-cats_tabby.png",
+        "many",
+    ]
+
+
+def test_the_pictures_of_a_gpu_are_not_asked_for_where_there_is_none(finished_diffusion: Path, tmp_path: Path) -> None:
+    """Without --device the script takes what the machine has."""
+    assert ran("sample", finished_diffusion, "--out", tmp_path / "a.png", "--num", 1, "--steps", 1).code == 0
+    if not torch.cuda.is_available():
+        refusal(ran("sample", finished_diffusion, "--out", tmp_path / "b.png", "--device", "cuda"), 2)
