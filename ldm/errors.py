@@ -1,6 +1,7 @@
 """Expected failures: one class and one exit code each, one line for the user, never a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -50,6 +51,8 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
         if not error.told:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -128,7 +128,9 @@ class Payload:
 
 
 @pytest.mark.parametrize("place", ["the autoencoder", "a checkpoint"])
-def test_a_malicious_pickle_in_place_of_weights_is_refused_and_not_run(stage_one, stage_two, finished_vae, tmp_path, place):
+def test_a_malicious_pickle_in_place_of_weights_is_refused_and_not_run(
+    stage_one, stage_two, finished_vae, tmp_path, place
+):
     run, owned = tmp_path / "run", tmp_path / "owned"
     shutil.copytree(finished_vae, run)
     evil = pickle.dumps(Payload(owned))

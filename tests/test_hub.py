@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.autoencoder.model import Autoencoder
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import to_uint8
 from tests.conftest import ROOT
@@ -29,9 +30,12 @@ def drawn(pipe, *arguments, **options):
     return np.stack([np.asarray(image) for image in pipe(*arguments, **options).images])
 
 labels = ["square", "disc", 0]
+pipe.save_pretrained(f"{out}/again")
+again = DiffusionPipeline.from_pretrained(f"{out}/again", trust_remote_code=True)
 np.savez(
     f"{out}/images.npz",
     plain=drawn(pipe, 5, num_inference_steps=3),
+    again=drawn(again, 5, num_inference_steps=3),
     chosen=drawn(pipe, 4, labels, num_inference_steps=4, sampler="dpm++2m", guidance_scale=1.5, seed=7),
 )
 try:
@@ -39,7 +43,6 @@ try:
     refusal = ""
 except Exception as error:
     refusal = f"{type(error).__name__}: {error}"
-pipe.save_pretrained(f"{out}/again")
 said = {name: type(part).__name__ for name, part in pipe.components.items()}
 json.dump({"parts": said, "refusal": refusal, "class": type(pipe).__name__}, open(f"{out}/said.json", "w"))
 """
@@ -49,15 +52,16 @@ sys.modules["ldm"] = None  # importing it is an ImportError now
 import numpy as np, torch
 from diffusers import AutoencoderKL
 
-folder, given, out = sys.argv[1:]
+given, *runs = sys.argv[1:]
 torch.set_num_threads(1)
-autoencoder = AutoencoderKL.from_pretrained(folder).eval()
-assert (autoencoder.config.scaling_factor, autoencoder.config.shift_factor) == (1.0, None)
 arrays = np.load(given)
-with torch.no_grad():
-    images = autoencoder.decode(torch.from_numpy(arrays["latents"])).sample
-    posterior = autoencoder.encode(torch.from_numpy(arrays["images"])).latent_dist
-np.savez(out, images=images.numpy(), mean=posterior.mean.numpy(), std=posterior.std.numpy())
+for number, run in enumerate(runs):
+    autoencoder = AutoencoderKL.from_pretrained(f"{run}/vae").eval()
+    assert (autoencoder.config.scaling_factor, autoencoder.config.shift_factor) == (1.0, None)
+    with torch.no_grad():
+        images = autoencoder.decode(torch.from_numpy(arrays["latents"])).sample
+        posterior = autoencoder.encode(torch.from_numpy(arrays["images"])).latent_dist
+    np.savez(f"{number}.npz", images=images.numpy(), mean=posterior.mean.numpy(), std=posterior.std.numpy())
 """
 
 
@@ -110,9 +114,9 @@ def test_diffusers_hears_the_same_refusals(drawn: Drawn) -> None:
     assert drawn.said["refusal"] == "ConfigError: --labels circle is not a class of this model: disc, square"
 
 
-def test_a_pipeline_saved_by_diffusers_opens_again_and_draws_the_same(drawn: Drawn, tmp_path: Path) -> None:
-    in_another_process(USE_PIPELINE, tmp_path, drawn.again, tmp_path)
-    assert all((value == drawn.images[name]).all() for name, value in np.load(tmp_path / "images.npz").items())
+def test_a_pipeline_saved_by_diffusers_opens_again_and_draws_the_same(drawn: Drawn) -> None:
+    """Left to itself, diffusers saves only parts of classes that it knows, and drops the denoiser without a word."""
+    assert (drawn.images["again"] == drawn.images["plain"]).all()
 
 
 def test_a_pipeline_saved_by_diffusers_is_a_run_for_sample_too(drawn: Drawn) -> None:
@@ -134,25 +138,23 @@ def test_the_code_in_a_run_is_two_imports(finished_diffusion: Path) -> None:
     assert sorted(path.name for path in finished_diffusion.rglob("*.py")) == ["denoiser.py", "pipeline.py"]
 
 
-@pytest.mark.parametrize("stage", ["finished_vae", "finished_diffusion"])
 def test_the_autoencoder_of_a_run_needs_nothing_of_ours(
-    stage: str, request: pytest.FixtureRequest, tmp_path: Path
+    finished_vae: Path, finished_diffusion: Path, tmp_path: Path
 ) -> None:
     """A process that cannot import ldm decodes and encodes the same with diffusers' own AutoencoderKL."""
-    run: Path = request.getfixturevalue(stage)
     random = torch.Generator().manual_seed(0)
     latents, images = torch.randn(3, 2, 8, 8, generator=random), torch.rand(3, 3, 16, 16, generator=random) * 2 - 1
     np.savez(tmp_path / "given.npz", latents=latents.numpy(), images=images.numpy())
-    in_another_process(USE_AUTOENCODER, tmp_path, run / "vae", tmp_path / "given.npz", tmp_path / "found.npz")
-    found = {name: torch.from_numpy(value) for name, value in np.load(tmp_path / "found.npz").items()}
-    from ldm import Autoencoder
-
-    ours = Autoencoder.load(run)
-    with torch.no_grad():
-        posterior = ours.encode(images)
-        assert torch.allclose(found["images"], ours.decode(latents), rtol=0, atol=1e-6)
-    assert torch.allclose(found["mean"], posterior.mean, rtol=0, atol=1e-6)
-    assert torch.allclose(found["std"], (posterior.logvar / 2).exp(), rtol=1e-5)
+    runs = [finished_vae, finished_diffusion]
+    in_another_process(USE_AUTOENCODER, tmp_path, tmp_path / "given.npz", *runs)
+    for number, run in enumerate(runs):
+        found = {name: torch.from_numpy(value) for name, value in np.load(tmp_path / f"{number}.npz").items()}
+        ours = Autoencoder.load(run)
+        with torch.no_grad():
+            posterior = ours.encode(images)
+            assert torch.allclose(found["images"], ours.decode(latents), rtol=0, atol=1e-6)
+        assert torch.allclose(found["mean"], posterior.mean, rtol=0, atol=1e-6)
+        assert torch.allclose(found["std"], (posterior.logvar / 2).exp(), rtol=1e-5)
 
 
 def test_ldm_is_what_the_process_without_ldm_lacks() -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class KLNetwork(nn.Module):
-    """diffusers' convolutional encoder and decoder and two 1 x 1 convolutions: the parameters of AutoencoderKL, by name.
+    """diffusers' convolutional encoder and decoder and two 1 x 1 convolutions: AutoencoderKL's parameters, by name.
 
     An image of C x H x W becomes moments of 2c x H/f x W/f, with f = 2 ** (levels - 1).
     """

@@ -110,7 +110,7 @@ def test_normal_and_uniform_numbers_are_what_they_are_called():
     random, count = StepRandom(0, 0, 50_000), 50_000
     normal, uniform = random.normal("noise").double(), random.uniform("dropout").double()
     assert abs(normal.mean()) < 4 / math.sqrt(count) and abs(normal.std() - 1) < 4 / math.sqrt(2 * count)
-    assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 4 / math.sqrt(12 * count)
+    assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 4 / math.sqrt(12 * count)
 
 
 # ---- how they are seen
@@ -180,7 +180,7 @@ def test_a_batch_holds_the_views_in_range_with_their_labels():
         draw, batch = given.order.draw(step), given[step]
         views = [given.view(*place) for place in zip(draw.epochs, draw.indices, strict=True)]
         assert torch.equal(batch.images, to_float(torch.stack(views)))
-        assert batch.images.dtype == torch.float32 and -1 <= batch.images.min() and batch.images.max() <= 1
+        assert batch.images.dtype == torch.float32 and batch.images.min() >= -1 and batch.images.max() <= 1
         assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == [index % 3 for index in draw.indices]
 
 
