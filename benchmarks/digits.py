@@ -35,7 +35,8 @@ def main(folder: Path) -> None:
 
     reader = classifier(real[training], dataset.labels[training])
     learner = classifier(samples, asked)
-    peer = classifier(real[training[: len(samples)]], dataset.labels[training[: len(samples)]])
+    as_many = np.random.default_rng(0).permutation(training)[: len(samples)]
+    peer = classifier(real[as_many], dataset.labels[as_many])
     truth = dataset.labels[held_out]
     report = json.loads((folder / "vae" / "report.json").read_text())
     first = slice(0, 200)

@@ -50,7 +50,7 @@ def reconstruction_panel(images: Images, reconstruction: Images) -> Image.Image:
 
 def enlarged(image: Image.Image, at_least: int = 640) -> Image.Image:
     """Small pictures shown in whole multiples of their pixels."""
-    factor = max(at_least // image.width, 1)
+    factor = max(round(at_least / image.width), 1)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 

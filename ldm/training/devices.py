@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 
 from ldm.errors import ConfigError
 from ldm.training.settings import Run as RunSettings
@@ -35,6 +36,10 @@ def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
     """The Accelerator of a run: device, process group, autocast, trackers."""
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[settings.precision]):
         raise ConfigError("set the precision with --run.precision, not with accelerate's --mixed_precision")
+    trackers = [tracker.value for tracker in get_available_trackers()]
+    if settings.report_to and settings.report_to not in trackers:
+        installed = ", ".join(trackers) or "none"
+        raise ConfigError(f"run.report_to {settings.report_to} is not an installed tracker of Accelerate: {installed}")
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without this, Accelerate ignores torchrun's processes on CPUs
         mixed_precision=MIXED[settings.precision],

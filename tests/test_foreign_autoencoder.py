@@ -1,0 +1,89 @@
+"""Stage two on any AutoencoderKL of diffusers, and what it leaves alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import Autoencoder
+from ldm.data.batches import in_chunks
+from ldm.data.datasets import open_dataset
+from ldm.data.settings import Folder
+from ldm.data.split import split
+from ldm.evaluation import latent_statistics
+from tests.conftest import STAGE_TWO, Stage, ran
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AutoencoderKL that somebody else made: untrained, with the scaling factor of Stable Diffusion."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("foreign")
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=3,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flat_folder(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images without classes."""
+    folder = tmp_path_factory.mktemp("flat")
+    for file in sorted(shapes_folder.rglob("*.png")):
+        shutil.copy(file, folder / f"{file.parent.name}-{file.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(foreign: Path, flat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished stage-two run on it."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yaml").write_text(f"data: {{kind: folder, path: '{flat_folder}', size: 16}}\n{STAGE_TWO}")
+    stage = Stage("train_diffusion", (folder / "config.yaml", "--autoencoder", foreign))
+    outcome = stage.run(folder / "out")
+    assert outcome.code == 0, outcome.err
+    return folder / "out"
+
+
+def test_its_latents_are_measured_on_the_data_and_standardized(run, flat_folder):
+    settings = Folder(path=str(flat_folder), size=16)
+    dataset = open_dataset(settings)
+    training, _ = split(dataset.groups, settings.held_out, settings.split_seed)
+    kept = latent_statistics(Autoencoder.load(run), dataset, settings, training.tolist(), torch.device("cpu"))
+    assert kept.mean.abs().max() < 0.02
+    assert (kept.std - 1).abs().max() < 0.02
+
+
+def test_it_reconstructs_as_it_did(run, foreign, flat_folder):
+    settings = Folder(path=str(flat_folder), size=16)
+    _, images = next(in_chunks(open_dataset(settings), settings, [0, 1, 2]))
+    with torch.no_grad():
+        before, after = (Autoencoder.load(source).reconstruct(images) for source in (foreign, run))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_classes_is_sampled_without_labels(run, tmp_path):
+    outcome = ran("sample", run, "--out", tmp_path / "grid.png", "--num", 4, "--steps", 3)
+    assert outcome.code == 0 and (tmp_path / "grid.png").exists(), outcome.err
+    refused = ran("sample", run, "--out", tmp_path / "grid.png", "--labels", "disc")
+    assert refused.code == 2 and "--labels" in refused.err
+
+
+def test_stage_two_leaves_the_bytes_of_the_autoencoder_alone(finished_vae, finished_diffusion):
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert (finished_diffusion / name).read_bytes() == (finished_vae / name).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_other_precisions_train_both_stages_and_are_stored_resolved(stage, tmp_path, precision):
+    outcome = stage.run(tmp_path / "run", "--run.precision", precision, "--run.steps", 3)
+    assert outcome.code == 0, outcome.err
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "precision: auto" not in text and ("precision: bf16" in text or precision == "auto")
