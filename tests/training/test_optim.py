@@ -1,0 +1,132 @@
+"""The optimizer step: AdamW as everybody knows it, and nothing at all from the first number that is not finite."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.ema import LENGTHS, PowerAverages, exponent
+from ldm.training.optim import GuardedAdamW, learning_rate
+from ldm.training.settings import Optim
+from ldm.training.state import State
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def loss_of(module: nn.Module, seed: int) -> torch.Tensor:
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(seed))
+    return (module(x) - x[:, :2]).square().mean()
+
+
+@pytest.mark.parametrize("clip", [1e-2, 1e3])
+def test_a_step_is_clip_grad_norm_and_adamw(clip):
+    ours, theirs = network(), network()
+    optimizer = GuardedAdamW(dict(ours.named_parameters()), Optim(clip=clip, weight_decay=0.1), None)
+    reference = torch.optim.AdamW(theirs.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
+    for step in range(20):
+        loss = loss_of(ours, step)
+        loss.backward()
+        norm = optimizer.step(1e-2, loss.detach())
+        loss_of(theirs, step).backward()
+        torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(theirs.parameters(), clip))
+        reference.param_groups[0]["lr"] = 1e-2
+        reference.step()
+        reference.zero_grad()
+        for mine, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine, their)
+            assert mine.grad is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
+    module = network()
+    state = State(module, Optim(), None)
+
+    def advance(number: int, *, broken: bool) -> None:
+        loss = loss_of(module, number)
+        loss.backward()
+        if broken and place == "gradient":
+            module[0].weight.grad[0, 0] = bad
+        told = torch.tensor(bad) if broken and place == "loss" else loss.detach()
+        state.advance(number, 1e-2, told)
+
+    for number in range(1, 4):
+        advance(number, broken=False)
+    before = {f"{file} {name}": t.clone() for file, tensors in state.tensors().items() for name, t in tensors.items()}
+    advance(4, broken=True)
+    advance(5, broken=False)
+    after = {f"{file} {name}": t for file, tensors in state.tensors().items() for name, t in tensors.items()}
+    assert state.optimizer.alive == 0
+    for name, value in before.items():
+        assert value.equal(after[name]), name
+
+
+def test_the_learning_rate_warms_up_and_ends_at_a_hundredth():
+    settings = Optim(lr=2.0, warmup=10)
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
+    assert rates[10] == 2.0 and learning_rate(settings, 100, 100) == pytest.approx(0.02)
+    assert learning_rate(Optim(lr=2.0, warmup=10, schedule="constant"), 99, 100) == 2.0
+    assert learning_rate(Optim(lr=2.0, warmup=10), 0, 3) > 0
+
+
+@pytest.mark.parametrize(("length", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_the_exponents_are_those_of_the_paper(length, gamma):
+    """Karras et al. 2024, section 3.1."""
+    assert exponent(length) == pytest.approx(gamma, abs=0.01)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_an_average_has_the_relative_length_it_is_named_after(length):
+    """The weight of each step in the average, found by averaging the unit vectors; its spread relative to the run."""
+    steps = 1000
+    weights = torch.zeros(steps, dtype=torch.float64)
+    averages = PowerAverages([weights])
+    for step in range(1, steps + 1):
+        weights.zero_()[step - 1] = 1
+        averages.update(step, torch.ones(()))
+    profile, times = averages.averages[length][0], torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    mean = (profile * times).sum()
+    spread = ((profile * (times - mean) ** 2).sum()).sqrt().item()
+    assert profile.sum().item() == pytest.approx(1)
+    assert spread == pytest.approx(float(length), rel=0.02)
+
+
+def test_the_first_update_forgets_the_untrained_weights():
+    weights = torch.zeros(4)
+    averages = PowerAverages([weights])
+    weights.fill_(3)
+    averages.update(1, torch.ones(()))
+    assert all(average[0].equal(weights) for average in averages.averages.values())
+
+
+def test_looking_at_the_averaged_module_does_not_touch_training():
+    module = network()
+    state = State(module, Optim(), None)
+    for number in range(1, 4):
+        loss = loss_of(module, number)
+        loss.backward()
+        state.advance(number, 1e-1, loss.detach())
+    before = [p.detach().clone() for p in module.parameters()]
+    average = state.averaged("0.05")
+    assert not average.training and module.training
+    for mine, theirs, stored in zip(
+        module.parameters(), average.parameters(), state.averages.averages["0.05"], strict=True
+    ):
+        assert theirs.equal(stored) and not theirs.equal(mine)
+    assert all(map(torch.equal, before, module.parameters()))
+
+
+def test_a_checksum_sees_a_single_bit():
+    one, two = State(network(), Optim(), None), State(network(), Optim(), None)
+    assert one.checksum().equal(two.checksum())
+    with torch.no_grad():
+        two.module[0].weight.view(torch.int32)[0, 0] ^= 1
+    assert not one.checksum().equal(two.checksum())
