@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from ldm.data.datasets import open_dataset
@@ -38,6 +39,9 @@ def main(folder: Path) -> None:
     as_many = np.random.default_rng(0).permutation(training)[: len(samples)]
     peer = classifier(real[as_many], dataset.labels[as_many])
     truth = dataset.labels[held_out]
+    known = NearestNeighbors(n_neighbors=1).fit(real[training])
+    to_known = {name: known.kneighbors(rows)[0][:, 0] for name, rows in (("real", real[held_out]), ("new", samples))}
+    near = np.quantile(to_known["real"], 0.01)  # as near as the nearest 1 % of held-out digits are to a training digit
     report = json.loads((folder / "vae" / "report.json").read_text())
     first = slice(0, 200)
     print("\nautoencoder, 8 x 8 x 4 latents, on held-out digits")
@@ -53,6 +57,7 @@ def main(folder: Path) -> None:
     print(f"  the reader itself, on held-out real digits      {100 * reader.score(real[held_out], truth):6.1f} %")
     print(f"  trained on samples alone, real held-out digits  {100 * learner.score(real[held_out], truth):6.1f} %")
     print(f"  trained on as many real digits                  {100 * peer.score(real[held_out], truth):6.1f} %")
+    print(f"  nearer to a training digit than 99 % of real ones {100 * (to_known['new'] < near).mean():4.1f} %")
     print(f"\nlook at {folder / 'samples.png'}")
 
 
