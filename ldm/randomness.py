@@ -36,9 +36,14 @@ class StepRandom:
         """Part number `part` of a global batch that is cut into `parts` equal ones."""
         return cls(seed, step, total, start=part * (total // parts), count=total // parts)
 
-    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
-        """Unit Gaussian numbers, part x shape, on the CPU."""
-        return self.part(torch.randn(self.total, *shape, generator=self.generator(purpose)))
+    def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Unit Gaussian numbers, part x shape; drawn on the CPU, so that a GPU trains on the same ones."""
+        drawn = self.part(torch.randn(self.total, *shape, generator=self.generator(purpose)))
+        if torch.device(device).type != "cuda":
+            return drawn.to(device)
+        return drawn.pin_memory().to(
+            device, non_blocking=True
+        )  # from pageable memory the copy would make the host wait
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """Uniform numbers in [0, 1), part x shape, on the CPU."""

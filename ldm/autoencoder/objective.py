@@ -42,7 +42,7 @@ class ReconstructionObjective(nn.Module):
     def forward(self, batch: ImageBatch, random: StepRandom) -> Losses:
         images = batch.images
         posterior = self.autoencoder.encode(images)
-        noise = random.normal("posterior", *posterior.mean.shape[1:]).to(posterior.mean)
+        noise = random.normal("posterior", *posterior.mean.shape[1:], device=posterior.mean.device)
         latents = posterior.at(noise)
         reconstruction = full_precision(self.autoencoder.decode(latents))
         distance = self.distance(images, reconstruction)

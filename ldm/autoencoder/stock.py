@@ -47,7 +47,7 @@ def write(network: KLNetwork | StockNetwork, mean: Tensor, std: Tensor, folder: 
     `mean` and `std` (channels x 1 x 1) are those of the network's latents z. Folding makes the 1 x 1 convolutions
     beside the latent give and take (z - mean) / std; it is exact wherever the log variance is not clamped.
     """
-    stock = copy.deepcopy(network.stock) if isinstance(network, StockNetwork) else to_stock(network)
+    stock = copy.deepcopy(network.stock).cpu() if isinstance(network, StockNetwork) else to_stock(network)
     if stock.quant_conv is None or stock.post_quant_conv is None:
         add_identity_convolutions(stock)
     fold(stock, mean.detach().cpu().double().flatten(), std.detach().cpu().double().flatten())

@@ -1,6 +1,7 @@
 """What a run says about itself: loss terms wait on the device, then become lines of metrics.jsonl."""
 
 import resource
+import sys
 import time
 from typing import Any
 
@@ -88,4 +89,5 @@ class History:
         """Peak bytes: of the GPU's allocator, or of the process."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
