@@ -31,4 +31,4 @@ $(VENV)/ready: constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(DEMO)

@@ -46,7 +46,7 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
     run = Run(settings, out, dry=dry)
     if run.is_finished():
         return
-    dataset = open_dataset(data, progress=run.is_main)
+    dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)

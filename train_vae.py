@@ -34,7 +34,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     run = Run(settings, out, dry=dry)
     if run.is_finished():
         return
-    dataset = open_dataset(data, progress=run.is_main)
+    dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     autoencoder = build(settings.autoencoder, image_channels=data.channels, size=data.size)

@@ -143,6 +143,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         _sync(path.parent)
 
 
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; `CheckpointError` names one that is missing or damaged."""
+    with _reading(path) as data:
+        return json.loads(data)
+
+
 def replace_folder(new: Path, final: Path) -> None:
     """Move the fully written folder `new` to `final`, in the same parent, in place of what was there.
 

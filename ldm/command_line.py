@@ -86,7 +86,7 @@ def _split(
             given[name] = True
             continue
         given[name] = text if equals else next(rest, "--")
-        if not equals and str(given[name]).startswith("--"):
+        if (not equals and str(given[name]).startswith("--")) or (name in options and not given[name]):
             raise ConfigError(f"{flag} needs a value")
     return files, given
 

@@ -51,6 +51,14 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
         if not error.told:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # outside the training loop, or asked twice
+        print("error: stopped at once; the same command goes on from what was saved", file=sys.stderr)
+        return StopRequested.exit_code
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
+            raise
+        print("error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output has seen enough, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

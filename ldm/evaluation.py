@@ -18,7 +18,8 @@ from ldm.pictures import enlarged, grid, reconstruction_panel, save_png
 from ldm.pipeline import Description, LatentDiffusion
 from ldm.shapes import Images
 
-MOST_FOR_PCA = 5000
+MOST_FOR_PCA = 5000  # images, and fewer where together they have more values than
+VALUES_FOR_PCA = 10**8
 
 
 def plain_images(dataset: Dataset, settings: DataSettings, indices: list[int]) -> Images:
@@ -53,13 +54,13 @@ def pca_figures(
 ) -> dict[str, float | None]:
     """PSNR in dB of global PCA with as many numbers per image, and of PCA per patch with as many numbers per patch."""
     channels, height, width = latent
-    images = plain_images(dataset, settings, train[:: -(-len(train) // MOST_FOR_PCA)])
-    others = plain_images(dataset, settings, held_out)
-    factor = settings.size // width
-    whole = channels * factor * factor * settings.channels
+    most = max(min(MOST_FOR_PCA, VALUES_FOR_PCA // (settings.channels * settings.size**2)), 1)
+    images, others = (
+        plain_images(dataset, settings, indices[:: -(-len(indices) // most)]) for indices in (train, held_out)
+    )
     return {
         "pca_psnr": pca_psnr(images, others, channels * height * width),
-        "patch_pca_psnr": patch_pca_psnr(images, others, factor, min(channels, whole)),
+        "patch_pca_psnr": patch_pca_psnr(images, others, settings.size // width, channels),
     }
 
 

@@ -1,15 +1,18 @@
 """What a finished run leaves behind for use elsewhere."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import replace_folder, write_atomically
 from ldm.data.datasets import Dataset
+from ldm.errors import CheckpointError
 from ldm.evaluation import held_out_psnr, latent_statistics, pca_figures
 from ldm.hub import save_component, save_index
 from ldm.pipeline import Description
@@ -19,8 +22,12 @@ from ldm.training.run import Run
 def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then put it in place of `folder` in one move."""
     new = folder.with_name(f"{folder.name}.partial")
-    new.mkdir(exist_ok=True)
-    write(new)
+    try:
+        new.mkdir(exist_ok=True)
+        write(new)
+    except (OSError, SafetensorError) as error:  # a full disk reaches safetensors, which has an error of its own for it
+        shutil.rmtree(new, ignore_errors=True)
+        raise CheckpointError(f"could not write {folder}: {error}; the same command tries again") from error
     replace_folder(new, folder)
 
 

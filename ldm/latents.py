@@ -1,8 +1,12 @@
 """Where the two halves meet in training: images encoded once, standardized, and drawn from at every step."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +18,14 @@ from tqdm import tqdm
 from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.statistics import Statistics
-from ldm.checkpoint import write_atomically
+from ldm.checkpoint import read_json, write_atomically
 from ldm.data.batches import Order, in_chunks
 from ldm.data.datasets import Dataset
 from ldm.data.settings import DataSettings
 from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import LatentBatch
 from ldm.diffusion.settings import Objective as ObjectiveSettings
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.randomness import derived_seed
 from ldm.training.run import Run
 
@@ -80,13 +84,33 @@ def open_latents(
     expected = fingerprint(autoencoder, dataset.fingerprint, 2 if settings.flip else 1)
 
     def build() -> None:
-        if open_cache(folder, expected) is None:
-            build_cache(folder, expected, autoencoder, dataset, settings, run.device)
+        if open_cache(folder, expected) is not None:
+            return
+        with held(folder):
+            if open_cache(folder, expected) is None:
+                build_cache(folder, expected, autoencoder, dataset, settings, run.device)
 
     run.on_main(build)
     cache = open_cache(folder, expected)
     assert cache is not None
     return cache
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else builds a cache in `folder` meanwhile: a run that shares it waits, and finds it built."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"--cache {folder} cannot be written: {error.filename}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def open_cache(folder: Path, expected: str) -> LatentCache | None:
@@ -181,7 +205,7 @@ def open_autoencoder(source: str, settings: DataSettings, data: str) -> tuple[Au
     environment = Path(source) / "environment.json"
     if environment.is_file() and not (Path(source) / "vae").is_dir():
         raise CheckpointError(f"--autoencoder {source} is a run that is not finished: it has no vae/ yet")
-    same_data = environment.is_file() and json.loads(environment.read_text()).get("data") == data
+    same_data = environment.is_file() and read_json(environment).get("data") == data
     autoencoder = Autoencoder.load(source).requires_grad_(False)
     channels, factor = autoencoder.network.image_channels, autoencoder.network.factor
     if channels != settings.channels:

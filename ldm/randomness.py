@@ -41,9 +41,8 @@ class StepRandom:
         drawn = self.part(torch.randn(self.total, *shape, generator=self.generator(purpose)))
         if torch.device(device).type != "cuda":
             return drawn.to(device)
-        return drawn.pin_memory().to(
-            device, non_blocking=True
-        )  # from pageable memory the copy would make the host wait
+        # From pageable memory the copy would make the host wait.
+        return drawn.pin_memory().to(device, non_blocking=True)
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """Uniform numbers in [0, 1), part x shape, on the CPU."""

@@ -71,6 +71,30 @@ def test_an_out_that_cannot_be_a_folder(stage, tmp_path):
     one_line(stage.run(tmp_path / "file"), 2, "--out")
 
 
+def test_an_out_among_the_images_would_train_on_its_own_panels(stage_one, shapes_folder, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(shapes_folder, images)
+    one_line(stage_one.run(images / "run", "--data.path", images), 2, "--out", "data.path", "choose another --out")
+    assert not (images / "run").exists()
+
+
+def test_an_empty_out_is_not_the_current_folder(stage):
+    one_line(stage.run(""), 2, "--out needs a value")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["environment.json", "finished.json"])
+def test_a_damaged_note_in_the_run_folder_is_named(stage_one, finished_vae, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    (run / name).write_text("{")
+    one_line(stage_one.run(run, "--run.steps", 8), 4, name, "damaged")
+
+
+def test_a_cache_that_cannot_be_a_folder(stage_two, tmp_path):
+    (tmp_path / "file").write_text("")
+    one_line(stage_two.run(tmp_path / "run", "--cache", tmp_path / "file" / "cache"), 2, "--cache", "Not a directory")
+
+
 @pytest.mark.parametrize("what", ["nothing", "an empty folder", "an unfinished run", "a hub id", "no autoencoder"])
 def test_a_wrong_autoencoder(stage_two, finished_vae, tmp_path, what):
     source: Path | str = tmp_path / "source"

@@ -102,11 +102,20 @@ def test_two_processes_stop_at_the_same_step_when_one_gets_a_signal(stage_two, t
 
 
 def test_an_error_of_the_main_process_ends_every_process_and_is_said_once(stage, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("not: [a, config\n")
+    (tmp_path / "run").write_text("a file")
     outcomes = stage.processes(2, tmp_path / "run")
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     assert sum(outcome.err.count("error:") for outcome in outcomes) == 1
+
+
+def test_an_unexpected_error_of_the_main_process_does_not_leave_the_others_waiting(stage_one, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("never heard of")
+
+    monkeypatch.setattr("ldm.training.folder.RunFolder.claim", fails)
+    main, other = sorted(stage_one.processes(2, tmp_path / "run"), key=lambda outcome: outcome.code, reverse=True)
+    assert main.code == 70 and "never heard of" in main.err
+    assert other.code == 1 and "error:" not in other.err
 
 
 def test_a_batch_that_does_not_divide_by_the_processes_is_refused(stage, tmp_path):

@@ -75,10 +75,15 @@ def test_a_disk_that_is_really_full_is_recognized(capsys: pytest.CaptureFixture[
     assert "full" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bug", [ValueError("x"), OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("bug", [ValueError("x"), OSError(errno.EIO, "Input/output error")])
 def test_a_bug_keeps_its_traceback(bug: BaseException) -> None:
     with pytest.raises(type(bug)):
         exit_code_of(raising(bug), [])
+
+
+def test_ctrl_c_outside_the_training_loop_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(raising(KeyboardInterrupt()), []) == 75
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("told", [("x", "y", "--num 3 is wrong", "--seed is wrong: use 4")])
@@ -140,3 +145,22 @@ def only_line(said: str) -> str:
     lines = [line for line in re.split(r"[\r\n]", said) if line.startswith("error: ")]
     assert len(lines) == 1 and said.rstrip("\n").endswith(lines[0]), said
     return lines[0]
+
+
+def test_a_gpu_out_of_memory_is_one_line_with_a_way_out(capfd) -> None:
+    import torch
+
+    def main(_: list[str]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    assert exit_code_of(main, []) == 1
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "run.batch_size" in err
+
+
+def test_any_other_runtime_error_is_a_bug_and_shows_itself() -> None:
+    def main(_: list[str]) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        exit_code_of(main, [])

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.settings import LogNormal
 from ldm.diffusion.settings import Objective as ObjectiveSettings
 from ldm.errors import CheckpointError
-from ldm.latents import LatentBatches, LatentCache, build_cache, fingerprint, open_autoencoder, open_cache
+from ldm.latents import LatentBatches, LatentCache, build_cache, fingerprint, held, open_autoencoder, open_cache
 from ldm.randomness import generator
 from ldm.shapes import to_float
 from tests.conftest import Stage
@@ -180,6 +181,23 @@ def test_half_a_cache_is_none_and_is_built_anew(tmp_path, cache, autoencoder, da
     (tmp_path / "moments.npy").write_bytes(b"half a cache")
     assert open_cache(tmp_path, cache.fingerprint) is None
     assert np.array_equal(cached(tmp_path, autoencoder, dataset).moments, cache.moments)
+
+
+def test_two_runs_that_share_a_cache_do_not_write_it_at_once(tmp_path):
+    """The second would empty the file that the first has mapped, which would train on zeros."""
+    order: list[str] = []
+
+    def second() -> None:
+        with held(tmp_path):
+            order.append("second")
+
+    with held(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(timeout=0.2)
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

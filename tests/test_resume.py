@@ -145,6 +145,16 @@ def test_another_setting_is_refused_with_its_key(stage, tmp_path):
         assert outcome.code == 2 and key in outcome.err and outcome.err.count("error:") == 1
 
 
+def test_a_wrong_first_try_does_not_lock_the_folder_to_its_settings(stage, tmp_path):
+    """Nothing is lost before the first checkpoint, so what was wrong may be put right under the same --out."""
+    out = tmp_path / "run"
+    assert stage.run(out, *SETTINGS, "--run.batch-size", 1000).code == 2
+    if stage.name == "train_vae":
+        assert stage.run(out, *SETTINGS, "--data.path", "/nowhere").code == 3
+    outcome = stage.run(out, "--run.steps", 1)
+    assert outcome.code == 0, outcome.err
+
+
 def test_a_second_run_in_a_live_folder_is_refused(stage, tmp_path):
     out = tmp_path / "run"
     child, wait = stage.start(out, "--run.steps", 100000)
@@ -174,6 +184,25 @@ def test_a_full_disk_exits_4_naming_the_path_and_keeps_the_previous_checkpoint(s
     assert checkpoint.steps(out / "checkpoints") == [3]
     assert weights(out) == before
     assert stage.run(out, "--run.steps", 6, "--run.checkpoint-every", 3).code == 0
+
+
+def test_a_disk_that_is_full_at_the_export_exits_4_and_the_same_command_tries_again(stage, tmp_path):
+    out, folder = tmp_path / "run", "vae" if stage.name == "train_vae" else "unet"
+    assert stage.run(out).code == 0
+    before = weights(out)
+    size = (out / folder / "diffusion_pytorch_model.safetensors").stat().st_size
+    shutil.rmtree(out / folder)
+    (out / "finished.json").unlink()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+    try:
+        outcome = stage.run(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 4 and "Traceback" not in outcome.err, outcome.err
+    assert f"error: could not write {out / folder}" in outcome.err and not (out / f"{folder}.partial").exists()
+    assert stage.run(out).code == 0 and weights(out) == before
 
 
 def test_the_log_has_one_object_per_log_step_with_every_term(finished_vae, finished_diffusion):

@@ -78,6 +78,7 @@ class Dataset:
             if not isinstance(result, BadImage):
                 return candidate, result
             self._reasons[candidate] = str(result)
+            tqdm.write(f"unreadable, replaced by another: {result}")
             self._refuse_too_many()
         label = f" of class {self.classes[self.labels[index]]}" if self.classes else ""
         raise DataError(f"no image{label} can be read, for instance {self.bad[0]}")

@@ -1,17 +1,20 @@
 """Which devices, how many processes, and which precision a run gets."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 
 from ldm.errors import ConfigError
 from ldm.training.settings import Run as RunSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PATIENCE = timedelta(days=1)  # the others wait while the main process encodes the images, or measures at the end
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -45,7 +48,10 @@ def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
         mixed_precision=MIXED[settings.precision],
         log_with=settings.report_to or None,
         project_dir=str(out),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     parts = accelerator.num_processes * settings.accumulation
     if settings.batch_size % parts:

@@ -17,8 +17,8 @@ def report(run: "Run", objective: Any, batches: Any, latent: tuple[int, int, int
     for micro_batch in range(STEPS * run.settings.accumulation):
         began = time.monotonic()
         batch = run.to_device(batches[micro_batch])
-        losses = objective(batch, run.random)
         run.turn = micro_batch % run.settings.accumulation
+        losses = objective(batch, run.random)
         run.update(losses.total)
         losses.total.item()  # waits for the device
         seconds.append(time.monotonic() - began)

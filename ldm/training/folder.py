@@ -1,5 +1,6 @@
 """The folder of a run: who owns it, what it was started with, and what it has logged."""
 
+import errno
 import fcntl
 import json
 import os
@@ -10,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ldm import config
-from ldm.checkpoint import write_atomically
+from ldm import checkpoint, config
+from ldm.checkpoint import read_json, write_atomically
 from ldm.errors import ConfigError, DataError
 from ldm.pictures import curves
 
@@ -38,10 +39,13 @@ class RunFolder:
 
     def claim(self, settings: Any) -> None:
         """Create the folder, or take it up again if it holds a run with the same settings, and lock it."""
+        self.refuse_to_lie_among_the_data(settings)
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ConfigError(
                 f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}"
             ) from error
@@ -54,10 +58,20 @@ class RunFolder:
         with open(self.path / "command.txt", "a") as file:
             file.write(shlex.join(sys.argv) + "\n")
 
+    def refuse_to_lie_among_the_data(self, settings: Any) -> None:
+        """Raise ConfigError if the run's own panels would become training images."""
+        images = getattr(settings.data, "path", "")
+        if images and self.path.resolve().is_relative_to(Path(images).expanduser().resolve()):
+            raise ConfigError(f"--out {self.path} lies in data.path {images}, among the images: choose another --out")
+
+    def has_begun(self) -> bool:
+        """Whether there is something to go on from; until then a wrong setting can still be put right."""
+        return bool(checkpoint.steps(self.checkpoints))
+
     def refuse_other_settings(self, new: Any) -> None:
         """Raise ConfigError if the folder was started with settings that a resumed run may not change."""
         file = self.path / "config.yaml"
-        if not file.exists():
+        if not file.exists() or not self.has_begun():
             return
         old = config.load(type(new), file, {})
         changed = [
@@ -72,8 +86,8 @@ class RunFolder:
     def describe_environment(self, fingerprint: str, **facts: Any) -> None:
         """Write environment.json once; raise DataError if the data are not those the run was started with."""
         file = self.path / "environment.json"
-        if file.exists():
-            if json.loads(file.read_text())["data"] != fingerprint:
+        if file.exists() and self.has_begun():
+            if read_json(file)["data"] != fingerprint:
                 raise DataError(
                     f"the data changed since the run in {self.path} began: restore them, or choose another --out"
                 )
@@ -114,4 +128,4 @@ class RunFolder:
 
     def is_finished(self, steps: int) -> bool:
         """Whether a run of `steps` has nothing left to do."""
-        return self.finished.exists() and json.loads(self.finished.read_text())["step"] >= steps
+        return self.finished.exists() and read_json(self.finished)["step"] >= steps

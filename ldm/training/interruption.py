@@ -1,11 +1,13 @@
 """SIGTERM and SIGINT ask a run to finish its step; they do not tear it down."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 1.0  # seconds within which a second signal is the first once more: torchrun passes on what Ctrl-C told all
 
 
 class StopFlag:
@@ -13,11 +15,13 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.name = ""
+        self.since = 0.0
 
     def raised(self, number: int, _: FrameType | None) -> None:
-        if self.name:  # asked twice: the person means now
+        if not self.name:
+            self.name, self.since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self.since > ECHO:  # asked twice: the person means now
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 @contextmanager

@@ -93,8 +93,9 @@ class Run:
         self.on_main(lambda: self.folder.describe_environment(data, **facts))
         newest = self.on_main(self.newest_checkpoint)
         if newest is not None:
-            self.state.load(checkpoint.load(newest))
-            self.step = int(newest.name[len("step-") :][:8])
+            found = checkpoint.load(newest)
+            self.state.load(found)
+            self.step = found.step
             self.say(f"going on from step {self.step}")
         self.on_main(lambda: self.folder.forget_after(self.step))
 
@@ -175,7 +176,7 @@ class Run:
     def between_steps(self) -> None:
         """Read, log, save, stop: whatever is due after this step."""
         settings = self.settings
-        every = settings.checkpoint_every or max(settings.steps // 10, 1)
+        every = settings.checkpoint_every or min(max(settings.steps // 10, 1), 1000)
         stop = self.stop_is_agreed()
         saves = stop or self.step % every == 0 or self.step == settings.steps
         if saves or self.step % settings.log_every == 0:
@@ -214,19 +215,30 @@ class Run:
     # ---- small services
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """The result of `action`, run on the main process only; its expected failure is raised on every process."""
+        """The result of `action`, run on the main process only; its failure ends every process."""
+        if self.processes == 1:
+            return action()
         outcome: list[Any] = [None, None]
+        failure: Exception | None = None
         if self.is_main:
             try:
-                outcome = [action(), None]
-            except LDMError as error:
-                outcome = [None, error]
-        if self.processes > 1:
-            broadcast_object_list(outcome)
+                outcome[0] = action()
+            except Exception as error:  # unexpected ones too: the others would wait for ever
+                failure = error
+                outcome[1] = error if isinstance(error, LDMError) else LDMError("the main process failed")
+        broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
         if outcome[1] is not None:
-            outcome[1].told = not self.is_main
+            outcome[1].told = True
             raise outcome[1]
         return outcome[0]
+
+    def main_first(self, action: Callable[[], T]) -> T:
+        """The result of `action`, run on the main process and then on the others: what it downloads, it finds."""
+        results: list[T] = []
+        self.on_main(lambda: results.append(action()))
+        return results[0] if results else action()
 
     def finish(self) -> None:
         """Everything is on disk: note it, for people and for the next time."""

@@ -40,7 +40,7 @@ class Run:
     ema: Literal["0.05", "0.10"] = "0.05"  # which of the two averages is exported, by its relative length
     log_every: int = 10  # steps between lines of metrics.jsonl, and between reads of the device
     sample_every: int = 0  # steps between panels; 0 means a tenth of the run
-    checkpoint_every: int = 0  # steps between checkpoints; 0 means a tenth of the run
+    checkpoint_every: int = 0  # steps between checkpoints; 0 means a tenth of the run, and at most 1000
     workers: int = 0  # processes that decode images
     report_to: str = ""  # an Accelerate tracker beside metrics.jsonl: tensorboard, wandb, ...
 

@@ -134,6 +134,12 @@ def test_a_substitute_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
     assert dataset.groups == ["1.png", "3.png", "3.png"]
 
 
+def test_a_bad_file_that_is_met_late_is_named_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), bad_files=0.5, memory_gb=0)
+    assert dataset.bad == [] and levels(dataset) == [1, 1]
+    assert capsys.readouterr().out.count("a.png") == 1
+
+
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, memory_gb: float) -> None:
     folder = write(tmp_path, {f"{index}.png": None if index < 5 else index for index in range(10)})

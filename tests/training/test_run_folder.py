@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ldm.errors import ConfigError, DivergedError
+from ldm.training import interruption
 from ldm.training.devices import resolved_precision
 from ldm.training.folder import RunFolder
 from ldm.training.history import History
@@ -63,7 +64,8 @@ def test_a_log_cut_short_by_a_crash_is_read_and_cut_back(tmp_path):
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
 
 
-def test_the_first_signal_raises_the_flag_and_the_second_interrupts():
+def test_the_first_signal_raises_the_flag_and_a_later_one_interrupts(monkeypatch):
+    monkeypatch.setattr(interruption, "ECHO", 0.0)
     before = signal.getsignal(signal.SIGTERM)
     with listening() as flag:
         assert not flag.name
@@ -72,6 +74,14 @@ def test_the_first_signal_raises_the_flag_and_the_second_interrupts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_that_a_launcher_passes_on_does_not_tear_the_step_down():
+    """The terminal tells every process, and torchrun tells its workers once more a moment later."""
+    with listening() as flag:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.name == "SIGINT"
 
 
 def test_half_precision_that_would_silently_be_single_is_refused():
