@@ -48,9 +48,9 @@ def reconstruction_panel(images: Images, reconstruction: Images) -> Image.Image:
     return enlarged(grid(torch.cat([images, reconstruction, difference]), columns=len(images)))
 
 
-def enlarged(image: Image.Image, at_least: int = 640) -> Image.Image:
+def enlarged(image: Image.Image, about: int = 640) -> Image.Image:
     """Small pictures shown in whole multiples of their pixels."""
-    factor = max(round(at_least / image.width), 1)
+    factor = max(round(about / image.width), 1)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
