@@ -33,7 +33,7 @@ def parser() -> Parser:
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
-    parser.add_argument("--columns", type=int, help="columns of the grid (classes, or a square)")
+    parser.add_argument("--columns", type=int, help="columns of the grid (the classes up to 20, else a square)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     return parser
 
@@ -93,7 +93,7 @@ def save(images: "Images", names: list[str], options: argparse.Namespace) -> Non
 
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
     if is_grid(options.out):
-        columns = options.columns or len(names) or round(len(images) ** 0.5)
+        columns = options.columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
         return save_png(enlarged(grid(images, columns)), options.out, settings)
     for number, image in enumerate(to_uint8(images)):
         of_class = f"-{names[number % len(names)]}".replace("/", "_") if names else ""

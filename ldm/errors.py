@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -44,7 +45,11 @@ class StopRequested(LDMError):
 
 
 def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr."""
+    """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr.
+
+    SIGTERM ends it as Ctrl-C does, except where `main` itself listens.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(arguments)
     except LDMError as error:
@@ -66,4 +71,6 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
             raise
         print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
         return CheckpointError.exit_code
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0

@@ -113,6 +113,35 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(stage, tmp_path, number):
     assert weights(out) == weights(whole)
 
 
+def stop_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None:
+    """SIGTERM at `points` random moments, also outside the loop: 75 within 10 s, unless it has just finished."""
+    whole = uninterrupted(stage, tmp_path / "whole")
+    rng, out = random.Random(seed), tmp_path / "stopped"
+    for _ in range(points):
+        if (out / "finished.json").exists():
+            assert weights(out) == weights(whole)
+            shutil.rmtree(out)
+        child, wait = stage.start(out, *SETTINGS)
+        time.sleep(rng.uniform(0.1, 2.0))
+        began = time.monotonic()
+        os.kill(child, signal.SIGTERM)
+        outcome = wait()
+        assert outcome.code in (0, 75), outcome.err
+        assert outcome.err.count("error:") == (outcome.code == 75) and "Traceback" not in outcome.err, outcome.err
+        assert time.monotonic() - began < 10
+    assert stage.run(out, *SETTINGS).code == 0
+    assert weights(out) == weights(whole)
+
+
+def test_sigterm_at_any_moment_loses_nothing(stage, tmp_path):
+    stop_at_random(stage, tmp_path, points=6, seed=2)
+
+
+@pytest.mark.slow
+def test_sigterm_at_fifty_moments_loses_nothing(stage, tmp_path):
+    stop_at_random(stage, tmp_path, points=50, seed=3)
+
+
 def test_a_finished_run_says_so_and_changes_nothing(stage, tmp_path):
     whole = uninterrupted(stage, tmp_path / "run")
     before = {file: file.read_bytes() for file in whole.rglob("*") if file.suffix in (".safetensors", ".jsonl")}

@@ -243,8 +243,7 @@ class Run:
     def finish(self) -> None:
         """Everything is on disk: note it, for people and for the next time."""
         self.on_main(lambda: self.folder.mark_finished(self.settings.steps))
-        if self.settings.report_to:
-            self.accelerator.end_training()
+        self.accelerator.end_training()
         self.say(f"done: {self.folder.path}")
 
     def say(self, line: str) -> None:
