@@ -53,7 +53,10 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset, data)
     if not standardized:
         latents = latents.standardize(autoencoder, training.tolist())
-    description = Description(latents.shape, tuple(dataset.classes), settings.denoiser, settings.sampling)
+    dropout = settings.objective.label_dropout
+    description = Description(
+        latents.shape, tuple(dataset.classes), settings.denoiser, settings.sampling, knows_no_label=dropout > 0
+    )
     denoiser = build_denoiser(description)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data=latents.fingerprint)
     batches = LatentBatches(latents, dataset, settings.objective, run.order(training.tolist()))

@@ -32,6 +32,7 @@ class Description:
     classes: tuple[str, ...]  # empty: unconditional
     denoiser: DenoiserSettings
     sampling: Sampling
+    knows_no_label: bool = True  # whether labels were dropped in training, without which there is nothing to guide by
 
 
 def build_denoiser(description: Description) -> Denoiser:
@@ -81,11 +82,11 @@ class LatentDiffusion:
         """`num` images, float B C H W in [-1, 1], on the CPU.
 
         `labels` are repeated as often as needed; None takes the classes in turn. `guidance` 1 means none; left out it
-        is 2 for a model with classes. Image i depends on (seed, i) alone, not on `num` or `batch_size`.
+        is 2 for a model that saw its classes and none. Image i depends on (seed, i) alone, not on `num` or `batch_size`.
         `on_step` is called with 1 after each step of each batch. Raises ConfigError for impossible requests.
         """
         indices = self.label_indices(labels)
-        guidance = (2.0 if indices else 1.0) if guidance is None else guidance
+        guidance = (2.0 if indices and self.description.knows_no_label else 1.0) if guidance is None else guidance
         method, sigmas = self.method(num, steps, sampler, guidance, batch_size)
         device = next(self.denoiser.parameters()).device
         images = []
@@ -115,6 +116,8 @@ class LatentDiffusion:
             raise ConfigError(f"--guidance {guidance} must be a finite number")
         if guidance != 1 and not self.classes:
             raise ConfigError("--guidance needs a model with classes, and this one has none")
+        if guidance != 1 and not self.description.knows_no_label:
+            raise ConfigError("--guidance needs a model trained with objective.label_dropout, and this one had none")
         grid = self.description.sampling
         return SAMPLERS[sampler], karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
 

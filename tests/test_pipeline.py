@@ -256,3 +256,11 @@ def test_a_run_without_its_autoencoder_does_not_ask_the_hub_for_one(
     shutil.copytree(finished_diffusion / "unet", tmp_path / "run" / "unet")
     monkeypatch.chdir(tmp_path)
     assert "no config.json" in refused(lambda: LatentDiffusion.load("run"), CheckpointError)
+
+
+def test_a_model_that_never_saw_no_label_is_not_guided_by_an_untrained_one(stage_two, tmp_path) -> None:
+    assert stage_two.run(tmp_path / "run", "--objective.label-dropout", 0, "--run.steps", 2).code == 0
+    model = LatentDiffusion.load(tmp_path / "run")
+    assert model.sample(2, steps=2).equal(model.sample(2, steps=2, guidance=1))
+    with pytest.raises(ConfigError, match=r"objective\.label_dropout"):
+        model.sample(2, steps=2, guidance=2)
