@@ -82,7 +82,7 @@ class LatentDiffusion:
         """`num` images, float B C H W in [-1, 1], on the CPU.
 
         `labels` are repeated as often as needed; None takes the classes in turn. `guidance` 1 means none; left out it
-        is 2 for a model that saw its classes and none. Image i depends on (seed, i) alone, not on `num` or `batch_size`.
+        is 2 for a model that saw its classes and none. Image i depends on (seed, i) alone, whatever the batch.
         `on_step` is called with 1 after each step of each batch. Raises ConfigError for impossible requests.
         """
         indices = self.label_indices(labels)
