@@ -5,25 +5,18 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from ldm.command_line import Parser
 from ldm.errors import ConfigError, exit_code_of
 
 if TYPE_CHECKING:
     from ldm.shapes import Images
 
 
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong command line as the training scripts do: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see sample.py --help")
-
-
 def parser() -> Parser:
-    parser = Parser(prog="sample.py", description=__doc__, allow_abbrev=False)
+    parser = Parser("sample.py", __doc__ or "")
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run of train_diffusion.py")
     parser.add_argument("--out", type=Path, required=True, help="a .png for one grid, or a folder for single images")
     parser.add_argument("--num", type=int, default=16, help="how many images (%(default)s)")
@@ -40,12 +33,7 @@ def parser() -> Parser:
 
 def asked(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
-    options, unknown = parser().parse_known_args(arguments)
-    if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
-        near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        advice = f"did you mean {near[0]}?" if near else "see sample.py --help"
-        raise ConfigError(f"{unknown[0]} is not understood; {advice}")
+    options = parser().read(arguments)
     if options.columns is not None and options.columns < 1:
         raise ConfigError(f"--columns {options.columns} must be at least 1")
     return options

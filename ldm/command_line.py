@@ -3,16 +3,18 @@
 `--help` is made of the settings themselves: their names, types, defaults and the comments beside them.
 """
 
+import argparse
 import inspect
 import io
 import textwrap
 import tokenize
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
 
 from ldm import config
 from ldm.errors import ConfigError
@@ -40,6 +42,26 @@ class Command(Generic[T]):
     settings: T
     file: Path
     options: dict[str, str | bool | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """For a command without a config. Answers a wrong command line as the training scripts do: in one line."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """What the command line says, or ConfigError with the flag that was probably meant."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
+            near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            raise ConfigError(f"{unknown[0]} is not understood; {advice}")
+        return options
 
 
 def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, options: dict[str, Option]) -> Command[T]:

@@ -18,7 +18,7 @@ FLOORS = [
     ["checkpoint", "metrics", "pictures", "nn", "data", "entropy"],
     ["autoencoder", "diffusion", "training"],
     ["settings", "latents", "pipeline", "evaluation", "export", "hub", "anomaly", "compression"],
-    ["", "cli"],  # "" is `import ldm` itself, the front door
+    ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]
 # The settings beside the things they configure lie on the ground, wherever they are: every floor may read them.
 LOWEST = re.compile(r"\w+\.settings")

@@ -86,7 +86,7 @@ def test_help_wins_over_everything_else_on_the_line(name: str) -> None:
 
 
 MISSPELT = {
-    "train_vae": {"--run.stpes": "--run.steps", "--autoencoder.network.width": "--autoencoder.network.widths"},
+    "train_vae": {"--run.stpes": "--run.steps", "--autoencoder.network.widhts": "--autoencoder.network.widths"},
     "train_diffusion": {"--run.batchsize": "--run.batch_size", "--autoencodr": "--autoencoder"},
     "sample": {"--nmu": "--num", "--samplr": "--sampler"},
 }

@@ -1,0 +1,34 @@
+"""`ldm VERB ...`: what can be done with a finished run."""
+
+import importlib
+import sys
+from difflib import get_close_matches
+
+from ldm.errors import ConfigError, exit_code_of
+
+VERBS = {
+    "evaluate": "measure an autoencoder on images",
+    "export": "write an autoencoder for use elsewhere",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Hand the arguments to the verb's own `main`, which is imported only now."""
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        rows = "\n".join(f"  {name:12} {what}" for name, what in VERBS.items())
+        print(f"usage: ldm VERB ...\n\n{rows}\n\n`ldm VERB --help` says more.")
+    elif verb in VERBS:
+        importlib.import_module(f"ldm.cli.{verb}").main(arguments[1:])
+    else:
+        near = get_close_matches(verb, VERBS, n=1)
+        raise ConfigError(f"{verb} is not a verb of ldm; {f'did you mean {near[0]}?' if near else 'see ldm --help'}")
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(exit_code_of(main, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()
