@@ -34,7 +34,7 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split
-    from ldm.diffusion.objective import DenoisingObjective
+    from ldm.diffusion.objective import DenoisingObjective, LatentBatch
     from ldm.evaluation import Samples
     from ldm.export import finish_diffusion
     from ldm.latents import LatentBatches, open_autoencoder, open_latents
@@ -58,16 +58,20 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
         latents.shape, tuple(dataset.classes), settings.denoiser, settings.sampling, knows_no_label=dropout > 0
     )
     denoiser = build_denoiser(description)
-    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data=latents.fingerprint)
+    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
+    run.resume(latents.fingerprint)
     batches = LatentBatches(latents, dataset, settings.objective, run.order(training.tolist()))
-    if dry:
-        return dry_run.report(run, objective, batches, latents.shape, data)
 
-    panel = Samples(autoencoder, description, latents, dataset.labels, held_out)
-    for _, batch in run.steps(batches):
+    def train_step(step: int, batch: LatentBatch) -> None:
         losses = objective(batch, run.random)
         run.update(losses.total)
         run.log(losses.terms)
+
+    if dry:
+        return dry_run.report(run, train_step, batches, latents.shape, data)
+    panel = Samples(autoencoder, description, latents, dataset.labels, held_out)
+    for step, batch in run.steps(batches):
+        train_step(step, batch)
         if run.panel_is_due():
             run.record(**panel.draw(run.averaged(), run.panel_path()))
     finish_diffusion(run, autoencoder, description)

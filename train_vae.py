@@ -20,9 +20,10 @@ def main(arguments: list[str]) -> None:
 
 def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
+    from ldm.autoencoder.critic import CollapseWatch, CriticObjective, build_critic
     from ldm.autoencoder.model import build
     from ldm.autoencoder.objective import ReconstructionObjective
-    from ldm.data.batches import ImageBatches
+    from ldm.data.batches import ImageBatch, ImageBatches
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split
     from ldm.evaluation import Reconstructions
@@ -38,18 +39,32 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     autoencoder = build(settings.autoencoder, image_channels=data.channels, size=data.size)
-    objective = run.prepare(
-        ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder, data=dataset.fingerprint
-    )
+    critic = build_critic(settings.objective.critic, image_channels=data.channels, steps=settings.run.steps)
+    reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, settings.objective, critic))
+    objective = run.prepare(reconstruction, trains=autoencoder)
+    if critic is not None:
+        judge = run.prepare(
+            CriticObjective(critic), trains=critic, optim=critic.optim, name="critic", starts=critic.first_step
+        )
+        run.watch(CollapseWatch())
+    run.resume(dataset.fingerprint)
     batches = ImageBatches(dataset, data, run.order(training.tolist()))
-    if dry:
-        return dry_run.report(run, objective, batches, autoencoder.latent_shape(data.size), data)
 
-    panel = Reconstructions(dataset, data, held_out if len(held_out) else training)
-    for _, batch in run.steps(batches):
+    def train_step(step: int, batch: ImageBatch) -> None:
         losses = objective(batch, run.random)
         run.update(losses.total)
-        run.log(losses.terms)
+        terms = losses.terms
+        if critic is not None and critic.learns(step):
+            judged = judge(**losses.outputs)
+            run.update(judged.total, of="critic")
+            terms = terms | judged.terms
+        run.log(terms)
+
+    if dry:
+        return dry_run.report(run, train_step, batches, autoencoder.latent_shape(data.size), data)
+    panel = Reconstructions(dataset, data, held_out if len(held_out) else training)
+    for step, batch in run.steps(batches):
+        train_step(step, batch)
         if run.panel_is_due():
             run.record(**panel.draw(run.averaged(), run.panel_path()))
     finish_autoencoder(run, dataset, data, training, held_out)

@@ -91,6 +91,7 @@ def our_step(run: Run, objective: nn.Module, batch: object) -> Step:
         run.update(losses.total)
         run.log(losses.terms)
         run.history.rows.clear()
+        run.history.names.clear()
 
     return step
 
@@ -101,7 +102,8 @@ def stage_one() -> tuple[Step, dict[str, Step], Step]:
     settings = StageOne(data=MNIST5k(), run=RunSettings(batch_size=BATCH, precision="fp32"))
     run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
     autoencoder = our_autoencoder()
-    objective = run.prepare(ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder, data="")
+    objective = run.prepare(ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder)
+    run.resume("")
     theirs = our_autoencoder()
     peer = Peer(theirs)
 
@@ -128,7 +130,8 @@ def stage_two() -> tuple[Step, dict[str, Step], Step]:
         return UNet(UNetSettings(widths=(64, 128), blocks=1), channels=4, classes=10)
 
     denoiser = Denoiser(network())
-    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data="")
+    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
+    run.resume("")
     batch = LatentBatch(latents, torch.randn_like(latents), torch.rand(BATCH) + 0.1, labels)
     theirs, autoencoder, scheduler = network(), our_autoencoder(), DDPMScheduler()
     peer = Peer(theirs)

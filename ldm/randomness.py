@@ -38,15 +38,11 @@ class StepRandom:
 
     def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Unit Gaussian numbers, part x shape; drawn on the CPU, so that a GPU trains on the same ones."""
-        drawn = self.part(torch.randn(self.total, *shape, generator=self.generator(purpose)))
-        if torch.device(device).type != "cuda":
-            return drawn.to(device)
-        # From pageable memory the copy would make the host wait.
-        return drawn.pin_memory().to(device, non_blocking=True)
+        return moved(self.part(torch.randn(self.total, *shape, generator=self.generator(purpose))), device)
 
-    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
-        """Uniform numbers in [0, 1), part x shape, on the CPU."""
-        return self.part(torch.rand(self.total, *shape, generator=self.generator(purpose)))
+    def uniform(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Uniform numbers in [0, 1), part x shape; drawn on the CPU like all others."""
+        return moved(self.part(torch.rand(self.total, *shape, generator=self.generator(purpose))), device)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Where numbers for the whole global batch come from."""
@@ -55,3 +51,10 @@ class StepRandom:
     def part(self, whole: torch.Tensor) -> torch.Tensor:
         """The rows of this part."""
         return whole[self.start : self.start + (self.count or self.total)]
+
+
+def moved(drawn: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The numbers on a device, without making the host wait for it, as a copy from pageable memory would."""
+    if torch.device(device).type != "cuda":
+        return drawn.to(device)
+    return drawn.pin_memory().to(device, non_blocking=True)

@@ -50,6 +50,12 @@ data: {{kind: folder, path: "{data}", size: 16, flip: true}}
 autoencoder:
   network: {{widths: [8, 8], norm_groups: 4}}
   bottleneck: {{channels: 2}}
+objective:
+  perceptual: {{backbone: random, size: 32}}
+  critic: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1}}
+  equivariance: {{}}
+  latent_noise: 0.5
+  hidden: 0.3
 optim: {{lr: 2e-3, warmup: 2}}
 run: {{steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}}
 """

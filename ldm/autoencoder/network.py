@@ -56,6 +56,11 @@ class KLNetwork(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution that makes the image."""
+        return self.decoder.conv_out
+
     def encode(self, images: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(images))
 
@@ -71,6 +76,11 @@ class StockNetwork(nn.Module):
         self.stock = stock
         self.image_channels: int = stock.config["in_channels"]
         self.factor = 2 ** (len(stock.config["block_out_channels"]) - 1)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution that makes the image."""
+        return self.stock.decoder.conv_out
 
     def encode(self, images: Tensor) -> Tensor:
         moments = self.stock.encoder(images)

@@ -1,57 +1,97 @@
 """What the autoencoder is trained to do: give the image back through a latent that stays near a unit Gaussian."""
 
-from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
+from ldm.autoencoder.adversarial import adaptive_weight, gradients_at, inputs_of, with_gradients
+from ldm.autoencoder.critic import Critic
+from ldm.autoencoder.distance import DISTANCES
+from ldm.autoencoder.equivariance import transformed
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.settings import Objective as ObjectiveSettings
 from ldm.data.batches import ImageBatch
+from ldm.data.corruption import hide_patches, mix_in_noise
 from ldm.losses import Losses
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
 
 
-def l1(images: Images, reconstruction: Images) -> Tensor:
-    """Mean absolute difference per image value."""
-    return (images - reconstruction).abs().mean()
-
-
-def mse(images: Images, reconstruction: Images) -> Tensor:
-    """Mean squared difference per image value."""
-    return (images - reconstruction).square().mean()
-
-
-DISTANCES: dict[str, Callable[[Images, Images], Tensor]] = {"l1": l1, "mse": mse}
-
-
 class ReconstructionObjective(nn.Module):
-    """distance(images, decode(z)) + kl * KL / (image values), z drawn from the posterior.
+    """distance + perceptual + kl * KL / (image values) + critic, between an image and what its latent decodes to.
 
     The KL is summed over the latent and divided by the number of image values, so that a weight means the same at any
     size: 1e-6 is the 1e-6 of latent diffusion (Rombach et al. 2022, appendix G), and weight 1 with a Gaussian
     likelihood is the evidence lower bound. Logged beside it: nats per latent element, and the latent's spread.
+
+    In training the encoder may see the image with patches hidden, and the decoder may get the latent with noise mixed
+    in, or scaled and turned together with the image. The critic is held, not owned: it has an objective of its own.
     """
 
-    def __init__(self, autoencoder: Autoencoder, settings: ObjectiveSettings):
+    def __init__(self, autoencoder: Autoencoder, settings: ObjectiveSettings, critic: Critic | None = None):
         super().__init__()
-        self.autoencoder = autoencoder
-        self.distance_name, self.distance = settings.distance, DISTANCES[settings.distance]
-        self.kl_weight = settings.kl
+        self.autoencoder, self.settings = autoencoder, settings
+        if settings.perceptual is not None:
+            from ldm.autoencoder.perceptual import Perceptual
+
+        self.perceptual = None if settings.perceptual is None else Perceptual(settings.perceptual)
+        self.held_critic = [critic]  # in a list, or it would become a part of this module
+        autoencoder.output_logvar.requires_grad_(settings.distance == "gaussian")
 
     def forward(self, batch: ImageBatch, random: StepRandom) -> Losses:
-        images = batch.images
-        posterior = self.autoencoder.encode(images)
+        images, settings, network = batch.images, self.settings, self.autoencoder.network
+        posterior = self.autoencoder.encode(hide_patches(images, settings.hidden, network.factor, random))
         noise = random.normal("posterior", *posterior.mean.shape[1:], device=posterior.mean.device)
-        latents = posterior.at(noise)
-        reconstruction = full_precision(self.autoencoder.decode(latents))
-        distance = self.distance(images, reconstruction)
+        latents = code = posterior.at(noise)
+        if settings.equivariance is not None:
+            images, latents = transformed(images, latents, settings.equivariance, random)
+        with inputs_of(network.last_layer) as given:
+            decoded = self.autoencoder.decode(mix_in_noise(latents, settings.latent_noise, random))
+        reconstruction = full_precision(decoded)
+
         kl = posterior.kl().mean()
-        weighted_kl = self.kl_weight * kl / images[0].numel()
-        terms = {
-            self.distance_name: distance,
+        weighted_kl = settings.kl * kl / batch.images[0].numel()
+        total, terms = self.judged(images, reconstruction, given, random.step)
+        spread = code.detach().transpose(0, 1).flatten(1).std(1)
+        terms |= {
             "kl": weighted_kl,
-            "kl_per_latent_element": kl / latents[0].numel(),
-            "latent_std": latents.detach().std(),
+            "kl_per_latent_element": kl / code[0].numel(),
+            "latent_std": code.detach().std(),
+            "latent_std_min": spread.min(),
+            "latent_std_max": spread.max(),
         }
-        return Losses(distance + weighted_kl, terms, {"reconstruction": reconstruction.detach()})
+        return Losses(total + weighted_kl, terms, {"images": images, "reconstruction": reconstruction.detach()})
+
+    def judged(
+        self, images: Images, reconstruction: Images, given: list[Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distances, and the critic's opinion where it has one in this step: their sum, and each by name."""
+        terms: dict[str, Tensor] = {}
+        critic = self.held_critic[0]
+        logvar = self.autoencoder.output_logvar
+        influence = 0.0 if critic is None else critic.influence(step)
+        distances = partial(self.distances, images, terms)
+        if critic is None or influence == 0:
+            return distances(reconstruction, logvar), terms
+        distance, (at_images, at_logvar) = gradients_at(distances, [reconstruction, logvar])
+        opinion, (opinion_at_images,) = gradients_at(critic.opinion, [reconstruction])
+        weight = opinion.new_full((), critic.settings.weight * influence)
+        if critic.settings.adaptive:
+            weight = weight * adaptive_weight(
+                at_images, opinion_at_images, given[0], self.autoencoder.network.last_layer
+            )
+        terms["critic_weight"] = weight
+        terms["adversarial"] = opinion
+        gradient = at_images + weight * opinion_at_images
+        total = with_gradients(distance + weight * opinion, [reconstruction, logvar], [gradient, at_logvar])
+        return total, terms
+
+    def distances(self, images: Images, terms: dict[str, Tensor], reconstruction: Images, logvar: Tensor) -> Tensor:
+        """Between pixels, and between features; each is put down in `terms`."""
+        settings = self.settings
+        total = terms[settings.distance] = DISTANCES[settings.distance](images, reconstruction, logvar)
+        if self.perceptual is not None and settings.perceptual is not None:
+            perceptual = settings.perceptual.weight * self.perceptual(images, reconstruction).mean()
+            terms["perceptual"] = perceptual
+            total = total + perceptual
+        return total

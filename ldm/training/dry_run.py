@@ -1,6 +1,7 @@
 """What a run would take, from a few real steps of it."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ldm import config
@@ -11,20 +12,24 @@ if TYPE_CHECKING:
 STEPS = 4
 
 
-def report(run: "Run", objective: Any, batches: Any, latent: tuple[int, int, int], data: Any) -> None:
-    """Print the resolved config, sizes, and time and memory of the whole run; the steps are made and forgotten."""
+def report(
+    run: "Run", train_step: Callable[[int, Any], None], batches: Any, latent: tuple[int, int, int], data: Any
+) -> None:
+    """Print the resolved config, sizes, and time and memory of the whole run; the steps are made and forgotten.
+
+    They are the last steps of the run, in which everything takes part that starts late.
+    """
     seconds = []
+    run.step = run.settings.steps - 1
     for micro_batch in range(STEPS * run.settings.accumulation):
         began = time.monotonic()
-        batch = run.to_device(batches[micro_batch])
         run.turn = micro_batch % run.settings.accumulation
-        losses = objective(batch, run.random)
-        run.update(losses.total)
-        losses.total.item()  # waits for the device
+        train_step(run.step, run.to_device(batches[micro_batch]))
+        run.history.rows_on_host()  # waits for the device
         seconds.append(time.monotonic() - began)
     seconds.sort()
     per_step = seconds[len(seconds) // 2] * run.settings.accumulation
-    parameters = sum(parameter.numel() for parameter in run.state.module.parameters())
+    parameters = sum(parameter.numel() for parameter in run.states[""].module.parameters())
     image, code = data.channels * data.size**2, latent[0] * latent[1] * latent[2]
     minutes = per_step * run.settings.steps / 60
     run.say(config.dump(run.config).rstrip())

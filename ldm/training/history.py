@@ -1,5 +1,6 @@
 """What a run says about itself: loss terms wait on the device, then become lines of metrics.jsonl."""
 
+import math
 import resource
 import sys
 import time
@@ -22,7 +23,7 @@ class History:
     def __init__(self, folder: RunFolder, accelerator: Accelerator, settings: RunSettings, step: int):
         self.folder, self.accelerator, self.settings = folder, accelerator, settings
         self.bar = tqdm(disable=True)
-        self.names: list[str] = []
+        self.names: list[list[str]] = []
         self.rows: list[Tensor] = []
         self.since, self.read_at = time.monotonic(), step
 
@@ -33,34 +34,42 @@ class History:
         self.since = time.monotonic()
         return self.bar
 
-    def keep(self, terms: dict[str, Tensor], gradient: Tensor) -> None:
-        """Remember the terms and the norm of the gradient, on the device."""
-        self.names = [*terms, "gradient"]
-        self.rows.append(torch.stack([*(term.detach() for term in terms.values()), gradient]))
+    def keep(self, terms: dict[str, Tensor]) -> None:
+        """Remember the terms of a micro-batch on the device; they need not be the same every time."""
+        self.names.append([*terms])
+        self.rows.append(torch.stack([term.detach() for term in terms.values()]))
 
-    def read(self, step: int, lr: float) -> None:
+    def read(self, step: int, lr: float) -> dict[str, Any]:
         """Bring what was kept to the host and write one line; raise DivergedError at anything that is not finite."""
-        rows, self.rows = torch.stack(self.rows), []
-        if self.accelerator.num_processes > 1:
-            rows = self.accelerator.reduce(rows, "mean")
-        rows = rows.double().cpu()
+        rows = self.rows_on_host()
         self.refuse_non_finite(rows, step)
-        turns = self.settings.accumulation
-        means = dict(zip(self.names, rows.mean(0).tolist(), strict=True))
-        means["gradient"] = rows[turns - 1 :: turns, -1].mean().item()
+        found = [(name, value) for row in rows for name, value in row.items()]
+        values = {name: [value for other, value in found if other == name] for name in dict(found)}
+        means = {name: float(f"{sum(several) / len(several):.7g}") for name, several in values.items()}
         rate = (step - self.read_at) * self.settings.batch_size / max(time.monotonic() - self.since, 1e-9)
         self.since, self.read_at = time.monotonic(), step
         line = {
             "step": step,
             "images": step * self.settings.batch_size,
-            **{name: float(f"{value:.7g}") for name, value in means.items()},
+            **means,
             "lr": lr,
             "images_per_second": round(rate, 1),
             "memory_gb": round(self.memory() / 2**30, 3),
         }
         self.write(line)
-        self.bar.set_postfix_str(f"{self.names[0]} {means[self.names[0]]:.4f}, {rate:.0f} images/s", refresh=False)
+        first = next(iter(means))
+        self.bar.set_postfix_str(f"{first} {means[first]:.4f}, {rate:.0f} images/s", refresh=False)
         self.bar.update(step - self.bar.n)
+        return line
+
+    def rows_on_host(self) -> list[dict[str, float]]:
+        """What was kept, averaged over the processes, with one wait for the device."""
+        flat, names = torch.cat(self.rows), self.names
+        self.rows, self.names = [], []
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(flat, "mean")
+        values = iter(flat.double().tolist())
+        return [{name: next(values) for name in row} for row in names]
 
     def write(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the same for the tracker if there is one."""
@@ -69,16 +78,20 @@ class History:
         if self.settings.report_to:
             self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
 
-    def refuse_non_finite(self, rows: Tensor, step: int) -> None:
+    def refuse_non_finite(self, rows: list[dict[str, float]], step: int) -> None:
         """Raise DivergedError naming the first step and term that was not a finite number."""
-        bad = ~rows.isfinite()
-        if self.accelerator.scaler is not None:
-            bad[:, -1] = False  # float16 gradients overflow now and then; the loss scale answers that
-        if not bad.any():
+        # float16 gradients overflow now and then; the loss scale answers that.
+        excused = "gradient" if self.accelerator.scaler is not None else " "
+        bad = [
+            (place, name)
+            for place, row in enumerate(rows)
+            for name, value in row.items()
+            if not math.isfinite(value) and not name.endswith(excused)
+        ]
+        if not bad:
             return
-        row = int(bad.any(1).nonzero()[0])
-        first = step - (len(rows) - 1 - row) // self.settings.accumulation
-        name = self.names[int(bad[row].nonzero()[0])]
+        place, name = bad[0]
+        first = step - (len(rows) - 1 - place) // self.settings.accumulation
         saved = checkpoint.steps(self.folder.checkpoints)
         kept = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
         raise DivergedError(

@@ -1,7 +1,7 @@
 """One training run: it hands out the steps, updates the weights, and keeps everything that must survive."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from ldm.training.devices import accelerator_for, asked_processes, resolved_prec
 from ldm.training.folder import RunFolder
 from ldm.training.history import History
 from ldm.training.interruption import StopFlag, listening
-from ldm.training.optim import learning_rate
+from ldm.training.settings import Optim
 from ldm.training.state import State
 
 T = TypeVar("T")
@@ -36,6 +36,10 @@ class Run:
         self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.folder = RunFolder(out)
+        self.states: dict[str, State] = {}
+        self.objectives: list[nn.Module] = []
+        self.watches: list[Callable[[dict[str, Any]], str | None]] = []
+        self.gradients: dict[str, Tensor] = {}
         self.step = self.turn = 0
         self.stop = StopFlag()
         if not dry:
@@ -74,30 +78,39 @@ class Run:
         rank = self.accelerator.process_index
         return Order(tuple(samples), settings.seed, settings.batch_size, settings.accumulation, self.processes, rank)
 
-    def prepare(self, objective: nn.Module, *, trains: nn.Module, data: str) -> nn.Module:
-        """Make the objective ready on all processes; `trains` is the part of it that is optimized, averaged and saved.
+    def prepare(
+        self, objective: nn.Module, *, trains: nn.Module, optim: Optim | None = None, name: str = "", starts: int = 0
+    ) -> nn.Module:
+        """Make an objective ready on all processes; `trains` is the part of it that is optimized and saved.
 
-        Goes on from the newest whole checkpoint in the folder. `data` is the fingerprint of the data.
+        The main objective has no name, and its module is averaged too. A further one, as a critic's, has a name, its
+        own optimizer settings, and perhaps a step at which its learning rate `starts`.
         """
         objective.to(self.device)
-        self.state = State(trains, self.config.optim, self.accelerator.scaler)
-        if not self.dry:
-            self.take_up(data)
-        self.history = History(self.folder, self.accelerator, self.settings, self.step)
-        self.objective = self.accelerator.prepare(objective)
-        return self.objective
+        scaler = self.accelerator.scaler
+        scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
+        settings = optim or self.config.optim
+        self.states[name] = State(trains, settings, scaler, name=name, averaged=not name, starts=starts)
+        self.objectives.append(self.accelerator.prepare(objective))
+        return self.objectives[-1]
 
-    def take_up(self, data: str) -> None:
-        """Record or compare the circumstances, and load the newest whole checkpoint if there is one."""
-        facts = {"device": self.device.type, "processes": self.processes, "precision": self.settings.precision}
-        self.on_main(lambda: self.folder.describe_environment(data, **facts))
-        newest = self.on_main(self.newest_checkpoint)
-        if newest is not None:
-            found = checkpoint.load(newest)
-            self.state.load(found)
-            self.step = found.step
-            self.say(f"going on from step {self.step}")
-        self.on_main(lambda: self.folder.forget_after(self.step))
+    def resume(self, data: str) -> None:
+        """Go on from the newest whole checkpoint in the folder, if there is one. `data` is the data's fingerprint.
+
+        The circumstances are recorded, or compared with those the run began in. Comes after the last `prepare`.
+        """
+        if not self.dry:
+            facts = {"device": self.device.type, "processes": self.processes, "precision": self.settings.precision}
+            self.on_main(lambda: self.folder.describe_environment(data, **facts))
+            newest = self.on_main(self.newest_checkpoint)
+            if newest is not None:
+                found = checkpoint.load(newest)
+                for state in self.states.values():
+                    state.load(found)
+                self.step = found.step
+                self.say(f"going on from step {self.step}")
+            self.on_main(lambda: self.folder.forget_after(self.step))
+        self.history = History(self.folder, self.accelerator, self.settings, self.step)
 
     def newest_checkpoint(self) -> Path | None:
         """Where the newest whole checkpoint lies."""
@@ -125,7 +138,9 @@ class Run:
                 torch.manual_seed(derived_seed(settings.seed, "dropout", step, self.accelerator.process_index))
                 for self.turn in range(settings.accumulation):
                     last = self.turn == settings.accumulation - 1
-                    with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                    with ExitStack() as stack:
+                        for objective in () if last else self.objectives:
+                            stack.enter_context(self.accelerator.no_sync(objective))
                         yield step, self.to_device(next(incoming))
                 self.step = step + 1
                 self.between_steps()
@@ -140,18 +155,26 @@ class Run:
         )
         return StepRandom.of_part(settings.seed, self.step, total=settings.batch_size, parts=parts, part=part)
 
-    def update(self, total: Tensor) -> None:
-        """Backward, and with the last micro-batch of a step: clip, AdamW, the averages. Never waits for the device."""
-        accumulation, scaler = self.settings.accumulation, self.accelerator.scaler
+    def update(self, total: Tensor, of: str = "") -> None:
+        """Backward, and with the last micro-batch of a step: clip, AdamW, the averages. Never waits for the device.
+
+        `of` names what is updated, as it was named to `prepare`.
+        """
+        state, accumulation = self.states[of], self.settings.accumulation
         total = total if accumulation == 1 else total / accumulation
-        (total if scaler is None else scaler.scale(total)).backward()
-        self.gradient = self.state.optimizer.alive
+        (total if state.scaler is None else state.scaler.scale(total)).backward()
         if self.turn == accumulation - 1:
-            self.gradient = self.state.advance(self.step + 1, self.lr(self.step), total.detach())
+            lr = state.lr(self.step, self.settings.steps)
+            self.gradients["_".join(filter(None, [of, "gradient"]))] = state.advance(self.step + 1, lr, total.detach())
 
     def log(self, terms: dict[str, Tensor]) -> None:
         """Keep the terms, on the device, until the next line of the log is due."""
-        self.history.keep(terms, self.gradient)
+        self.history.keep(terms | self.gradients)
+        self.gradients.clear()
+
+    def watch(self, judge: Callable[[dict[str, Any]], str | None]) -> None:
+        """Let `judge` read every line of the log; what it has to say is said as a warning, once."""
+        self.watches.append(judge)
 
     def panel_is_due(self) -> bool:
         """Whether a panel is drawn after the step that is being computed; true on the main process only."""
@@ -165,7 +188,7 @@ class Run:
 
     def averaged(self) -> Any:
         """A copy of the trained module with the weights that would be exported now."""
-        return self.state.averaged(self.settings.ema)
+        return self.states[""].averaged(self.settings.ema)
 
     def record(self, **figures: float) -> None:
         """Write figures of this step to the log beside the loss terms."""
@@ -180,7 +203,7 @@ class Run:
         stop = self.stop_is_agreed()
         saves = stop or self.step % every == 0 or self.step == settings.steps
         if saves or self.step % settings.log_every == 0:
-            self.history.read(self.step, self.lr(self.step - 1))
+            self.read_history()
         if saves:
             self.save()
         if stop and self.step < settings.steps:
@@ -188,6 +211,14 @@ class Run:
                 f"stopped by {self.stop.name or 'a signal'} at step {self.step} of {settings.steps}, all saved;"
                 " the same command goes on from there"
             )
+
+    def read_history(self) -> None:
+        """Write what was kept as one line of the log, and hear what those who watch it have to say."""
+        line = self.history.read(self.step, self.states[""].lr(self.step - 1, self.settings.steps))
+        for judge in list(self.watches):
+            if warning := judge(line):
+                self.say(f"warning: {warning}")
+                self.watches.remove(judge)
 
     def stop_is_agreed(self) -> bool:
         """Whether any process was asked to stop; with several on GPUs they compare notes every eighth step."""
@@ -201,14 +232,18 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint, once every process has shown that it holds the same weights."""
         if self.processes > 1:
-            sums = self.accelerator.gather(self.state.checksum()[None])
+            sums = self.accelerator.gather(torch.cat([state.checksum() for state in self.states.values()])[None])
             if (sums != sums[0]).any():
                 raise LDMError(f"the processes hold different weights at step {self.step}; nothing was saved")
         self.on_main(self.write)
 
     def write(self) -> None:
         folder, counters = self.folder.checkpoints, {"step": self.step, "images": self.step * self.settings.batch_size}
-        checkpoint.save(folder, self.step, self.state.tensors(), counters | self.state.counters())
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for state in self.states.values():
+            tensors |= state.tensors()
+            counters |= state.counters()
+        checkpoint.save(folder, self.step, tensors, counters)
         checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.settings.steps))
         self.folder.draw_curves()
 
@@ -250,10 +285,6 @@ class Run:
         """One line for the person at the terminal, from the main process."""
         if self.is_main:
             tqdm.write(line)
-
-    def lr(self, step: int) -> float:
-        """The learning rate of update number `step`, from 0."""
-        return learning_rate(self.config.optim, step, self.settings.steps)
 
     def to_device(self, batch: Any) -> Any:
         """The same batch on this process's device."""

@@ -9,56 +9,82 @@ from torch import Tensor, nn
 from ldm.checkpoint import Checkpoint
 from ldm.errors import CheckpointError
 from ldm.training.ema import LENGTHS, PowerAverages
-from ldm.training.optim import GuardedAdamW
+from ldm.training.optim import GuardedAdamW, learning_rate
 from ldm.training.settings import Optim as OptimSettings
 
 
 class State:
-    """The module that is trained, with its optimizer and its averages."""
+    """A module that is trained, with its optimizer and, where `averaged`, its averages.
 
-    def __init__(self, module: nn.Module, settings: OptimSettings, scaler: "torch.amp.GradScaler | None"):
-        self.module, self.scaler = module, scaler
+    Several in one run are told apart by `name`; the main one has none. The learning rate counts from step `starts` on.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: OptimSettings,
+        scaler: "torch.amp.GradScaler | None",
+        *,
+        name: str = "",
+        averaged: bool = True,
+        starts: int = 0,
+    ):
+        self.module, self.settings, self.scaler, self.name, self.starts = module, settings, scaler, name, starts
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.names = list(parameters)
         self.optimizer = GuardedAdamW(parameters, settings, scaler)
-        self.averages = PowerAverages([*parameters.values()])
+        self.averages = PowerAverages([*parameters.values()]) if averaged else None
 
     def advance(self, number: int, lr: float, loss: Tensor) -> Tensor:
         """Update number `number` (from 1) with the gradients that are there; returns their norm."""
         norm = self.optimizer.step(lr, loss)
-        self.averages.update(number, self.optimizer.alive)
+        if self.averages is not None:
+            self.averages.update(number, self.optimizer.alive)
         return norm
+
+    def lr(self, step: int, steps: int) -> float:
+        """The learning rate of update number `step` (from 0) of a run of `steps`."""
+        return learning_rate(self.settings, step - self.starts, steps - self.starts)
+
+    def file(self, name: str) -> str:
+        """What a file of this module is called in a checkpoint: `model`, or `critic-model`."""
+        return f"{self.name}-{name}" if self.name else name
+
+    def averages_by_name(self) -> dict[str, dict[str, Tensor]]:
+        """Both averages by length and parameter name; none where none are kept."""
+        if self.averages is None:
+            return {}
+        return {length: dict(zip(self.names, self.averages.averages[length], strict=True)) for length in LENGTHS}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by file and name."""
-        averages = {
-            f"ema-{length}": dict(zip(self.names, self.averages.averages[length], strict=True)) for length in LENGTHS
-        }
-        return {"model": self.module.state_dict(), "optimizer": self.optimizer.tensors(), **averages}
+        averages = {f"ema-{length}": average for length, average in self.averages_by_name().items()}
+        held = {"model": self.module.state_dict(), "optimizer": self.optimizer.tensors(), **averages}
+        return {self.file(name): tensors for name, tensors in held.items()}
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors."""
-        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return {} if self.scaler is None else {self.file("scaler"): self.scaler.state_dict()}
 
     def load(self, found: Checkpoint) -> None:
         """Take back what a checkpoint holds."""
         try:
-            self.module.load_state_dict(found.tensors["model"])
-            self.optimizer.load(found.tensors["optimizer"])
-            for length in LENGTHS:
-                for name, average in zip(self.names, self.averages.averages[length], strict=True):
-                    average.copy_(found.tensors[f"ema-{length}"][name])
+            self.module.load_state_dict(found.tensors[self.file("model")])
+            self.optimizer.load(found.tensors[self.file("optimizer")])
+            for length, averages in self.averages_by_name().items():
+                for name, average in averages.items():
+                    average.copy_(found.tensors[self.file(f"ema-{length}")][name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{found.path} does not fit this model: {error}") from error
-        if self.scaler is not None and "scaler" in found.state:
-            self.scaler.load_state_dict(found.state["scaler"])
+        if self.scaler is not None and self.file("scaler") in found.state:
+            self.scaler.load_state_dict(found.state[self.file("scaler")])
 
     def averaged(self, length: str) -> Any:
         """A copy of the module with averaged weights, for looking at; training is not touched."""
         average = copy.deepcopy(self.module).eval()
         parameters = dict(average.named_parameters())
         with torch.no_grad():
-            for name, value in zip(self.names, self.averages.averages[length], strict=True):
+            for name, value in self.averages_by_name()[length].items():
                 parameters[name].copy_(value)
         return average
 

@@ -158,7 +158,8 @@ def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
     """The calls of one step of `train_diffusion.py`, word by word, once the optimizer has its memory."""
     settings = StageTwo(run=RunSettings(steps=9, batch_size=4, precision=precision))
     run = Run(settings, out, dry=True)
-    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser, data="")
+    objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
+    run.resume("")
     for _ in range(3):
         batch, random, calls = run.to_device(batch_of(4)), run.random, Calls(denoiser)
         with calls:
