@@ -31,6 +31,12 @@ def without_dropout(stage: Stage) -> tuple[object, ...]:
     return ("--denoiser.network.dropout", 0) if stage.name == "train_diffusion" else ()
 
 
+def critic_from_the_start(stage: Stage) -> tuple[object, ...]:
+    """When it starts follows from the number of steps, which these runs change."""
+    whole = ("--objective.critic.start", 0, "--objective.critic.optim.schedule", "constant")
+    return whole if stage.name == "train_vae" else ()
+
+
 def last(run: Path) -> checkpoint.Checkpoint:
     found = checkpoint.newest(run / "checkpoints", print)
     assert found is not None
@@ -49,7 +55,7 @@ def test_two_processes_equal_one_to_1e_9_over_fifty_steps_in_float64(stage, tmp_
         torch.testing.assert_close(last(tmp_path / "two").tensors["model"][name], value, rtol=0, atol=1e-9)
     for mine, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert set(mine) == set(theirs)
-        for key in set(mine) & {"l1", "kl", "denoising", "gradient"}:
+        for key in set(mine) & {"l1", "kl", "denoising", "gradient", "critic", "critic_weight", "critic_lecam"}:
             assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
 
 
@@ -69,7 +75,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_the_batch_is_cut(stage, t
 
 
 def test_two_processes_resume_bit_equal(stage, tmp_path):
-    constant = ("--run.checkpoint-every", 2, "--optim.schedule", "constant", "--run.steps")
+    constant = ("--run.checkpoint-every", 2, "--optim.schedule", "constant", *critic_from_the_start(stage), "--run.steps")
     for name, steps in (("whole", 6), ("again", 4), ("again", 6)):
         outcomes = stage.processes(2, tmp_path / name, *constant, steps)
         assert [outcome.code for outcome in outcomes] == [0, 0], outcomes

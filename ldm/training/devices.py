@@ -1,6 +1,7 @@
 """Which devices, how many processes, and which precision a run gets."""
 
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,8 @@ def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
     if settings.report_to and settings.report_to not in trackers:
         installed = ", ".join(trackers) or "none"
         raise ConfigError(f"run.report_to {settings.report_to} is not an installed tracker of Accelerate: {installed}")
+    # Convolutions from or to one channel: the stride of a dimension of size 1 means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without this, Accelerate ignores torchrun's processes on CPUs
         mixed_precision=MIXED[settings.precision],
