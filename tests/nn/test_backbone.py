@@ -243,6 +243,17 @@ def test_weights_are_read_in_float32(tmp_path: Path) -> None:
 # Folders of features
 
 
+def test_pixels_may_be_described_in_whole_numbers(tmp_path: Path) -> None:
+    """Taken as integers they would round the images to three levels."""
+    images, network = drawn(1, 3, 64, 64), timm.create_model("test_efficientnet")
+
+    def pooled(pixels: dict[str, list[float]]) -> Tensor:
+        folder = written(tmp_path, network, "test_efficientnet", pretrained_cfg=pixels)
+        return open_backbone("features", str(folder)).pooled(images)
+
+    assert pooled({"mean": [0, 0, 0], "std": [1, 1, 1]}).equal(pooled({"mean": [0.0] * 3, "std": [1.0] * 3}))
+
+
 def test_a_folder_of_timm_gives_the_maps_of_timm(tmp_path: Path) -> None:
     """Computed by the network as a whole, by another way of timm's."""
     backbone, images = open_backbone("features", str(of_timm(tmp_path))), drawn(2, 3, 64, 48)
@@ -288,7 +299,14 @@ def test_a_folder_without_config_or_weights_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", "{}", '{"architecture": "resnet18"}', '{"architecture": "resnet18", "pretrained_cfg": {"mean": [1]}}'],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"architecture": "resnet18", "num_classes": "many"}',
+        '{"architecture": "resnet18"}',
+        '{"architecture": "resnet18", "pretrained_cfg": {"mean": [1]}}',
+    ],
 )
 def test_a_config_that_says_too_little_is_told_what_is_wanted(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
