@@ -51,7 +51,8 @@ autoencoder:
   network: {{widths: [8, 8], norm_groups: 4}}
   bottleneck: {{channels: 2}}
 objective:
-  critic: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1}}
+  perceptual: {{backbone: random, size: 32}}
+  critic: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1, optim: {{warmup: 2}}}}
   equivariance: {{}}
   latent_noise: 0.5
   hidden: 0.3

@@ -75,7 +75,14 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_the_batch_is_cut(stage, t
 
 
 def test_two_processes_resume_bit_equal(stage, tmp_path):
-    constant = ("--run.checkpoint-every", 2, "--optim.schedule", "constant", *critic_from_the_start(stage), "--run.steps")
+    constant = (
+        "--run.checkpoint-every",
+        2,
+        "--optim.schedule",
+        "constant",
+        *critic_from_the_start(stage),
+        "--run.steps",
+    )
     for name, steps in (("whole", 6), ("again", 4), ("again", 6)):
         outcomes = stage.processes(2, tmp_path / name, *constant, steps)
         assert [outcome.code for outcome in outcomes] == [0, 0], outcomes

@@ -9,6 +9,7 @@ from ldm.autoencoder.critic import Critic
 from ldm.autoencoder.distance import DISTANCES
 from ldm.autoencoder.equivariance import transformed
 from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.perceptual import Perceptual
 from ldm.autoencoder.settings import Objective as ObjectiveSettings
 from ldm.data.batches import ImageBatch
 from ldm.data.corruption import hide_patches, mix_in_noise
@@ -31,10 +32,8 @@ class ReconstructionObjective(nn.Module):
     def __init__(self, autoencoder: Autoencoder, settings: ObjectiveSettings, critic: Critic | None = None):
         super().__init__()
         self.autoencoder, self.settings = autoencoder, settings
-        if settings.perceptual is not None:
-            from ldm.autoencoder.perceptual import Perceptual
-
-        self.perceptual = None if settings.perceptual is None else Perceptual(settings.perceptual)
+        dtype = autoencoder.output_logvar.dtype
+        self.perceptual = None if settings.perceptual is None else Perceptual(settings.perceptual).to(dtype)
         self.held_critic = [critic]  # in a list, or it would become a part of this module
         autoencoder.output_logvar.requires_grad_(settings.distance == "gaussian")
 
