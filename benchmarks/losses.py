@@ -1,0 +1,116 @@
+"""What each loss of stage one does for a small autoencoder: a table of equal, short budgets, and the command of each row.
+
+    python benchmarks/losses.py runs/losses [--steps 400] [--data emoji photos] [--only f4]
+
+Emoji (64 x 64, split by group) and 64 x 64 crops of photographs (split by photograph), downsampled by 4 and by 8. The
+perceptual loss sees EfficientNet-Lite0, the judge is EfficientNet-Lite1: nobody is judged by what it was trained on.
+Seconds are of CPU, training only. Both data sets lie in ../shared/data; one that is not there is left out. A row that
+is there already is not run again.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+FACTORS = {"f4": "[16, 32, 64]", "f8": "[16, 32, 64, 64]"}
+PERCEPTUAL = ("--objective.perceptual.backbone features --objective.perceptual.weights {out}/lite0"
+              " --objective.perceptual.weight 0.1")  # fmt: skip
+ROWS = {
+    "L1 + KL": "",
+    "+ perceptual": PERCEPTUAL,
+    "+ perceptual + critic": f"{PERCEPTUAL} --objective.critic.weight 0.25 --objective.critic.width 32",
+    "+ equivariance": "--objective.equivariance.probability 0.5",
+    "+ latent noise": "--objective.latent_noise 1.0",
+}
+COLUMNS = {
+    "PSNR": ("psnr", "{:.2f}"),
+    "SSIM": ("ssim", "{:.3f}"),
+    "feature distance": ("feature_distance_tf_efficientnet_lite1", "{:.3f}"),
+    "Fréchet": ("frechet_tf_efficientnet_lite1", "{:.1f}"),
+    "spectrum slope": ("latent_spectrum_slope", "{:.2f}"),
+    "Jacobian": ("encoder_jacobian", "{:.3f}"),
+    "CPU s": ("seconds", "{:.0f}"),
+}
+
+
+def crops(folder: Path) -> Path:
+    """Photographs at half size, cut into squares of 64 pixels; those of one photograph are a group."""
+    if (folder / "metadata.jsonl").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for file in sorted((SHARED / "photos").glob("*.jpg")):
+        photo = Image.open(file).convert("RGB").reduce(2)
+        for top in range(0, photo.height - 63, 64):
+            for left in range(0, photo.width - 63, 64):
+                name = f"{file.stem}-{top}-{left}.png"
+                photo.crop((left, top, left + 64, top + 64)).save(folder / name)
+                lines.append(json.dumps({"file_name": name, "group": file.stem}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def ran(*command: str) -> float:
+    """Runs a command of ours on one thread; its seconds of CPU."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> dict[str, float]:
+    """The figures of one row, from where they were written or from a run of its own."""
+    run = out / f"{data}-{factor}-{name.strip('+ ').replace(' + ', '-').replace(' ', '-').lower()}"
+    report = run / "evaluation.json"
+    command = (
+        f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
+        f" --run.batch-size 16 --autoencoder.network.widths '{FACTORS[factor]}' {ROWS[name].format(out=out)}"
+    )
+    print(f"python {command}", flush=True)
+    if not report.exists():
+        seconds = ran(*shlex.split(command))
+        judge = f"features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
+        ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(judge), "--out", str(report))
+        found = json.loads(report.read_text())
+        found["figures"]["seconds"] = seconds
+        report.write_text(json.dumps(found, indent=2))
+    return json.loads(report.read_text())["figures"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--data", nargs="+", default=["emoji", "photos"], choices=["emoji", "photos"])
+    parser.add_argument("--only", nargs="+", default=list(FACTORS), choices=list(FACTORS))
+    options = parser.parse_args()
+    out = options.out.resolve().relative_to(Path.cwd()) if options.out.is_absolute() else options.out
+    for number in "01":
+        ran("benchmarks/lite.py", f"{out}/lite{number}", number)
+    lines = []
+    for data in options.data:
+        source = SHARED / {"emoji": "noto-emoji-64", "photos": "photos"}[data]
+        if not source.exists():
+            print(f"{data}: left out, {source} is not there")
+            continue
+        folder = Path(os.path.relpath(source)) if data == "emoji" else crops(out / "photos")
+        for factor in options.only:
+            for name in ROWS:
+                figures = row(out, data, folder, factor, name, options.steps)
+                cells = [form.format(figures[key]) for key, form in COLUMNS.values()]
+                lines.append(f"| {data} {factor} | {name} | {' | '.join(cells)} |")
+    print("\n| data | losses | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
