@@ -1,4 +1,4 @@
-"""What each loss of stage one does for a small autoencoder: a table of equal, short budgets, and the command of each row.
+"""What each loss of stage one does for a small autoencoder: a table of equal, short budgets, each row with its command.
 
     python benchmarks/losses.py runs/losses [--steps 400] [--data emoji photos] [--only f4]
 
