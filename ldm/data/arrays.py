@@ -1,6 +1,5 @@
 """NumPy and TIFF files whose pixels are read as they are stored: any number of channels, all of their bits."""
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import IO, Any
@@ -52,8 +51,6 @@ def read_tiff(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
     """
     from tifffile import TiffFile
 
-    # What is wrong with a file is said by an exception; tifffile would also log it, line by line.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     with TiffFile(file) as tiff:
         page: Any = tiff.pages[0]
         part = page if channels <= 4 else tiff.series[0]
@@ -66,6 +63,8 @@ def read_tiff(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
             raise ValueError(f"a TIFF of {page.bitspersample} bits that is neither gray nor RGB")
         if extra == (PREMULTIPLIED,):
             raise ValueError(f"a TIFF of {page.bitspersample} bits whose colors are multiplied by their alpha")
+        if len(page.dataoffsets) != math.prod(page.chunked):  # tifffile would fill the rest with zeros, one by one
+            raise ValueError(f"{len(page.dataoffsets)} strips or tiles of {math.prod(page.chunked)}")
         values = np.moveaxis(part.asarray(maxworkers=1), [axes.index("Y"), axes.index("X")], [-2, -1])
         orientation = page.tags.valueof("Orientation", 1)
         return Stored(values.reshape(found, height, width), int(orientation), extra == (STRAIGHT,))

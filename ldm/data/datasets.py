@@ -64,7 +64,7 @@ class Dataset:
                 if isinstance(result, BadImage):
                     self._reasons[index] = str(result)
                 elif result.nbytes <= room:
-                    self._kept[index] = result
+                    self._kept[index] = result.copy()  # a crop alone, without the image that it was cut from
                     room -= result.nbytes
         self._refuse_too_many()
         for index in self._reasons:

@@ -1,5 +1,6 @@
 """Image files as arrays: every kind of pixel is treated on purpose, and every failure is a BadImage."""
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def decode(file: str | Path | IO[bytes], settings: Data, *, pixel_limit: int) ->
     holds above `pixel_limit`. Truncated files are bad, and so is whatever makes a decoder raise. An unreadable EXIF
     block only costs the orientation. `to_array` and `levels` say what becomes of each kind of pixel.
     """
+    for library in ("PIL", "tifffile"):  # what is wrong with a file is raised; it would also be logged, line by line
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     try:
         with open(file, "rb") if isinstance(file, str | Path) else nullcontext(file) as stream:
             return _decoded(stream, settings, pixel_limit)
@@ -101,7 +104,8 @@ def _decoded(stream: IO[bytes], settings: Data, pixel_limit: int) -> np.ndarray:
     stream.seek(0)
     if start.startswith(NPY_START):
         with _quiet():
-            return levels(read_npy(stream, **asked).values, settings)
+            stored = read_npy(stream, **asked)
+        return levels(stored.values, settings)
     if start.startswith(TIFF_STARTS) and not _pillow_keeps_all(stream, settings):
         stream.seek(0)
         return _upright_levels(read_tiff(stream, **asked), settings)
