@@ -22,7 +22,7 @@ class Stored:
 
 
 def read_npy(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
-    """An array of height x width, or with its channels last or first; the last if both axes have that length.
+    """An array of height x width, or with its channels last or first; last if both axes are `channels` long.
 
     The header is checked before any data are read, and nothing is unpickled. Raises ValueError, or what NumPy raises.
     """
@@ -35,7 +35,7 @@ def read_npy(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
         raise ValueError(f"an array of type {dtype}; uint8, uint16 and floats are read")
     if len(shape) not in (2, 3):
         raise ValueError(f"an array of {len(shape)} axes; height, width and perhaps channels are expected")
-    last = len(shape) == 2 or shape[2] == channels or shape[0] != channels
+    last = len(shape) == 2 or shape[2] == channels or (shape[0] != channels and shape[2] <= shape[0])
     found, height, width = (1, *shape) if len(shape) == 2 else (shape[2], *shape[:2]) if last else shape
     _check(found, height, width, channels=channels, pixel_limit=pixel_limit)
     file.seek(0)
@@ -60,7 +60,7 @@ def read_tiff(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
         _check(found, height, width, channels=channels, pixel_limit=pixel_limit, converts=channels <= 4)
         extra = tuple(page.extrasamples)[-1:] if channels <= 4 else ()
         if channels <= 4 and page.photometric not in (MINISBLACK, RGB):
-            raise ValueError(f"a TIFF of {page.bitspersample} bits that is neither gray nor RGB")
+            raise ValueError(f"a TIFF of {page.bitspersample} bits that is neither RGB nor gray with black at 0")
         if extra == (PREMULTIPLIED,):
             raise ValueError(f"a TIFF of {page.bitspersample} bits whose colors are multiplied by their alpha")
         if len(page.dataoffsets) != math.prod(page.chunked):  # tifffile would fill the rest with zeros, one by one

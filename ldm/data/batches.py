@@ -72,7 +72,7 @@ class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
     def __getitem__(self, micro_batch: int) -> ImageBatch:
         draw, augment = self.order.draw(micro_batch), self.settings.augment
         places = list(zip(draw.epochs, draw.indices, strict=True))
-        images = to_float(torch.stack([self.view(*place) for place in places]))
+        images = torch.stack([to_float(self.view(*place)) for place in places])
         if augment is not None:
             drawn = [draws(self.order.seed, *place) for place in places]
             images = torch.stack([augmented(*pair, augment) for pair in zip(images, drawn, strict=True)])
@@ -80,13 +80,15 @@ class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
 
     def view(self, epoch: int, index: int) -> Tensor:
         """The image at its depth, cropped and mirrored as this epoch has it."""
-        image, (height, width) = self.dataset.image(index), self.settings.sides
+        image, (height, width) = self.dataset.image(index).numpy(), self.settings.sides
         drawn = draws(self.order.seed, epoch, index)
         if self.settings.crop == "random":
             top = int(drawn.top * (image.shape[1] - height + 1))
             left = int(drawn.left * (image.shape[2] - width + 1))
             image = image[:, top : top + height, left : left + width]
-        return image.flip(-1) if self.settings.flip and drawn.flip < 0.5 else image
+        if self.settings.flip and drawn.flip < 0.5:
+            image = image[:, :, ::-1]
+        return torch.from_numpy(image.copy())
 
 
 def plain_view(dataset: Dataset, settings: DataSettings, index: int) -> Tensor:
@@ -101,4 +103,4 @@ def in_chunks(
     """The plain views of `indices`, `size` at a time, with their indices."""
     for start in range(0, len(indices), size):
         chunk = indices[start : start + size]
-        yield chunk, to_float(torch.stack([plain_view(dataset, settings, index) for index in chunk]))
+        yield chunk, torch.stack([to_float(plain_view(dataset, settings, index)) for index in chunk])

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -128,8 +128,11 @@ def _pillow_keeps_all(stream: IO[bytes], settings: Data) -> bool:
         return False
     try:
         with _quiet(), Image.open(stream, formats=["TIFF"]) as image:
-            deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))) > 8  # type: ignore[attr-defined]
-            return settings.depth == "uint8" or not deep or len(image.getbands()) == 1
+            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            if max(tags.get(ExifTags.Base.BitsPerSample, (1,))) <= 8:
+                return True
+            white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # ignored by Pillow above 8 bits
+            return not white_is_zero and (settings.depth == "uint8" or len(image.getbands()) == 1)
     except UnidentifiedImageError:
         return False
 

@@ -34,7 +34,7 @@ class Data:
     range: tuple[float, float] = (0.0, 1.0)  # black and white in files of floats
     flip: bool = False  # mirror every second training image left to right
     crop: Literal["center", "random"] = "center"  # where the rectangle is cut from
-    resize: bool = True  # bring images to where they just cover `size`, before the crop
+    resize: bool = True  # scale images until they just cover `size`, before the crop
     augment: Augment | None = None  # null: none
     background: tuple[int, int, int] = (255, 255, 255)  # RGB, 0 to 255: what transparent pixels are laid on
     held_out: float = 0.1  # fraction of the groups kept out of training

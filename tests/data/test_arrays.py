@@ -65,6 +65,8 @@ def test_an_array_is_never_converted() -> None:
         assert np.array_equal(decoded(npy(values), channels), values)
         with pytest.raises(BadImage, match=rf"channels where data\.channels is {channels + 1}"):
             decoded(npy(values), channels + 1)
+    with pytest.raises(BadImage, match=r"^image: 7 channels where"):
+        decoded(npy(np.zeros((7, 20, 30), np.uint8)), 13)
     with pytest.raises(BadImage, match=r"1 channels where data\.channels is 3"):
         decoded(npy(VALUES[0]), 3)
 
@@ -94,8 +96,11 @@ def test_a_deep_tiff_that_would_be_misread_is_bad() -> None:
     deep = VALUES[:4].transpose(1, 2, 0).astype(np.uint16)
     with pytest.raises(BadImage, match="multiplied by their alpha"):
         decoded(tiff(deep, photometric="rgb", extrasamples=["assocalpha"]), 4, depth="uint16")
-    with pytest.raises(BadImage, match="neither gray nor RGB"):
+    with pytest.raises(BadImage, match="neither RGB nor gray"):
         decoded(tiff(deep, photometric="separated"), 3, depth="uint16")
+    for depth in ("uint8", "uint16"):
+        with pytest.raises(BadImage, match="neither RGB nor gray with black at 0"):
+            decoded(tiff(deep[..., 0], photometric="miniswhite"), 1, depth=depth)
     with pytest.raises(BadImage, match=r"6 channels where data\.channels is 3"):
         decoded(tiff(VALUES[:6].transpose(1, 2, 0).astype(np.uint16), planarconfig="contig"), 3, depth="uint16")
 
