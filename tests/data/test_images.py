@@ -344,9 +344,21 @@ def test_fit_is_antialiased() -> None:
     assert np.abs(fit(checkerboard, (16, 16), resize=True)[:, 2:-2, 2:-2].astype(int) - 128).max() <= 2
 
 
+def test_fit_is_the_same_at_every_depth_and_clips_what_overshoots() -> None:
+    edges = np.zeros((1, 16, 24), dtype=np.uint8)
+    edges[:, 4:9, 5:15] = 255
+    coarse = fit(edges, (40, 60), resize=True)
+    fine = fit(edges.astype(np.uint16) * 257, (40, 60), resize=True)
+    real = fit((edges / 127.5 - 1).astype(np.float32), (40, 60), resize=True)
+    assert (coarse.shape, fine.dtype, real.dtype) == ((1, 40, 60), np.uint16, np.float32)
+    assert (fine.min(), fine.max(), real.min(), real.max()) == (0, 65535, -1, 1)
+    assert np.abs(fine / 257 - coarse).max() <= 1 and np.abs((real + 1) * 127.5 - fine / 257).max() < 0.01
+
+
 def test_center_crop_cuts_the_middle() -> None:
     image = np.arange(5 * 7).reshape(1, 5, 7)
     assert center_crop(image, (3, 3)).tolist() == [[[9, 10, 11], [16, 17, 18], [23, 24, 25]]]
+    assert center_crop(image, (1, 5)).tolist() == [[[15, 16, 17, 18, 19]]]
 
 
 def test_a_folder_is_listed_in_order_without_hidden_files_or_loops(tmp_path) -> None:
