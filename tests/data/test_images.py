@@ -344,15 +344,22 @@ def test_fit_is_antialiased() -> None:
     assert np.abs(fit(checkerboard, (16, 16), resize=True)[:, 2:-2, 2:-2].astype(int) - 128).max() <= 2
 
 
-def test_fit_is_the_same_at_every_depth_and_clips_what_overshoots() -> None:
-    edges = np.zeros((1, 16, 24), dtype=np.uint8)
-    edges[:, 4:9, 5:15] = 255
-    coarse = fit(edges, (40, 60), resize=True)
-    fine = fit(edges.astype(np.uint16) * 257, (40, 60), resize=True)
-    real = fit((edges / 127.5 - 1).astype(np.float32), (40, 60), resize=True)
-    assert (coarse.shape, fine.dtype, real.dtype) == ((1, 40, 60), np.uint16, np.float32)
-    assert (fine.min(), fine.max(), real.min(), real.max()) == (0, 65535, -1, 1)
+def at_each_depth(image: np.ndarray) -> list[np.ndarray]:
+    """uint8, uint16 and float32 of what `fit` makes of the same image."""
+    images = image, image.astype(np.uint16) * 257, (image / 127.5 - 1).astype(np.float32)
+    return [fit(one, (30, 44), resize=True) for one in images]
+
+
+def test_fit_is_the_same_at_every_depth() -> None:
+    coarse, fine, real = at_each_depth(SMOOTH[None])
+    assert (coarse.shape, fine.dtype, real.dtype) == ((1, 37, 44), np.uint16, np.float32)
     assert np.abs(fine / 257 - coarse).max() <= 1 and np.abs((real + 1) * 127.5 - fine / 257).max() < 0.01
+
+
+def test_fit_clips_what_overshoots_at_every_depth() -> None:
+    edges = np.zeros((1, 40, 48), dtype=np.uint8)
+    edges[:, 9:23, 5:31] = 255
+    assert [(one.min(), one.max()) for one in at_each_depth(edges)] == [(0, 255), (0, 65535), (-1, 1)]
 
 
 def test_center_crop_cuts_the_middle() -> None:
