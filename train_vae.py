@@ -38,7 +38,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
-    autoencoder = build(settings.autoencoder, image_channels=data.channels, size=data.size)
+    autoencoder = build(settings.autoencoder, image_channels=data.channels, sides=data.sides)
     critic = build_critic(settings.objective.critic, image_channels=data.channels, steps=settings.run.steps)
     reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, settings.objective, critic))
     objective = run.prepare(reconstruction, trains=autoencoder)
@@ -61,7 +61,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
         run.log(terms)
 
     if dry:
-        return dry_run.report(run, train_step, batches, autoencoder.latent_shape(data.size), data)
+        return dry_run.report(run, train_step, batches, autoencoder.latent_shape(data.sides), data)
     panel = Reconstructions(dataset, data, held_out if len(held_out) else training)
     for step, batch in run.steps(batches):
         train_step(step, batch)

@@ -40,7 +40,7 @@ def game(critic: Critic | None, **objective: object) -> tuple[ReconstructionObje
     torch.manual_seed(0)
     network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2))
-    autoencoder = build(settings, image_channels=3, size=16).double()
+    autoencoder = build(settings, image_channels=3, sides=(16, 16)).double()
     batch = ImageBatch(images(), torch.zeros(4, dtype=torch.int64))
     return ReconstructionObjective(autoencoder, ObjectiveSettings(kl=0.01, **objective), critic), batch
 
