@@ -24,31 +24,14 @@ from ldm.data.datasets import Dataset
 from ldm.data.settings import DataSettings
 from ldm.errors import CheckpointError
 from ldm.evaluation import pca_figures, plain_images
+from ldm.judges import Distance, Extractor
 from ldm.metrics import frechet_distance, psnr, ssim
 from ldm.randomness import generator
-from ldm.shapes import Images, Scalars, to_float, to_uint8
+from ldm.shapes import Images, to_float, to_uint8
 from ldm.training.processes import Processes
 
 IMAGES_FOR_JACOBIAN = 32
 PACKAGES = ("ldm", "torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity", "lpips", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Distance:
-    """A perceptual distance: one number for each pair of images in [-1, 1]. `name` is its key among the figures."""
-
-    name: str
-    measure: Callable[[Images, Images], Scalars]
-    reference: str = ""  # of its weights
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Features for the Fréchet distance, a row for each image in [-1, 1]. `name` is the distance's key."""
-
-    name: str
-    features: Callable[[Images], Tensor]
-    reference: str = ""  # of its weights
 
 
 @dataclass(frozen=True)

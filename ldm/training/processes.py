@@ -52,6 +52,10 @@ class Processes:
             pass
         return kept[0]
 
+    def end(self) -> None:
+        """Let the other processes go."""
+        PartialState().destroy_process_group()
+
     def _end_if_any_failed(self, failures: list[LDMError | None], mine: Exception | None) -> None:
         ranks = [rank for rank, failure in enumerate(failures) if failure is not None]
         if not ranks:
