@@ -16,15 +16,17 @@ def ssim(images: Images, reconstruction: Images) -> Scalars:
     """Structural similarity of each image, at most 1 (Wang et al. 2004), averaged over channels and positions.
 
     In a Gaussian window of 11 x 11 pixels, σ = 1.5, reflected at the borders. Images with a side of fewer than 11
-    pixels get the largest odd window that fits, and a σ smaller in proportion.
+    pixels get the largest odd window that fits, and a σ smaller in proportion. In float64: the variance of a flat
+    window is a difference of large numbers.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     radius = min(5, (min(images.shape[-2:]) - 1) // 2)
     # torchmetrics takes the window from σ: 3.5 σ to each side, rounded.
     sigma = 1.5 if radius == 5 else max(radius / 3.5, 0.1)
-    pair = reconstruction.clamp(-1, 1), images
-    values = structural_similarity_index_measure(*pair, sigma=sigma, reduction="none", data_range=2.0)
+    # Not shift-invariant: its luminance term is made for values that start at black = 0.
+    shown, real = ((x.clamp(-1, 1).double() + 1) / 2 for x in (reconstruction, images))
+    values = structural_similarity_index_measure(shown, real, sigma=sigma, reduction="none", data_range=1.0)
     assert isinstance(values, Tensor)
     return values.view(len(images))
 

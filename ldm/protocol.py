@@ -8,7 +8,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -40,6 +40,7 @@ class Pictures:
 
     dataset: Dataset
     settings: DataSettings
+    split: str  # which part of the data set they are: held-out, training, all
     indices: list[int]
     training: list[int]
 
@@ -54,6 +55,7 @@ class Batch:
     statistics: Statistics
     power: Tensor
     shapes: tuple[list[int], list[int]]  # of an image and of a latent, channels first
+    unreadable: list[str]  # the images so far that another has replaced
 
 
 def evaluate(
@@ -76,7 +78,8 @@ def evaluate(
 
     def measure(number: int) -> Batch:
         ((_, images),) = in_chunks(pictures.dataset, pictures.settings, parts[number], batch_size)
-        return measured(autoencoder, images.to(processes.device), distance, extractor)
+        batch = measured(autoencoder, images.to(processes.device), distance, extractor)
+        return replace(batch, unreadable=pictures.dataset.bad)
 
     batches = []
     for batch in processes.results(len(parts), measure):
@@ -94,9 +97,10 @@ def measured(autoencoder: Autoencoder, images: Images, distance: Distance | None
         raise CheckpointError("the autoencoder gives reconstructions that are not finite numbers")
     pixels = to_uint8(images)
     real, reconstruction = to_float(pixels), to_float(to_uint8(decoded))
+    doubles = (real, reconstruction) if real.device.type != "mps" else (real.cpu(), reconstruction.cpu())  # it has none
     values = {
-        "psnr": psnr(real.cpu(), reconstruction.cpu()),
-        "ssim": ssim(real, reconstruction),
+        "psnr": psnr(*doubles),
+        "ssim": ssim(*doubles),
         "kl_per_latent_element": posterior.kl() / posterior.mean[0].numel(),
     }
     if distance is not None:
@@ -113,6 +117,7 @@ def measured(autoencoder: Autoencoder, images: Images, distance: Distance | None
         statistics,
         power_spectrum(posterior.mode()),
         (list(images.shape[1:]), list(posterior.mean.shape[1:])),
+        [],
     )
 
 
@@ -130,6 +135,7 @@ def report(
     }
     protocol: dict[str, Any] = {
         "views": f"{'antialiased bicubic resize of the shorter side, ' if pictures.settings.resize else ''}center crop",
+        "split": pictures.split,
         "image": image,
         "latent": latent,
         "reconstruction": "from the mode of the posterior, clamped",
@@ -159,9 +165,10 @@ def report(
             "sha256": sha256_of(autoencoder.state_dict()),
             "parameters": sum(parameter.numel() for parameter in autoencoder.parameters()),
         },
+        "data": pictures.dataset.fingerprint,
         "reference": hashlib.sha256(b"".join(digests)).hexdigest(),
         "count": len(digests),
-        "unreadable": len(pictures.dataset.bad),
+        "unreadable": len({reason for batch in batches for reason in batch.unreadable}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 

@@ -168,18 +168,17 @@ def test_an_image_is_similar_to_itself_at_any_size(size: tuple[int, int]):
 
 
 def test_the_similarity_of_two_flat_images_is_known():
-    """Without variance only the luminance term is left: (2ab + C) / (a² + b² + C) with C = (0.01 * range)²."""
-    first, second = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
-    constant = (0.01 * 2) ** 2
-    expected = (2 * 0.5 * 0.25 + constant) / (0.5**2 + 0.25**2 + constant)
-    assert ssim(first, second).item() == pytest.approx(expected, abs=1e-5)
+    """Without variance only the luminance term is left: (2ab + C) / (a² + b² + C) with C = (0.01 * 255)²."""
+    first, second = torch.full((1, 3, 16, 16), 200 / 127.5 - 1), torch.full((1, 3, 16, 16), 50 / 127.5 - 1)
+    constant = (0.01 * 255) ** 2
+    expected = (2 * 200 * 50 + constant) / (200**2 + 50**2 + constant)
+    assert ssim(first, second).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("side", "window"), [(15, 11), (11, 11), (10, 9), (6, 5)])
-def test_the_similarity_at_the_center_is_that_of_the_window_written_out(side: int, window: int):
-    """Wang et al. 2004, equation 13, with Gaussian weights; only the center changes, so only windows on it see it."""
-    images = torch.rand(1, 1, side, side, generator=generator(0), dtype=torch.float64) - 0.5
-    other = torch.rand(1, 1, side, side, generator=generator(1), dtype=torch.float64) - 0.5
+def test_similarity_is_the_mean_over_windows_written_out(side: int, window: int):
+    """Wang et al. 2004, equation 13, with Gaussian weights."""
+    images, other = (torch.rand(1, 1, side, side, generator=generator(s), dtype=torch.float64) for s in (0, 1))
     radius = window // 2
     sigma = 1.5 if window == 11 else radius / 3.5
     line = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma**2))
@@ -192,9 +191,9 @@ def test_the_similarity_at_the_center_is_that_of_the_window_written_out(side: in
 
     mx, my = mean(x), mean(y)
     vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    c1, c2 = 0.02**2, 0.06**2
+    c1, c2 = 0.01**2, 0.03**2
     expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert ssim(images, other).item() == pytest.approx(expected.mean().item(), rel=1e-9)
+    assert ssim(2 * images - 1, 2 * other - 1).item() == pytest.approx(expected.mean().item(), rel=1e-9)
 
 
 def test_similarity_is_one_number_per_image_whatever_else_is_in_the_batch():

@@ -26,7 +26,11 @@ class Statistics:
 
     def join(self, other: "Statistics") -> None:
         """Take in all that another one has taken in."""
-        self.sum, self.squares, self.count = self.sum + other.sum, self.squares + other.squares, self.count + other.count
+        self.sum, self.squares, self.count = (
+            self.sum + other.sum,
+            self.squares + other.squares,
+            self.count + other.count,
+        )
 
     @property
     def mean(self) -> Tensor:

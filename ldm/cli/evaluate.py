@@ -15,7 +15,6 @@ from ldm.settings import StageOne
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
     from ldm.protocol import Pictures
-    from ldm.training.processes import Processes
 
 SPLITS = ("held-out", "training", "all")
 NETWORKS = ("vgg", "alex", "squeeze", "features", "random", "none")
@@ -29,20 +28,21 @@ LATENT_FIGURES = {
 
 
 def parser() -> Parser:
+    """The command line."""
     parser = Parser("ldm evaluate", __doc__ or "")
     add = parser.add_argument
     add("run", metavar="RUN", help="a finished run, a diffusers AutoencoderKL folder, or a hub id")
     add("--data", metavar="PATH", help="a folder of images (the run's own data)")
-    add("--size", help="H, or HxW: what images are brought to (as the run was trained)")
-    add("--split", choices=SPLITS, help="of the images (held-out of the run's own data, all of --data)")
-    add("--num", type=int, help="how many images, evenly spread over them (all)")
+    add("--size", metavar="HxW", help="what images are brought to; one number for a square (as the run was trained)")
+    add("--split", choices=SPLITS, help="which of the images (held-out of the run's own data, all of --data)")
+    add("--num", metavar="N", type=int, help="how many images, evenly spread over them (all)")
     add("--lpips", choices=NETWORKS, default="none", help="the network of the perceptual distance (%(default)s)")
     add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
     fid = ("inception", *NETWORKS)
     add("--fid", choices=fid, default="none", help="the network of the Fréchet distance (%(default)s)")
     add("--fid-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
-    add("--batch-size", type=int, default=32, help="images at a time (%(default)s)")
-    add("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where the figures and the protocol are written")
     add("--panel", type=Path, metavar="FILE.png", help="where eight images and their reconstructions are drawn")
     return parser
@@ -59,11 +59,14 @@ def asked(arguments: list[str]) -> argparse.Namespace:
     for name in ("out", "panel"):  # now, and not after the work
         path = getattr(options, name)
         if path and (path.is_dir() or not path.resolve().parent.is_dir()):
-            raise ConfigError(f"--{name} {path} cannot be written: {'it is' if path.is_dir() else 'it is in no'} folder")
+            raise ConfigError(
+                f"--{name} {path} cannot be written: {'it is' if path.is_dir() else 'it is in no'} folder"
+            )
     return options
 
 
 def main(arguments: list[str]) -> None:
+    """Do what the command line says, on as many processes as there are."""
     options = asked(arguments)
     settings = run_data(options.run)
     size = None if options.size is None else size_of(options.size)
@@ -86,7 +89,9 @@ def main(arguments: list[str]) -> None:
         return autoencoder, distance, extractor, chosen_pictures(options, data, processes.is_main)
 
     autoencoder, distance, extractor, pictures = processes.everywhere(prepared)
-    with tqdm(total=len(pictures.indices), desc="evaluating", unit="image", delay=1, disable=not processes.is_main) as bar:
+    with tqdm(
+        total=len(pictures.indices), desc="evaluating", unit="image", delay=1, disable=not processes.is_main
+    ) as bar:
         result = evaluate(
             autoencoder,
             pictures,
@@ -154,8 +159,8 @@ def chosen_pictures(options: argparse.Namespace, data: DataSettings, progress: b
         raise ConfigError(f"--num {options.num} is more than the {len(indices)} {wanted} images")
     if options.fid != "none" and (options.num or len(indices)) < 2:
         raise ConfigError("--fid needs at least 2 images")
-    anchors = [] if wanted == "all" else training.tolist()
-    return Pictures(dataset, data, spread(indices, options.num or len(indices)), anchors)
+    anchors = [] if options.data and wanted == "all" else training.tolist()
+    return Pictures(dataset, data, wanted, spread(indices, options.num or len(indices)), anchors)
 
 
 def finish(
@@ -171,7 +176,9 @@ def finish(
     if options.out:
         write_atomically(options.out, json.dumps(result, indent=2).encode())
     if options.panel:
-        Reconstructions(pictures.dataset, pictures.settings, np.array(pictures.indices)).draw(autoencoder, options.panel)
+        Reconstructions(pictures.dataset, pictures.settings, np.array(pictures.indices)).draw(
+            autoencoder, options.panel
+        )
     print(table(result))
 
 
@@ -179,12 +186,12 @@ def table(result: dict[str, Any]) -> str:
     """The report as a person reads it."""
     figures, protocol = result["figures"], result["protocol"]
     image, latent = (" x ".join(map(str, protocol[name])) for name in ("image", "latent"))
-    rows = [("images", f"{result['count']}, each {image}, in latents of {latent}")]
+    rows = [("images", f"{result['count']} ({protocol['split']}), each {image}, in latents of {latent}")]
     if result["unreadable"]:
         rows.append(("unreadable", f"{result['unreadable']}, replaced by others"))
     rows += [("PSNR", shown(figures["psnr"], " dB")), ("SSIM", shown(figures["ssim"]))]
     for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
-        without = "not defined" if protocol["anchors"] else "not measured: no training images among these"
+        without = "not defined: too few training images" if protocol["anchors"] else "not measured: no training images"
         rows.append((f"  PSNR of {title}", shown(figures[name], " dB", without)))
     for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
         if judge := protocol[key]:

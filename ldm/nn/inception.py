@@ -17,7 +17,7 @@ OFFICIAL = "6726825d"  # how the sha256 of the file of weights begins
 
 
 class Inception(nn.Module):
-    """torch-fidelity's port of it, with its own resize to 299 pixels. `is_official`: only its distance is called FID."""
+    """torch-fidelity's port of it, with its own resize to 299 pixels; only if it `is_official` may one speak of FID."""
 
     def __init__(self, path: Path):
         super().__init__()
