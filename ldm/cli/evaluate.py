@@ -73,7 +73,6 @@ def main(arguments: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from ldm.autoencoder.model import Autoencoder
     from ldm.judges import open_distance, open_extractor
     from ldm.protocol import evaluate
     from ldm.training.processes import Processes
@@ -81,7 +80,7 @@ def main(arguments: list[str]) -> None:
     processes = Processes(options.device)
 
     def prepared() -> Any:
-        autoencoder = Autoencoder.load(options.run).requires_grad_(False)
+        autoencoder = opened(options.run)
         channels = autoencoder.network.image_channels
         distance = open_distance(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
@@ -104,6 +103,15 @@ def main(arguments: list[str]) -> None:
     for _ in processes.results(1, lambda _: finish(options, result, autoencoder, pictures)):
         pass
     processes.end()
+
+
+def opened(run: str) -> "Autoencoder":
+    """The autoencoder, or CheckpointError."""
+    from ldm.autoencoder.model import Autoencoder
+
+    if (Path(run) / "environment.json").is_file() and not (Path(run) / "vae").is_dir():
+        raise CheckpointError(f"{run} is a run that is not finished: it has no vae/ yet")
+    return Autoencoder.load(run).requires_grad_(False)
 
 
 def run_data(run: str) -> DataSettings | None:
@@ -202,7 +210,8 @@ def table(result: dict[str, Any]) -> str:
         else:
             rows.append((key, f"not measured: ask with {advice}"))
     rows += [(title, shown(figures[name])) for name, title in LATENT_FIGURES.items()]
-    return "\n".join(f"{title:28} {text}" for title, text in rows)
+    width = max(len(title) for title, _ in rows)
+    return "\n".join(f"{title:{width}}  {text}" for title, text in rows)
 
 
 def shown(value: Any, unit: str = "", without: str = "not defined") -> str:

@@ -197,6 +197,14 @@ def test_images_of_other_channels_than_the_autoencoders_are_refused(finished_vae
     assert outcome.code == 4 and "takes 3 channels, not data.channels 1" in outcome.err
 
 
+def test_a_run_that_is_not_finished_is_called_so(finished_vae, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    shutil.rmtree(run / "vae")
+    outcome = evaluated(run)
+    assert outcome.code == 4 and "is not finished" in outcome.err
+
+
 def test_an_error_with_two_processes_is_said_once(finished_vae):
     outcomes = together([script("ldm.cli.main", "evaluate", finished_vae, "--num", 7)] * 2)
     assert [outcome.code for outcome in outcomes] == [2, 2]
