@@ -39,8 +39,9 @@ class Backbone(nn.Module):
     def __init__(self, name: str, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.name, self.network = name, network
-        self.register_buffer("shift", 2 * torch.tensor(mean).view(1, 3, 1, 1) - 1)  # from [0, 1] to our [-1, 1]
-        self.register_buffer("scale", 2 * torch.tensor(std).view(1, 3, 1, 1))
+        # They are of pixels in [0, 1], and ours are in [-1, 1].
+        self.register_buffer("shift", 2 * torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1) - 1)
+        self.register_buffer("scale", 2 * torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self.requires_grad_(False).train()
         self.reference = _reference(self.state_dict())
 
@@ -210,7 +211,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} is not a folder of features: it has no config.json")
     try:
         config = dict(json.loads(path.read_text()))
-        str.strip(config["architecture"])
+        str.strip(config["architecture"])  # a TypeError if it is no text
+        range(config.get("num_classes", 0))  # and here if it is no whole number
         mean, std = (torch.tensor(config["pretrained_cfg"][key]) for key in ("mean", "std"))
         if mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
             raise ValueError("three numbers each")
