@@ -37,13 +37,13 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
-    autoencoder = build(settings.autoencoder, image_channels=data.channels, size=data.size)
+    autoencoder = build(settings.autoencoder, image_channels=data.channels, sides=data.sides)
     objective = run.prepare(
         ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder, data=dataset.fingerprint
     )
     batches = ImageBatches(dataset, data, run.order(training.tolist()))
     if dry:
-        return dry_run.report(run, objective, batches, autoencoder.latent_shape(data.size), data)
+        return dry_run.report(run, objective, batches, autoencoder.latent_shape(data.sides), data)
 
     panel = Reconstructions(dataset, data, held_out if len(held_out) else training)
     for _, batch in run.steps(batches):

@@ -57,13 +57,13 @@ def pca_figures(
 ) -> dict[str, float | None]:
     """PSNR in dB of global PCA with as many numbers per image, and of PCA per patch with as many numbers per patch."""
     channels, height, width = latent
-    most = max(min(MOST_FOR_PCA, VALUES_FOR_PCA // (settings.channels * settings.size**2)), 1)
+    most = max(min(MOST_FOR_PCA, VALUES_FOR_PCA // math.prod(settings.shape)), 1)
     images, others = (
         plain_images(dataset, settings, indices[:: -(-len(indices) // most)]) for indices in (train, held_out)
     )
     return {
         "pca_psnr": pca_psnr(images, others, channels * height * width),
-        "patch_pca_psnr": patch_pca_psnr(images, others, settings.size // width, channels),
+        "patch_pca_psnr": patch_pca_psnr(images, others, settings.sides[1] // width, channels),
     }
 
 

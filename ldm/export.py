@@ -45,7 +45,7 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
         figures: dict[str, Any] = {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
         if others:
             figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
-            figures |= pca_figures(dataset, data, train, others, autoencoder.latent_shape(data.size))
+            figures |= pca_figures(dataset, data, train, others, autoencoder.latent_shape(data.sides))
         write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
         for name, value in figures.items():
             run.say(f"{name:20} {shown(value)}")

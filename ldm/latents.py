@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.bottleneck import Posterior
-from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.model import Autoencoder, spelled
 from ldm.autoencoder.statistics import Statistics
 from ldm.checkpoint import read_json, write_atomically
 from ldm.data.batches import Order, in_chunks
@@ -146,7 +146,7 @@ def build_cache(
 ) -> None:
     """Encode every image once and write the moments; `cache.json` comes last, as half a cache is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    channels, height, width = autoencoder.latent_shape(settings.size)
+    channels, height, width = autoencoder.latent_shape(settings.sides)
     flips = 2 if settings.flip else 1
     shape = (flips, len(dataset), 2 * channels, height, width)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -212,8 +212,9 @@ def open_autoencoder(source: str, settings: DataSettings, data: str) -> tuple[Au
         raise CheckpointError(
             f"the autoencoder {source} takes {channels} channels, not data.channels {settings.channels}"
         )
-    if settings.size % factor:
+    if any(side % factor for side in settings.sides):
         raise CheckpointError(
-            f"the autoencoder {source} downsamples by {factor}, which data.size {settings.size} is not divisible by"
+            f"the autoencoder {source} downsamples by {factor}, which data.size {spelled(settings.sides)} is not"
+            " divisible by"
         )
     return autoencoder, same_data

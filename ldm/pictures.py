@@ -14,8 +14,8 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def picture(image: Tensor) -> Image.Image:
-    """A Pillow image of a uint8 tensor of C x H x W."""
-    array = image.permute(1, 2, 0).cpu().numpy()
+    """A Pillow image of a uint8 tensor of C x H x W; of more than four channels the first three are shown as RGB."""
+    array = image[: len(image) if len(image) in MODES else 3].permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array, MODES[array.shape[2]])
 
 

@@ -18,10 +18,21 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Images:
-    """uint8 0..255 to the default float type in [-1, 1]."""
-    return images.to(torch.get_default_dtype()) / 127.5 - 1
+    """uint8 or uint16, from 0 to their largest, to the default float type in [-1, 1]; floats are there already."""
+    if images.is_floating_point():
+        return images.to(torch.get_default_dtype())
+    return images.to(torch.get_default_dtype()) / (torch.iinfo(images.dtype).max / 2) - 1
+
+
+def to_depth(images: Images, depth: str) -> Tensor:
+    """[-1, 1] to uint8, uint16 or float32, clipped; to integers rounded to the nearest level, never truncated."""
+    dtype: torch.dtype = getattr(torch, depth)
+    if dtype.is_floating_point:
+        return images.to(dtype).clamp(-1, 1)
+    highest = torch.iinfo(dtype).max
+    return ((images.float() + 1) * (highest / 2)).clamp(0, highest).round().to(dtype)
 
 
 def to_uint8(images: Images) -> Tensor:
-    """[-1, 1] to uint8, clipped and rounded to the nearest level, never truncated."""
-    return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    """[-1, 1] to the 256 levels of a picture, as `to_depth` has it."""
+    return to_depth(images, "uint8")

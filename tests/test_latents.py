@@ -36,7 +36,7 @@ def untrained(seed: int = 0) -> Autoencoder:
     """An autoencoder whose latents are neither centered nor of unit variance."""
     torch.manual_seed(seed)
     settings = AutoencoderSettings(network=KLNetwork(widths=(8, 8), norm_groups=4), bottleneck=Gaussian(channels=2))
-    autoencoder = build(settings, image_channels=3, size=16).eval().requires_grad_(False)
+    autoencoder = build(settings, image_channels=3, sides=(16, 16)).eval().requires_grad_(False)
     autoencoder.network.quant_conv.bias.copy_(torch.tensor([0.5, -3.0, -4.0, -1.0]))
     return autoencoder
 

@@ -54,6 +54,13 @@ def test_a_grid_shows_every_pixel_in_its_place_on_white(channels: int):
     assert bool((found == 255).all())
 
 
+def test_of_many_channels_the_first_three_are_shown():
+    many = images(2, 13)
+    assert grid(many, columns=2).tobytes() == grid(many[:, :3], columns=2).tobytes()
+    shown = reconstruction_panel(many, many.flip(0)).tobytes()
+    assert shown == reconstruction_panel(many[:, :3], many[:, :3].flip(0)).tobytes()
+
+
 @pytest.mark.parametrize("channels", MODES)
 def test_a_png_holds_the_same_pixels_and_the_settings(channels: int, tmp_path: Path):
     pixels = to_uint8(images(1, channels))[0]

@@ -1,5 +1,6 @@
 """The autoencoder: images to a posterior over standardized latents, and back."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -82,10 +83,10 @@ class Autoencoder(nn.Module):
         self.latent_mean += self.latent_std * mean
         self.latent_std *= std
 
-    def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """Channels, height, width of the latent of a square image."""
-        side = -(-size // self.network.factor)
-        return self.latent_channels, side, side
+    def latent_shape(self, sides: tuple[int, int]) -> tuple[int, int, int]:
+        """Channels, height, width of the latent of an image of this height and width."""
+        height, width = (-(-side // self.network.factor) for side in sides)
+        return self.latent_channels, height, width
 
 
 def padded(images: Images, factor: int) -> Images:
@@ -97,17 +98,22 @@ def padded(images: Images, factor: int) -> Images:
     return F.pad(images, (0, right, 0, down), mode="reflect" if reflects else "replicate")
 
 
-def build(settings: AutoencoderSettings, *, image_channels: int, size: int) -> Autoencoder:
-    """An untrained autoencoder for square training images of `size` pixels."""
+def spelled(sides: tuple[int, ...]) -> str:
+    """Height and width as a person writes data.size: one number for a square."""
+    return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))
+
+
+def build(settings: AutoencoderSettings, *, image_channels: int, sides: tuple[int, int]) -> Autoencoder:
+    """An untrained autoencoder for training images of this height and width."""
     network_settings, bottleneck_settings = settings.network, settings.bottleneck
     widths, groups = network_settings.widths, network_settings.norm_groups
     factor = 2 ** (len(widths) - 1)
-    if size % factor:
-        below = size - size % factor
-        near = " or ".join(str(side) for side in (below, below + factor) if side)
+    if any(side % factor for side in sides):
+        below, above = (tuple(toward(side / factor) * factor for side in sides) for toward in (math.floor, math.ceil))
+        near = " or ".join(spelled(nearest) for nearest in (below, above) if all(nearest))
         raise ConfigError(
-            f"data.size {size} is not divisible by {factor}, the downsampling of autoencoder.network.widths with"
-            f" {len(widths)} levels: use {near}"
+            f"data.size {spelled(sides)} is not divisible by {factor}, the downsampling of autoencoder.network.widths"
+            f" with {len(widths)} levels: use {near}"
         )
     for width in widths:
         if width % groups:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.augmentation import augmented, draws
 from ldm.data.datasets import Dataset
 from ldm.data.images import center_crop
 from ldm.data.settings import DataSettings
-from ldm.randomness import StepRandom, derived_seed, generator
+from ldm.randomness import StepRandom, generator
 from ldm.shapes import Images, Labels, to_float
 
 
@@ -70,25 +70,31 @@ class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
         self.dataset, self.settings, self.order = dataset, settings, order
 
     def __getitem__(self, micro_batch: int) -> ImageBatch:
-        draw = self.order.draw(micro_batch)
-        views = [self.view(epoch, index) for epoch, index in zip(draw.epochs, draw.indices, strict=True)]
-        return ImageBatch(to_float(torch.stack(views)), torch.from_numpy(self.dataset.labels[draw.indices]))
+        draw, augment = self.order.draw(micro_batch), self.settings.augment
+        places = list(zip(draw.epochs, draw.indices, strict=True))
+        images = torch.stack([to_float(self.view(*place)) for place in places])
+        if augment is not None:
+            drawn = [draws(self.order.seed, *place) for place in places]
+            images = torch.stack([augmented(*pair, augment) for pair in zip(images, drawn, strict=True)])
+        return ImageBatch(images, torch.from_numpy(self.dataset.labels[draw.indices]))
 
     def view(self, epoch: int, index: int) -> Tensor:
-        """The image, cropped and mirrored as this epoch has it."""
-        image, size = self.dataset.image(index), self.settings.size
-        drawn = np.random.default_rng(derived_seed(self.order.seed, "augmentation", epoch, index)).random(3)
+        """The image at its depth, cropped and mirrored as this epoch has it."""
+        image, (height, width) = self.dataset.image(index).numpy(), self.settings.sides
+        drawn = draws(self.order.seed, epoch, index)
         if self.settings.crop == "random":
-            top = int(drawn[0] * (image.shape[1] - size + 1))
-            left = int(drawn[1] * (image.shape[2] - size + 1))
-            image = image[:, top : top + size, left : left + size]
-        return image.flip(-1) if self.settings.flip and drawn[2] < 0.5 else image
+            top = int(drawn.top * (image.shape[1] - height + 1))
+            left = int(drawn.left * (image.shape[2] - width + 1))
+            image = image[:, top : top + height, left : left + width]
+        if self.settings.flip and drawn.flip < 0.5:
+            image = image[:, :, ::-1]
+        return torch.from_numpy(image.copy())
 
 
 def plain_view(dataset: Dataset, settings: DataSettings, index: int) -> Tensor:
-    """One image as evaluation and the latent cache see it: cropped in the center, never mirrored; uint8."""
+    """One image at its depth as evaluation and the latent cache see it: cropped in the center, never mirrored."""
     image = dataset.image(index)
-    return torch.as_tensor(center_crop(image.numpy(), settings.size))
+    return torch.as_tensor(center_crop(image.numpy(), settings.sides))
 
 
 def in_chunks(
@@ -97,4 +103,4 @@ def in_chunks(
     """The plain views of `indices`, `size` at a time, with their indices."""
     for start in range(0, len(indices), size):
         chunk = indices[start : start + size]
-        yield chunk, to_float(torch.stack([plain_view(dataset, settings, index) for index in chunk]))
+        yield chunk, torch.stack([to_float(plain_view(dataset, settings, index)) for index in chunk])

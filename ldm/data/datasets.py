@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.folder import labels_and_classes, listing, size_and_checksum
-from ldm.data.images import BadImage, center_crop, decode, fit, to_array
+from ldm.data.images import BadImage, center_crop, covering, decode, fit, to_array
 from ldm.data.settings import Data, DataSettings, Folder, MNIST5k, Torchvision
 from ldm.errors import DataError
 
@@ -35,7 +36,7 @@ class Dataset:
     classes: list[str]  # empty when nothing is labelled
     groups: list[str]  # images of one group belong on the same side of a split
     fingerprint: str  # of the files' content and the settings that shape the images; not of where they lie
-    source: Callable[[int], np.ndarray]  # the decoded image, uint8 [channels, height, width], or BadImage
+    source: Callable[[int], np.ndarray]  # the decoded image, [channels, height, width] of `depth`, or BadImage
     _reasons: dict[int, str] = field(default_factory=dict)
     _kept: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -48,7 +49,7 @@ class Dataset:
         return list(self._reasons.values())
 
     def image(self, index: int) -> torch.Tensor:
-        """The image as uint8 [channels, height, width].
+        """The image as [channels, height, width] of the settings' depth.
 
         Its sides are exactly `size` when the crop is central; otherwise they are at least that, and the crop is due.
         """
@@ -63,7 +64,7 @@ class Dataset:
                 if isinstance(result, BadImage):
                     self._reasons[index] = str(result)
                 elif result.nbytes <= room:
-                    self._kept[index] = result
+                    self._kept[index] = result.copy()  # a crop alone, without the image that it was cut from
                     room -= result.nbytes
         self._refuse_too_many()
         for index in self._reasons:
@@ -90,10 +91,10 @@ class Dataset:
 
     def _attempt(self, index: int) -> np.ndarray | BadImage:
         try:
-            pixels = fit(self.source(index), self.settings.size, resize=self.settings.resize)
+            pixels = fit(self.source(index), self.settings.sides, resize=self.settings.resize)
         except BadImage as error:
             return error
-        return center_crop(pixels, self.settings.size) if self.settings.crop == "center" else pixels
+        return center_crop(pixels, self.settings.sides) if self.settings.crop == "center" else pixels
 
     def _refuse_too_many(self) -> None:
         if len(self.bad) / len(self) > self.settings.bad_files:
@@ -105,7 +106,7 @@ class Dataset:
 def open_dataset(settings: DataSettings, progress: bool = False) -> Dataset:
     """The data set that the settings name, decoded now if it fits into `memory_gb`, else at each access."""
     dataset = KINDS[type(settings)](settings)
-    if len(dataset) * settings.channels * settings.size**2 <= settings.memory_gb * 1e9:
+    if len(dataset) * prod(settings.shape) * np.dtype(settings.depth).itemsize <= settings.memory_gb * 1e9:
         dataset.keep(progress)
     return dataset
 
@@ -141,7 +142,7 @@ def _of_arrays(settings: Data, pictures: np.ndarray, labels: Any, classes: list[
 
 
 def _picture(settings: Data, pictures: np.ndarray, index: int) -> np.ndarray:
-    return to_array(Image.fromarray(pictures[index]), channels=settings.channels, background=settings.background)
+    return to_array(Image.fromarray(pictures[index]), settings)
 
 
 def _folder(settings: Folder) -> Dataset:
@@ -164,16 +165,17 @@ def _folder(settings: Folder) -> Dataset:
 
 def _file(settings: Folder, folder: Path, names: list[str], index: int) -> np.ndarray:
     path, limit = folder / names[index], settings.pixel_limit
-    pixels = decode(path, channels=settings.channels, background=settings.background, pixel_limit=limit)
+    pixels = decode(path, settings, pixel_limit=limit)
     _, height, width = pixels.shape
-    if settings.size**2 * max(height, width) > limit * min(height, width):
+    new, old = covering(height, width, settings.sides)
+    if height * width * new**2 > limit * old**2:
         raise BadImage(str(path), f"{width} x {height} pixels; resized it would have more than {limit}")
     return pixels
 
 
 def _fingerprint(settings: Data, contents: Iterable[object]) -> str:
     """SHA-256 of the contents and of every setting that shapes an image."""
-    shaping = [settings.size, settings.channels, settings.crop, settings.resize, settings.background]
+    shaping = [settings.shape, settings.depth, settings.range, settings.crop, settings.resize, settings.background]
     return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()
 
 

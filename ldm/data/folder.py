@@ -8,8 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ldm.data.images import EXTENSIONS, image_names
 from ldm.errors import DataError
+
+KINDS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "npy")
+EXTENSIONS = tuple(f".{kind}" for kind in KINDS)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,29 @@ def _scanned(folder: Path) -> list[Entry]:
         both = f"images at the top ({outside[0]}) and in sub-folders ({inside[0]})"
         raise DataError(f"data.path {folder} holds {both}: move all of them into one sub-folder per class, or none")
     return [Entry(name, name.split("/")[0] if inside else None, name) for name in names]
+
+
+def image_names(folder: Path) -> list[str]:
+    """The image files in a folder and its sub-folders, by extension: sorted paths from it on, with forward slashes.
+
+    Hidden files and folders are passed over. Links to folders are followed, but no folder is entered twice.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    def enters(path: str) -> bool:
+        real = os.path.realpath(path)
+        known = real in entered
+        entered.add(real)
+        return not known
+
+    names, entered = [], {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        folders[:] = [name for name in sorted(folders) if name[0] != "." and enters(os.path.join(parent, name))]
+        found = [name for name in files if name[0] != "." and name.lower().endswith(EXTENSIONS)]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in found]
+    return sorted(names)
 
 
 def _described(folder: Path, file: Path) -> list[Entry]:

@@ -1,23 +1,21 @@
 """Image files as arrays: every kind of pixel is treated on purpose, and every failure is a BadImage."""
 
-import os
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from ldm.errors import DataError
+from ldm.data.arrays import NPY_START, TIFF_STARTS, Stored, read_npy, read_tiff
+from ldm.data.levels import levels, with_channels
+from ldm.data.settings import Data
 
-Channels = Literal[1, 2, 3, 4]
-Color = tuple[int, int, int]
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # of Pillow, and .npy beside them
 
 # How an image with this EXIF orientation is brought upright: transposed first, then mirrored (rows, columns).
 ORIENTATIONS = {
@@ -42,131 +40,133 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def decode(file: str | Path | IO[bytes], *, channels: Channels, background: Color, pixel_limit: int) -> np.ndarray:
-    """The image in a file as uint8 [channels, height, width], upright as its EXIF orientation says.
+def decode(file: str | Path | IO[bytes], settings: Data, *, pixel_limit: int) -> np.ndarray:
+    """The image in a file as [channels, height, width] of the depth of `settings`, upright as its EXIF says.
 
-    Only the first frame of an animation or page of a document is read, and color profiles are ignored. The size is
-    checked before anything is decoded; Pillow's own limit of 178,956,970 pixels holds above `pixel_limit`. Truncated
-    files are bad, and so is whatever makes Pillow raise. An unreadable EXIF block only costs the orientation.
-    `to_array` says what becomes of each mode.
+    Only the first frame of an animation or page of a document is read (of five channels and more: all pages), and
+    color profiles are ignored. The size is checked before anything is decoded; Pillow's own limit of 178,956,970 pixels
+    holds above `pixel_limit`. Truncated files are bad, and so is whatever makes a decoder raise. An unreadable EXIF
+    block only costs the orientation. `to_array` and `levels` say what becomes of each kind of pixel.
     """
+    for library in ("PIL", "tifffile"):  # what is wrong with a file is raised; it would also be logged, line by line
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     try:
-        with _quiet():
-            image = Image.open(file, formats=FORMATS)
-        with image:
-            width, height = image.size
-            if not 0 < width * height <= pixel_limit:
-                raise ValueError(f"{width} x {height} pixels; from 1 to {pixel_limit} are allowed")
-            _match_key_to_samples(image)
-            with _quiet() if image.format == "TIFF" else nullcontext():  # loading a TIFF reads its headers once more
-                image.load()
-            return _upright(to_array(image, channels=channels, background=background), _orientation(image))
+        with open(file, "rb") if isinstance(file, str | Path) else nullcontext(file) as stream:
+            return _decoded(stream, settings, pixel_limit)
     except Exception as error:
         path = file if isinstance(file, str | Path) else getattr(file, "name", "image")
         raise BadImage(str(path), _reason(error)) from error
 
 
-def to_array(image: Image.Image, *, channels: Channels, background: Color) -> np.ndarray:
-    """A Pillow image of any mode as uint8 [channels, height, width].
+def to_array(image: Image.Image, settings: Data) -> np.ndarray:
+    """A Pillow image of any mode as [channels, height, width] of the depth of `settings`, for up to four channels.
 
     - 1, L, P, RGB, RGBX, YCbCr, CMYK, LAB, HSV: as Pillow converts them to RGB.
-    - I;16 in either byte order, and I: 0 to 65535 is scaled to 0 to 255 and rounded; I beyond that range is refused.
-    - F: black is 0; white is 1 if no pixel is above 1, else 255. Negative, larger and non-finite values are refused.
-    - RGB and RGBA of 16 bits: Pillow keeps the upper eight, at most one level away from rounding.
+    - I;16 in either byte order, and I: 16 bits, 0 to 65535; I beyond that range is refused.
+    - F: as `levels` has floats.
+    - PNG of 16 bits with alpha or color: Pillow keeps the upper eight, at most one level of 256 away from rounding.
     - Transparency is an alpha channel (LA, PA, RGBA; divided out of La, RGBa), a palette's, or one transparent color.
-
-    One and three channels are laid on `background`, two and four keep their alpha, opaque where there is none. Gray is
-    the luma of ITU-R 601, taken after that.
     """
+    if settings.channels > 4:
+        raise ValueError(f"{len(image.getbands())} channels where data.channels is {settings.channels}")
     color, alpha = _color_and_alpha(image)
-    if channels in (1, 3) and alpha is not None:
-        color = _laid_on(background, color, alpha)
-    if channels in (1, 2):
-        color = _luma(color)
-    if channels in (1, 3):
-        return np.ascontiguousarray(color)
-    return np.concatenate([color, np.full_like(color[:1], 255) if alpha is None else alpha])
+    if alpha is not None:
+        alpha = levels(alpha, settings)
+    return with_channels(levels(color, settings, bytes_too=True), alpha, settings)
 
 
-def fit(image: np.ndarray, size: int, *, resize: bool) -> np.ndarray:
-    """The image with its shorter side brought to `size`; unless `resize`, only if that is shorter than `size`.
+def fit(image: np.ndarray, sides: tuple[int, int], *, resize: bool) -> np.ndarray:
+    """The image scaled until it just covers height and width `sides`; unless `resize`, only if it is too small to.
 
     Antialiased and bicubic, each channel for itself, keeping the proportions.
     """
     _, height, width = image.shape
-    shorter = min(height, width)
-    if shorter == size or (shorter > size and not resize):
+    new, old = covering(height, width, sides)
+    if new == old or (new < old and not resize):
         return image
-    new_size = (round(width * size / shorter), round(height * size / shorter))
-    resized = [Image.fromarray(channel).resize(new_size, Image.Resampling.BICUBIC) for channel in image]
-    return np.stack([np.asarray(channel) for channel in resized])
+    size = (round(width * new / old), round(height * new / old))
+    return np.stack([_resized(channel, size) for channel in image])
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The square of `size` pixels in the middle."""
-    top, left = ((side - size) // 2 for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size]
+def covering(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int]:
+    """The factor by which an image just covers `sides`, as a fraction: the new and the old length of one side."""
+    return (sides[0], height) if sides[0] * width >= sides[1] * height else (sides[1], width)
 
 
-def image_names(folder: Path) -> list[str]:
-    """The image files in a folder and its sub-folders, by extension: sorted paths from it on, with forward slashes.
+def center_crop(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """The rectangle of height and width `sides` in the middle."""
+    top, left = ((whole - side) // 2 for whole, side in zip(image.shape[1:], sides, strict=True))
+    return image[:, top : top + sides[0], left : left + sides[1]]
 
-    Hidden files and folders are passed over. Links to folders are followed, but no folder is entered twice.
-    """
 
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+def _decoded(stream: IO[bytes], settings: Data, pixel_limit: int) -> np.ndarray:
+    start, asked = stream.read(8), {"channels": settings.channels, "pixel_limit": pixel_limit}
+    stream.seek(0)
+    if start.startswith(NPY_START):
+        with _quiet():
+            stored = read_npy(stream, **asked)
+        return levels(stored.values, settings)
+    if start.startswith(TIFF_STARTS) and not _pillow_keeps_all(stream, settings):
+        stream.seek(0)
+        return _upright_levels(read_tiff(stream, **asked), settings)
+    stream.seek(0)
+    with _quiet():
+        image = Image.open(stream, formats=FORMATS)
+    with image:
+        width, height = image.size
+        if not 0 < width * height <= pixel_limit:
+            raise ValueError(f"{width} x {height} pixels; from 1 to {pixel_limit} are allowed")
+        _match_key_to_samples(image)
+        with _quiet() if image.format == "TIFF" else nullcontext():  # loading a TIFF reads its headers once more
+            image.load()
+        return _upright(to_array(image, settings), _orientation(image))
 
-    def enters(path: str) -> bool:
-        real = os.path.realpath(path)
-        known = real in entered
-        entered.add(real)
-        return not known
 
-    names, entered = [], {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        folders[:] = [name for name in sorted(folders) if name[0] != "." and enters(os.path.join(parent, name))]
-        found = [name for name in files if name[0] != "." and name.lower().endswith(EXTENSIONS)]
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in found]
-    return sorted(names)
+def _pillow_keeps_all(stream: IO[bytes], settings: Data) -> bool:
+    """Whether Pillow reads this TIFF, with all the bits and channels that the data set keeps."""
+    if settings.channels > 4:
+        return False
+    try:
+        with _quiet(), Image.open(stream, formats=["TIFF"]) as image:
+            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            if max(tags.get(ExifTags.Base.BitsPerSample, (1,))) <= 8:
+                return True
+            white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # ignored by Pillow above 8 bits
+            return not white_is_zero and (settings.depth == "uint8" or len(image.getbands()) == 1)
+    except UnidentifiedImageError:
+        return False
+
+
+def _upright_levels(stored: Stored, settings: Data) -> np.ndarray:
+    """As many channels as the data set has as they are; others as gray or color, perhaps with alpha."""
+    values = levels(stored.values, settings, bytes_too=True)
+    if len(values) != settings.channels:
+        color = values[:3] if len(values) > 2 else np.repeat(values[:1], 3, axis=0)
+        values = with_channels(color, values[-1:] if stored.has_alpha else None, settings)
+    return _upright(values, stored.orientation)
+
+
+def _resized(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """One channel at (width, height) `size`; what overshoots is clipped."""
+    if channel.dtype == np.uint8:
+        return np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC))
+    resized = np.asarray(Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    if channel.dtype.kind == "f":
+        return resized.clip(-1, 1)
+    return np.rint(resized).clip(0, np.iinfo(channel.dtype).max).astype(channel.dtype)
 
 
 def _color_and_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """RGB [3, height, width] and alpha [1, height, width], or None where nothing is transparent."""
+    """RGB [3, height, width] with all bits that Pillow has, and alpha [1, height, width], uint8; None for opaque."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         key = image.info.get("transparency")
         alpha = np.where(values == key, 0, 255).astype(np.uint8)[None] if isinstance(key, int) else None
-        return np.repeat(_eight_bits(values)[None], 3, axis=0), alpha
+        return np.repeat(values[None], 3, axis=0), alpha
     if image.mode == "La":
         image = image.convert("LA")
     pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")).transpose(2, 0, 1)
     return pixels[:3], pixels[3:] if len(pixels) == 4 else None
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Integers of 16 bits, or floats on either of their two scales, as uint8."""
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f":
-        if not (low >= 0 and high <= 255):
-            raise ValueError(f"float pixels from {low:g} to {high:g}; they must lie in 0 to 1 or in 0 to 255")
-        return np.rint(values * 255 if high <= 1 else values).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise ValueError(f"integer pixels from {low} to {high}; they must lie in 0 to 65535")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _laid_on(background: Color, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Straight alpha, α color + (1 - α) background, rounded exactly; the sums fit into 16 bits."""
-    opacity = alpha.astype(np.uint16)
-    behind = np.array(background, dtype=np.uint16)[:, None, None]
-    return ((color * opacity + behind * (255 - opacity) + 127) // 255).astype(np.uint8)
-
-
-def _luma(color: np.ndarray) -> np.ndarray:
-    """ITU-R 601: Y = 0.299 R + 0.587 G + 0.114 B, rounded, as [1, height, width]."""
-    red, green, blue = color.astype(np.uint32)
-    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)[None]
 
 
 def _match_key_to_samples(image: ImageFile.ImageFile) -> None:

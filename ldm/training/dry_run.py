@@ -1,6 +1,7 @@
 """What a run would take, from a few real steps of it."""
 
 import time
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ldm import config
@@ -25,11 +26,11 @@ def report(run: "Run", objective: Any, batches: Any, latent: tuple[int, int, int
     seconds.sort()
     per_step = seconds[len(seconds) // 2] * run.settings.accumulation
     parameters = sum(parameter.numel() for parameter in run.state.module.parameters())
-    image, code = data.channels * data.size**2, latent[0] * latent[1] * latent[2]
+    image, code = prod(data.shape), prod(latent)
     minutes = per_step * run.settings.steps / 60
     run.say(config.dump(run.config).rstrip())
     run.say(f"parameters         {parameters:,}")
-    run.say(f"image              {data.channels} x {data.size} x {data.size} = {image:,} numbers")
+    run.say(f"image              {' x '.join(map(str, data.shape))} = {image:,} numbers")
     run.say(f"latent             {' x '.join(map(str, latent))} = {code:,} numbers, {image / code:.1f} times fewer")
     run.say(f"training images    {len(batches.order.samples):,}")
     run.say(f"steps              {run.settings.steps:,} of {run.settings.batch_size} images")

@@ -29,7 +29,7 @@ def small(channels: int = 3, levels: int = 3, seed: int = 0) -> Autoencoder:
     torch.manual_seed(seed)
     network = KLNetwork(widths=(8,) * levels, norm_groups=4)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2))
-    return build(settings, image_channels=channels, size=16).eval().requires_grad_(False)
+    return build(settings, image_channels=channels, sides=(16, 16)).eval().requires_grad_(False)
 
 
 def stock_autoencoder(**more: object) -> AutoencoderKL:
@@ -82,16 +82,22 @@ def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(c
 @pytest.mark.parametrize(("size", "offered"), [(18, "use 16 or 20"), (3, "use 4"), (15, "use 12 or 16")])
 def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_nearest_ones(size: int, offered: str):
     with pytest.raises(ConfigError) as caught:
-        build(AutoencoderSettings(), image_channels=3, size=size)
+        build(AutoencoderSettings(), image_channels=3, sides=(size, size))
     message = str(caught.value)
     assert f"data.size {size}" in message and "autoencoder.network.widths" in message
     assert message.endswith(offered) and "\n" not in message
 
 
+def test_a_size_with_two_sides_is_refused_as_it_was_written():
+    for sides, offered in (((16, 18), r"use 16 or \[16, 20\]"), ((3, 30), r"use \[4, 32\]")):
+        with pytest.raises(ConfigError, match=rf"^data\.size \[{sides[0]}, {sides[1]}\] is not .*{offered}$"):
+            build(AutoencoderSettings(), image_channels=3, sides=sides)
+
+
 def test_norm_groups_that_do_not_divide_a_width_are_refused_by_name():
     settings = AutoencoderSettings(network=KLNetwork(widths=(16, 24), norm_groups=16))
     with pytest.raises(ConfigError, match=r"autoencoder\.network\.norm_groups 16 does not divide 24.*widths$"):
-        build(settings, image_channels=3, size=16)
+        build(settings, image_channels=3, sides=(16, 16))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +174,9 @@ def test_padding_reflects_large_images_and_repeats_the_edge_of_tiny_ones():
 
 
 def test_the_latent_shape_is_that_of_the_latents():
-    for levels, size in ((1, 5), (3, 16), (3, 17), (5, 40)):
+    for levels, sides in ((1, (5, 5)), (3, (16, 24)), (3, (17, 9)), (5, (40, 40))):
         autoencoder = small(levels=levels)
-        assert autoencoder.encode(images(1, 3, size, size)).mean.shape[1:] == autoencoder.latent_shape(size)
+        assert autoencoder.encode(images(1, 3, *sides)).mean.shape[1:] == autoencoder.latent_shape(sides)
 
 
 # ---- as a stock folder

@@ -114,7 +114,7 @@ def small(size: int = 8, **objective: object) -> tuple[ReconstructionObjective, 
     torch.manual_seed(0)
     network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
     settings = AutoencoderSettings(network=network, bottleneck=GaussianSettings(channels=2))
-    autoencoder = build(settings, image_channels=3, size=size).double()
+    autoencoder = build(settings, image_channels=3, sides=(size, size)).double()
     images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
     return ReconstructionObjective(autoencoder, ObjectiveSettings(**objective)), batch_of(images)
 

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from ldm.data.datasets import KINDS, Dataset, open_dataset
-from ldm.data.settings import DataSettings, Folder, MNIST5k, Torchvision
+from ldm.data.settings import Augment, DataSettings, Folder, MNIST5k, Torchvision
 from ldm.data.split import split
 from ldm.errors import DataError
+from ldm.shapes import to_float, to_uint8
 
 EMOJI = Path(__file__).parents[3] / "shared" / "data" / "noto-emoji-64"
 
@@ -113,8 +114,9 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     assert opened(copy).fingerprint == fingerprint
     assert opened(copy, memory_gb=0).fingerprint == fingerprint
     shaping: list[dict[str, Any]] = [{"size": 7}, {"channels": 3}, {"crop": "random"}, {"resize": False}]
-    for settings in [*shaping, {"background": (0, 0, 0)}]:
-        assert opened(copy, **settings).fingerprint != fingerprint
+    shaping += [{"background": (0, 0, 0)}, {"size": (8, 10)}, {"size": (10, 8)}, {"depth": "uint16"}, {"range": (0, 2)}]
+    assert len({fingerprint, *(opened(copy, **settings).fingerprint for settings in shaping)}) == len(shaping) + 1
+    assert opened(copy, size=(8, 8), augment=Augment(turns=True)).fingerprint == fingerprint
     write(copy, {"b.png": 3})
     assert opened(copy).fingerprint != fingerprint
 
@@ -169,6 +171,33 @@ def test_a_central_crop_is_exact_and_a_random_one_is_still_due(tmp_path: Path) -
     assert opened(folder, size=4, crop="random").image(0).shape == (1, 4, 5)
     assert opened(folder, size=4, crop="random", resize=False).image(0).shape == (1, 8, 10)
     assert opened(folder, size=16, channels=4, resize=False).image(0).shape == (4, 16, 16)
+
+
+def test_a_rectangle_is_just_covered_and_cut_out_of_the_middle(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 40), dtype=np.uint8)
+    pixels[5:15] = 200  # the middle half of the height
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for sides in ((5, 20), (3, 40), (12, 12), (10, 4)):
+        assert opened(tmp_path, size=sides).image(0).shape == (1, *sides)
+    assert opened(tmp_path, size=(10, 40)).image(0).float().mean() == 200
+    assert opened(tmp_path, size=(4, 20), crop="random").image(0).shape == (1, 10, 20)
+    assert opened(tmp_path, size=(10, 4), crop="random").image(0).shape == (1, 10, 20)
+    assert opened(tmp_path, size=(4, 60), crop="random", resize=False).image(0).shape == (1, 30, 60)
+
+
+def test_memory_is_counted_in_bytes_of_the_depth_and_holds_crops_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path, {f"{index}.png": index for index in range(10)})
+    room = 10 * 64e-9  # ten images of 8 x 8 bytes
+    for depth, kept in (("uint8", 10), ("uint16", 0), ("float32", 0)):
+        assert len(opened(folder, depth=depth, memory_gb=room)._kept) == kept
+    assert len(opened(folder, depth="float32", memory_gb=4 * room)._kept) == 10
+    assert all(image.base is None for image in opened(folder, size=4, resize=False)._kept.values())
+
+
+def test_bundled_pictures_have_the_depth_that_was_asked_for() -> None:
+    image = open_dataset(MNIST5k(depth="float32", memory_gb=0)).image(4999)
+    assert image.dtype == torch.float32 and image.min() == -1 and image.max() > 0.6
+    assert torch.equal(to_float(to_uint8(image)), image)
 
 
 def test_changing_a_returned_image_does_not_change_the_data_set(tmp_path: Path) -> None:
@@ -249,6 +278,10 @@ def test_small_splits_leave_something_on_both_sides() -> None:
     ("name", "value"),
     [
         ("size", 0),
+        ("size", (8, 0)),
+        ("channels", 0),
+        ("range", (1.0, 1.0)),
+        ("range", (0.0, float("nan"))),
         ("background", (0, 0, 256)),
         ("background", (0, 0)),
         ("held_out", 1.0),
@@ -262,6 +295,21 @@ def test_small_splits_leave_something_on_both_sides() -> None:
 def test_settings_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} is "):
         Folder(**{"path": "images", name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("zoom", 0.9), ("zoom", float("inf")), ("brightness", -0.1), ("contrast", 1.1)]
+)
+def test_augmentation_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is {value}: "):
+        Augment(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [MNIST5k, Torchvision])
+def test_only_a_folder_has_images_of_many_channels(kind: type[MNIST5k | Torchvision]) -> None:
+    assert kind(channels=4).shape == (4, 32, 32)
+    with pytest.raises(ValueError, match=r"^channels is 5: only a folder"):
+        kind(channels=5)
 
 
 def test_every_kind_of_settings_has_its_opener() -> None:

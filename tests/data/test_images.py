@@ -7,12 +7,15 @@ import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.images import FORMATS, BadImage, center_crop, decode, fit, image_names, to_array
+from ldm.data.folder import image_names
+from ldm.data.images import FORMATS, BadImage, center_crop, decode, fit, to_array
+from ldm.data.settings import Folder
 
 WHITE = (255, 255, 255)
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16)[None]
@@ -52,8 +55,12 @@ def png_of_size(width: int, height: int, depth: int, color_type: int, rows: byte
     )
 
 
+def settings(channels: int = 3, **more: Any) -> Folder:
+    return Folder(path="images", channels=channels, **more)
+
+
 def decoded(data: bytes, channels: int = 3, background: tuple[int, int, int] = WHITE, limit: int = 10**6) -> np.ndarray:
-    return decode(io.BytesIO(data), channels=channels, background=background, pixel_limit=limit)
+    return decode(io.BytesIO(data), settings(channels, background=background), pixel_limit=limit)
 
 
 def floats(*values: float) -> bytes:
@@ -137,14 +144,14 @@ def test_a_file_of_each_kind_has_its_documented_color(data: bytes, expected: tup
 
 @pytest.mark.parametrize(("image", "expected"), FLAT_IMAGES.values(), ids=FLAT_IMAGES)
 def test_an_image_of_each_mode_has_its_documented_color(image: Image.Image, expected: tuple[int, int, int]) -> None:
-    difference = to_array(image, channels=3, background=WHITE).astype(int) - np.array(expected)[:, None, None]
+    difference = to_array(image, settings()).astype(int) - np.array(expected)[:, None, None]
     assert np.abs(difference).max() <= 1
 
 
 def test_every_mode_of_pillow_is_decoded_to_the_asked_channels() -> None:
     for mode in Image.MODES:
         for channels in (1, 2, 3, 4):
-            assert to_array(Image.new(mode, (3, 2)), channels=channels, background=WHITE).shape == (channels, 2, 3)
+            assert to_array(Image.new(mode, (3, 2)), settings(channels)).shape == (channels, 2, 3)
 
 
 @pytest.mark.parametrize("data", RAMPS.values(), ids=RAMPS)
@@ -307,7 +314,7 @@ def test_formats_outside_the_list_are_not_opened() -> None:
 
 def test_a_missing_file_is_a_bad_image_with_its_path(tmp_path) -> None:
     with pytest.raises(BadImage, match=r"gone\.png: .*No such file") as caught:
-        decode(tmp_path / "gone.png", channels=3, background=WHITE, pixel_limit=100)
+        decode(tmp_path / "gone.png", settings(), pixel_limit=100)
     assert caught.value.path == str(tmp_path / "gone.png")
 
 
@@ -326,20 +333,39 @@ def test_decoding_in_threads_leaves_the_warning_filters_as_they_were() -> None:
 
 def test_fit_brings_the_shorter_side_to_size_and_keeps_the_proportions() -> None:
     image = np.zeros((3, 40, 60), dtype=np.uint8)
-    assert fit(image, 20, resize=True).shape == (3, 20, 30)
-    assert fit(image, 80, resize=False).shape == (3, 80, 120)
-    assert fit(image, 20, resize=False) is image
-    assert fit(image, 40, resize=True) is image
+    assert fit(image, (20, 20), resize=True).shape == (3, 20, 30)
+    assert fit(image, (80, 80), resize=False).shape == (3, 80, 120)
+    assert fit(image, (20, 20), resize=False) is image
+    assert fit(image, (40, 40), resize=True) is image
 
 
 def test_fit_is_antialiased() -> None:
     checkerboard = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[None]
-    assert np.abs(fit(checkerboard, 16, resize=True)[:, 2:-2, 2:-2].astype(int) - 128).max() <= 2
+    assert np.abs(fit(checkerboard, (16, 16), resize=True)[:, 2:-2, 2:-2].astype(int) - 128).max() <= 2
+
+
+def at_each_depth(image: np.ndarray) -> list[np.ndarray]:
+    """uint8, uint16 and float32 of what `fit` makes of the same image."""
+    images = image, image.astype(np.uint16) * 257, (image / 127.5 - 1).astype(np.float32)
+    return [fit(one, (30, 44), resize=True) for one in images]
+
+
+def test_fit_is_the_same_at_every_depth() -> None:
+    coarse, fine, real = at_each_depth(SMOOTH[None])
+    assert (coarse.shape, fine.dtype, real.dtype) == ((1, 37, 44), np.uint16, np.float32)
+    assert np.abs(fine / 257 - coarse).max() <= 1 and np.abs((real + 1) * 127.5 - fine / 257).max() < 0.01
+
+
+def test_fit_clips_what_overshoots_at_every_depth() -> None:
+    edges = np.zeros((1, 40, 48), dtype=np.uint8)
+    edges[:, 9:23, 5:31] = 255
+    assert [(one.min(), one.max()) for one in at_each_depth(edges)] == [(0, 255), (0, 65535), (-1, 1)]
 
 
 def test_center_crop_cuts_the_middle() -> None:
     image = np.arange(5 * 7).reshape(1, 5, 7)
-    assert center_crop(image, 3).tolist() == [[[9, 10, 11], [16, 17, 18], [23, 24, 25]]]
+    assert center_crop(image, (3, 3)).tolist() == [[[9, 10, 11], [16, 17, 18], [23, 24, 25]]]
+    assert center_crop(image, (1, 5)).tolist() == [[[15, 16, 17, 18, 19]]]
 
 
 def test_a_folder_is_listed_in_order_without_hidden_files_or_loops(tmp_path) -> None:
