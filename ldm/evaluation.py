@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ldm.autoencoder.diagnostics import encoder_jacobian, spectrum_slope
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.statistics import Statistics
 from ldm.data.batches import in_chunks
@@ -17,6 +18,7 @@ from ldm.latents import LatentCache
 from ldm.metrics import patch_pca_psnr, pca_psnr, psnr
 from ldm.pictures import enlarged, grid, reconstruction_panel, save_png
 from ldm.pipeline import Description, LatentDiffusion
+from ldm.randomness import generator
 from ldm.shapes import Images
 
 MOST_FOR_PCA = 5000  # images, and fewer where together they have more values than
@@ -74,11 +76,31 @@ class Reconstructions:
 
     @torch.no_grad()
     def draw(self, autoencoder: Autoencoder, path: Path) -> dict[str, float]:
-        """Save input, reconstruction and four times their difference; returns their mean PSNR in dB."""
+        """Save input, reconstruction and four times their difference; returns their figures and their latents'.
+
+        Mean PSNR in dB, spectrum slope, encoder Jacobian, and the standard deviations of the flattest and the widest
+        channel; a figure that is not defined is left out.
+        """
         device = next(autoencoder.parameters()).device
         reconstruction = autoencoder.reconstruct(self.images.to(device)).cpu()
         save_png(enlarged(reconstruction_panel(self.images, reconstruction)), path)
-        return {"panel_psnr": psnr(self.images, reconstruction).mean().item()}
+        figures = {
+            "panel_psnr": psnr(self.images, reconstruction).mean().item(),
+            **self.of_latents(autoencoder, device),
+        }
+        return {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+
+    def of_latents(self, autoencoder: Autoencoder, device: torch.device) -> dict[str, float | None]:
+        """What the latents of these images are like."""
+        images, statistics = self.images.to(device), Statistics()
+        posterior = autoencoder.encode(images)
+        statistics.add(posterior)
+        return {
+            "latent_spectrum_slope": spectrum_slope(posterior.mode()),
+            "encoder_jacobian": encoder_jacobian(autoencoder, images, generator(0, "jacobian")),
+            "latent_std_min": statistics.std.min().item(),
+            "latent_std_max": statistics.std.max().item(),
+        }
 
 
 class Samples:

@@ -12,6 +12,45 @@ def psnr(images: Images, reconstruction: Images) -> Scalars:
     return (-10 * torch.log10(error)).clamp(max=100.0)
 
 
+def ssim(images: Images, reconstruction: Images) -> Scalars:
+    """Structural similarity of each image, at most 1 (Wang et al. 2004), averaged over channels and positions.
+
+    In a Gaussian window of 11 x 11 pixels, σ = 1.5, reflected at the borders. Images with a side of fewer than 11
+    pixels get the largest odd window that fits, and a σ smaller in proportion. In float64: the variance of a flat
+    window is a difference of large numbers.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    radius = min(5, (min(images.shape[-2:]) - 1) // 2)
+    # torchmetrics takes the window from σ: 3.5 σ to each side, rounded.
+    sigma = 1.5 if radius == 5 else max(radius / 3.5, 0.1)
+    # Not shift-invariant: its luminance term is made for values that start at black = 0.
+    shown, real = ((x.clamp(-1, 1).double() + 1) / 2 for x in (reconstruction, images))
+    values = structural_similarity_index_measure(shown, real, sigma=sigma, reduction="none", data_range=1.0)
+    assert isinstance(values, Tensor)
+    return values.view(len(images))
+
+
+def frechet_distance(real: Tensor, other: Tensor) -> float:
+    """‖μ₁ - μ₂‖² + tr(S₁ + S₂ - 2 (S₁^½ S₂ S₁^½)^½) between Gaussians fitted to two sets of features, n x d and m x d.
+
+    The squared distance of Fréchet (1957) that FID uses (Heusel et al. 2017), in float64. With any Fᵀ F = S the last
+    trace is the sum of the singular values of F₁ F₂ᵀ: no root of a matrix is taken, so that nearly singular
+    covariances, and fewer rows than dimensions, do no harm to the computation. (They do make the estimate too large.)
+    """
+    means = real.double().mean(0), other.double().mean(0)
+    factors = [_covariance_factor(rows, mean) for rows, mean in zip((real, other), means, strict=True)]
+    traces = sum(factor.square().sum() for factor in factors)
+    overlap = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    return max(((means[0] - means[1]).square().sum() + traces - 2 * overlap).item(), 0.0)
+
+
+def _covariance_factor(rows: Tensor, mean: Tensor) -> Tensor:
+    """F with Fᵀ F = the unbiased covariance of the rows, and no more rows than columns unless they were fewer."""
+    factor = (rows.double() - mean) / (len(rows) - 1) ** 0.5
+    return torch.linalg.qr(factor, mode="r").R if len(rows) > rows.shape[1] else factor
+
+
 def principal_components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The mean of the rows and their `count` leading principal directions (columns), in float64."""
     mean = rows.mean(0, dtype=torch.float64)

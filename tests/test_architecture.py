@@ -17,7 +17,7 @@ FLOORS = [
     ["shapes", "errors", "plain_yaml", "config", "command_line", "randomness", "losses"],
     ["checkpoint", "metrics", "pictures", "nn", "data", "entropy"],
     ["autoencoder", "diffusion", "training"],
-    ["settings", "latents", "pipeline", "evaluation", "export", "hub", "anomaly", "compression"],
+    ["settings", "latents", "pipeline", "evaluation", "judges", "protocol", "export", "hub", "anomaly", "compression"],
     ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]
 # The settings beside the things they configure lie on the ground, wherever they are: every floor may read them.

@@ -1,10 +1,17 @@
 """The figures beside which an autoencoder is held."""
 
+import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from ldm import evaluation
+from ldm import Autoencoder, evaluation
+from ldm.autoencoder.model import build
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import Gaussian, KLNetwork
 from ldm.data.datasets import open_dataset
 from ldm.data.settings import Folder
 
@@ -30,3 +37,36 @@ def test_pca_of_large_images_does_not_take_all_memory_at_the_end_of_a_run(
     figures = evaluation.pca_figures(dataset, settings, train, held_out, latent)
     assert max(sizes[2:]) <= 9 * 768
     assert figures["pca_psnr"] is None and figures["patch_pca_psnr"] is not None
+
+
+def test_every_panel_logs_what_the_latents_are_like(finished_vae: Path) -> None:
+    lines = [json.loads(line) for line in (finished_vae / "metrics.jsonl").read_text().splitlines()]
+    (panel,) = [line for line in lines if "panel_psnr" in line]
+    names = {"latent_spectrum_slope", "encoder_jacobian", "latent_std_min", "latent_std_max"}
+    assert names < panel.keys() and all(math.isfinite(panel[name]) for name in names)
+    assert 0 < panel["latent_std_min"] <= panel["latent_std_max"] and panel["encoder_jacobian"] > 0
+
+
+def test_a_figure_that_is_not_defined_is_left_out(shapes_folder: Path, tmp_path: Path) -> None:
+    """Latents of 2 x 2 have no slope, and an autoencoder that has diverged has no figures."""
+    settings = Folder(path=str(shapes_folder), size=4)
+    panel = evaluation.Reconstructions(open_dataset(settings), settings, np.arange(5))
+    autoencoder = build(
+        AutoencoderSettings(KLNetwork(widths=(4, 4), norm_groups=2), Gaussian(channels=2)), image_channels=3, size=4
+    )
+    found = panel.draw(autoencoder, tmp_path / "panel.png")
+    assert set(found) == {"panel_psnr", "encoder_jacobian", "latent_std_min", "latent_std_max"}
+    with torch.no_grad():
+        next(autoencoder.parameters()).fill_(math.nan)
+    assert panel.draw(autoencoder, tmp_path / "panel.png") == {}
+
+
+def test_drawing_a_panel_leaves_no_gradient_and_no_random_state_behind(
+    finished_vae: Path, shapes_folder: Path, tmp_path: Path
+) -> None:
+    settings = Folder(path=str(shapes_folder), size=16)
+    panel = evaluation.Reconstructions(open_dataset(settings), settings, np.arange(5))
+    autoencoder, before = Autoencoder.load(finished_vae), torch.get_rng_state()
+    first, again = (panel.draw(autoencoder, tmp_path / "panel.png") for _ in range(2))
+    assert first == again and torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in autoencoder.parameters())

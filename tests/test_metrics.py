@@ -1,13 +1,22 @@
-"""PSNR in closed form, and linear codes against NumPy's singular values."""
+"""PSNR in closed form, linear codes against NumPy's singular values, Fréchet distances between known Gaussians."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.metrics import patch_pca_psnr, patches, patches_of, pca_psnr, principal_components, psnr
+from ldm.metrics import (
+    frechet_distance,
+    patch_pca_psnr,
+    patches,
+    patches_of,
+    pca_psnr,
+    principal_components,
+    psnr,
+    ssim,
+)
 
 
 def smooth_images(count: int, seed: int, channels: int = 2, size: int = 4) -> Tensor:
@@ -136,3 +145,136 @@ def test_more_numbers_are_never_worse_on_the_training_set():
 
     errors = torch.stack([squared_error(numbers) for numbers in range(1, 9)])
     assert bool((errors.diff() < 0).all()) and errors[-1] < 1e-20
+
+
+def test_psnr_is_torchmetrics_on_bytes():
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    first, second = (torch.randint(0, 256, (5, 3, 8, 8), generator=generator(seed)) for seed in (0, 1))
+    theirs = peak_signal_noise_ratio(second.double(), first.double(), data_range=255.0, reduction="none", dim=(1, 2, 3))
+    ours = psnr(*(images.double() / 127.5 - 1 for images in (first, second)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=0)  # log(10) is a float32 there
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", [(32, 20), (11, 11), (10, 12), (6, 6), (3, 9), (2, 2), (1, 5)])
+def test_an_image_is_similar_to_itself_at_any_size(size: tuple[int, int]):
+    images = torch.rand(3, 2, *size, generator=generator(0), dtype=torch.float64) * 2 - 1
+    torch.testing.assert_close(ssim(images, images), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert (ssim(images, -images) < 1).all()
+
+
+def test_the_similarity_of_two_flat_images_is_known():
+    """Without variance only the luminance term is left: (2ab + C) / (a² + b² + C) with C = (0.01 * 255)²."""
+    first, second = torch.full((1, 3, 16, 16), 200 / 127.5 - 1), torch.full((1, 3, 16, 16), 50 / 127.5 - 1)
+    constant = (0.01 * 255) ** 2
+    expected = (2 * 200 * 50 + constant) / (200**2 + 50**2 + constant)
+    assert ssim(first, second).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "window"), [(15, 11), (11, 11), (10, 9), (6, 5)])
+def test_similarity_is_the_mean_over_windows_written_out(side: int, window: int):
+    """Wang et al. 2004, equation 13, with Gaussian weights."""
+    images, other = (torch.rand(1, 1, side, side, generator=generator(s), dtype=torch.float64) for s in (0, 1))
+    radius = window // 2
+    sigma = 1.5 if window == 11 else radius / 3.5
+    line = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma**2))
+    weight = (line[:, None] * line / line.sum() ** 2).flatten()
+    pad = nn.ReflectionPad2d(radius)
+    x, y = (pad(pixels).unfold(2, window, 1).unfold(3, window, 1).flatten(4)[0, 0] for pixels in (images, other))
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * weight).sum(-1)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert ssim(2 * images - 1, 2 * other - 1).item() == pytest.approx(expected.mean().item(), rel=1e-9)
+
+
+def test_similarity_is_one_number_per_image_whatever_else_is_in_the_batch():
+    images, other = (torch.rand(4, 3, 16, 16, generator=generator(seed)) for seed in (0, 1))
+    alone = torch.cat([ssim(images[i : i + 1], other[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(ssim(images, other), alone, rtol=0, atol=1e-6)
+    assert ssim(images[:1], other[:1]).shape == (1,)
+
+
+def with_moments(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """The rows mapped linearly so that their mean and unbiased covariance are exactly these."""
+    centered = rows - rows.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(centered.T.cov()), centered.T, upper=False)
+    return (torch.linalg.cholesky(covariance) @ white).T + mean
+
+
+def features(count: int, dimensions: int, seed: int) -> Tensor:
+    mixing = torch.randn(dimensions, dimensions, generator=generator(100), dtype=torch.float64)
+    return torch.randn(count, dimensions, generator=generator(seed), dtype=torch.float64) @ mixing
+
+
+def test_the_frechet_distance_of_gaussians_with_commuting_covariances_is_known():
+    """|m1 - m2|² + Σ (s1 - s2)², with the standard deviations along their common axes."""
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator(3), dtype=torch.float64)).Q
+    std = torch.rand(2, 5, generator=generator(4), dtype=torch.float64) + 0.1
+    mean = torch.randn(2, 5, generator=generator(5), dtype=torch.float64)
+    first, second = (
+        with_moments(features(n, 5, n), mean[i], turn @ torch.diag(std[i] ** 2) @ turn.T)
+        for i, n in enumerate((50, 70))
+    )
+    expected = (mean[0] - mean[1]).square().sum() + (std[0] - std[1]).square().sum()
+    assert frechet_distance(first, second) == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(300, 200), (300, 20), (20, 12)])
+def test_the_frechet_distance_is_the_one_by_matrix_roots_with_many_and_with_few_images(counts: tuple[int, int]):
+    first, second = features(counts[0], 30, 0), 1.3 * features(counts[1], 30, 1) + 0.2
+    covariance = first.T.cov(), second.T.cov()
+    values, vectors = torch.linalg.eigh(covariance[0])
+    root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariance[1] @ root).clamp_min(0).sqrt().sum()
+    expected = (first.mean(0) - second.mean(0)).square().sum() + covariance[0].trace() + covariance[1].trace()
+    assert frechet_distance(first, second) == pytest.approx((expected - 2 * cross).item(), rel=1e-4)
+    assert frechet_distance(second, first) == pytest.approx(frechet_distance(first, second), rel=1e-9)
+
+
+def test_the_frechet_distance_is_scipys():
+    linalg = pytest.importorskip("scipy.linalg")
+    first, second = features(200, 12, 0).numpy(), features(150, 12, 1).numpy() * 0.7 + 1
+    covariance = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    expected = np.square(first.mean(0) - second.mean(0)).sum() + np.trace(
+        covariance[0] + covariance[1] - 2 * linalg.sqrtm(covariance[0] @ covariance[1]).real
+    )
+    found = frechet_distance(torch.from_numpy(first), torch.from_numpy(second))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+class Flat(nn.Module):
+    """Features that are the bytes themselves, as torchmetrics wants its extractors."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1).double()
+
+
+def test_the_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    first, second = (
+        torch.randint(0, high, (60, 3, 2, 2), dtype=torch.uint8, generator=generator(high)) for high in (200, 256)
+    )
+    fid = FrechetInceptionDistance(feature=Flat()).set_dtype(torch.float64)
+    fid.update(first, real=True)
+    fid.update(second, real=False)
+    expected = fid.compute().item()
+    assert frechet_distance(Flat()(first), Flat()(second)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_features_are_at_no_distance_from_themselves(count: int):
+    rows = features(count, 30, 0)
+    assert 0 <= frechet_distance(rows, rows) < 1e-8 * rows.square().sum(1).mean()
+    assert frechet_distance(rows, rows + 1) == pytest.approx(30, rel=1e-6)

@@ -24,6 +24,14 @@ class Statistics:
         self.squares = self.squares + (mean.square() + variance).sum((0, 2, 3))
         self.count += mean.numel() // mean.shape[1]
 
+    def join(self, other: "Statistics") -> None:
+        """Take in all that another one has taken in."""
+        self.sum, self.squares, self.count = (
+            self.sum + other.sum,
+            self.squares + other.squares,
+            self.count + other.count,
+        )
+
     @property
     def mean(self) -> Tensor:
         """One mean per channel."""

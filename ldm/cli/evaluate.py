@@ -1,0 +1,221 @@
+"""Measures what an autoencoder loses: figures of its reconstructions and of its latents."""
+
+import argparse
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm import config
+from ldm.command_line import Parser
+from ldm.data.settings import Data, DataSettings, Folder
+from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.settings import StageOne
+
+if TYPE_CHECKING:
+    from ldm.autoencoder.model import Autoencoder
+    from ldm.protocol import Pictures
+
+SPLITS = ("held-out", "training", "all")
+NETWORKS = ("vgg", "alex", "squeeze", "features", "random", "none")
+LATENT_FIGURES = {
+    "kl_per_latent_element": "KL per latent element, nats",
+    "latent_mean": "latent mean",
+    "latent_std": "latent std",
+    "latent_spectrum_slope": "spectrum slope",
+    "encoder_jacobian": "encoder Jacobian",
+}
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser("ldm evaluate", __doc__ or "")
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a finished run, a diffusers AutoencoderKL folder, or a hub id")
+    add("--data", metavar="PATH", help="a folder of images (the run's own data)")
+    add("--size", metavar="HxW", help="what images are brought to; one number for a square (as the run was trained)")
+    add("--split", choices=SPLITS, help="which of the images (held-out of the run's own data, all of --data)")
+    add("--num", metavar="N", type=int, help="how many images, evenly spread over them (all)")
+    add("--lpips", choices=NETWORKS, default="none", help="the network of the perceptual distance (%(default)s)")
+    add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
+    fid = ("inception", *NETWORKS)
+    add("--fid", choices=fid, default="none", help="the network of the Fréchet distance (%(default)s)")
+    add("--fid-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
+    add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    add("--out", type=Path, metavar="FILE.json", help="where the figures and the protocol are written")
+    add("--panel", type=Path, metavar="FILE.png", help="where eight images and their reconstructions are drawn")
+    return parser
+
+
+def asked(arguments: list[str]) -> argparse.Namespace:
+    """What the command line says, or ConfigError."""
+    options = parser().read(arguments)
+    for name in ("num", "batch_size"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    if options.panel and options.panel.suffix.lower() != ".png":
+        raise ConfigError(f"--panel {options.panel} must end in .png")
+    for name in ("out", "panel"):  # now, and not after the work
+        path = getattr(options, name)
+        if path and (path.is_dir() or not path.resolve().parent.is_dir()):
+            raise ConfigError(
+                f"--{name} {path} cannot be written: {'it is' if path.is_dir() else 'it is in no'} folder"
+            )
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the command line says, on as many processes as there are."""
+    options = asked(arguments)
+    settings = run_data(options.run)
+    size = None if options.size is None else size_of(options.size)
+
+    from tqdm import tqdm
+
+    from ldm.judges import open_distance, open_extractor
+    from ldm.protocol import evaluate
+    from ldm.training.processes import Processes
+
+    processes = Processes(options.device)
+
+    def prepared() -> Any:
+        autoencoder = opened(options.run)
+        channels = autoencoder.network.image_channels
+        distance = open_distance(options.lpips, options.lpips_weights, processes.device)
+        extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
+        data = chosen_data(options, settings, size, channels)
+        return autoencoder, distance, extractor, chosen_pictures(options, data, processes.is_main)
+
+    autoencoder, distance, extractor, pictures = processes.everywhere(prepared)
+    with tqdm(
+        total=len(pictures.indices), desc="evaluating", unit="image", delay=1, disable=not processes.is_main
+    ) as bar:
+        result = evaluate(
+            autoencoder,
+            pictures,
+            processes,
+            distance=distance,
+            extractor=extractor,
+            batch_size=options.batch_size,
+            on_images=bar.update,
+        )
+    for _ in processes.results(1, lambda _: finish(options, result, autoencoder, pictures)):
+        pass
+    processes.end()
+
+
+def opened(run: str) -> "Autoencoder":
+    """The autoencoder, or CheckpointError."""
+    from ldm.autoencoder.model import Autoencoder
+
+    if (Path(run) / "environment.json").is_file() and not (Path(run) / "vae").is_dir():
+        raise CheckpointError(f"{run} is a run that is not finished: it has no vae/ yet")
+    return Autoencoder.load(run).requires_grad_(False)
+
+
+def run_data(run: str) -> DataSettings | None:
+    """The data that a run of train_vae.py was trained on; None if `run` is not one."""
+    file = Path(run) / "config.yaml"
+    try:
+        return config.load(StageOne, file, {}).data if file.is_file() else None
+    except ConfigError:  # of another stage: then the images must be named
+        return None
+
+
+def size_of(text: str) -> int:
+    """`--size`: what data.size is."""
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ConfigError(f"--size {text} is neither a number of pixels nor HEIGHTxWIDTH")
+    if len(set(sides)) > 1:
+        raise ConfigError(f"--size {text}: only squares can be cut out")
+    return int(sides[0])
+
+
+def chosen_data(
+    options: argparse.Namespace, of_run: DataSettings | None, size: int | None, channels: int
+) -> DataSettings:
+    """The settings of the images to measure on, or ConfigError."""
+    if options.data is None:
+        if of_run is None:
+            raise ConfigError(f"{options.run} is not a run of train_vae.py: name the images with --data PATH")
+        if of_run.channels != channels:
+            raise CheckpointError(
+                f"the autoencoder {options.run} takes {channels} channels, not data.channels {of_run.channels}"
+            )
+        return replace(of_run, size=size or of_run.size)
+    if of_run is None and size is None:
+        raise ConfigError(f"--size is missing: {options.run} is not a run of train_vae.py, to take it from")
+    shared = {} if of_run is None else {each.name: getattr(of_run, each.name) for each in fields(Data)}
+    return Folder(**{**shared, "path": options.data, "channels": channels, "size": size or shared["size"]})
+
+
+def chosen_pictures(options: argparse.Namespace, data: DataSettings, progress: bool) -> "Pictures":
+    """The images to measure on, and those that anchors are fitted to, or an error where there are none or too few."""
+    from ldm.data.datasets import open_dataset
+    from ldm.data.split import split
+    from ldm.protocol import Pictures, spread
+
+    wanted = options.split or ("all" if options.data else "held-out")
+    dataset = open_dataset(data, progress=progress)
+    training, held_out = split(dataset.groups, data.held_out, data.split_seed)
+    indices = {"held-out": held_out.tolist(), "training": training.tolist(), "all": list(range(len(dataset)))}[wanted]
+    if not indices:
+        raise DataError("there are no held-out images (data.held_out is 0): choose --split training or all")
+    if options.num is not None and options.num > len(indices):
+        raise ConfigError(f"--num {options.num} is more than the {len(indices)} {wanted} images")
+    if options.fid != "none" and (options.num or len(indices)) < 2:
+        raise ConfigError("--fid needs at least 2 images")
+    anchors = [] if options.data and wanted == "all" else training.tolist()
+    return Pictures(dataset, data, wanted, spread(indices, options.num or len(indices)), anchors)
+
+
+def finish(
+    options: argparse.Namespace, result: dict[str, Any], autoencoder: "Autoencoder", pictures: "Pictures"
+) -> None:
+    """Write what was asked for, and say the rest."""
+    import numpy as np
+
+    from ldm.checkpoint import write_atomically
+    from ldm.evaluation import Reconstructions
+
+    result = {"autoencoder": {"source": options.run, **result.pop("autoencoder")}, **result}
+    if options.out:
+        write_atomically(options.out, json.dumps(result, indent=2).encode())
+    if options.panel:
+        Reconstructions(pictures.dataset, pictures.settings, np.array(pictures.indices)).draw(
+            autoencoder, options.panel
+        )
+    print(table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    figures, protocol = result["figures"], result["protocol"]
+    image, latent = (" x ".join(map(str, protocol[name])) for name in ("image", "latent"))
+    rows = [("images", f"{result['count']} ({protocol['split']}), each {image}, in latents of {latent}")]
+    if result["unreadable"]:
+        rows.append(("unreadable", f"{result['unreadable']}, replaced by others"))
+    rows += [("PSNR", shown(figures["psnr"], " dB")), ("SSIM", shown(figures["ssim"]))]
+    for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
+        without = "not defined: too few training images" if protocol["anchors"] else "not measured: no training images"
+        rows.append((f"  PSNR of {title}", shown(figures[name], " dB", without)))
+    for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
+        if judge := protocol[key]:
+            few = judge.get("fewer_images_than_dimensions")
+            note = f" (too large: no more images than the {judge['dimensions']} features)" if few else ""
+            title = "rFID" if judge["name"] == "rfid" else judge["name"]
+            rows.append((title, shown(figures[judge["name"]]) + note))
+        else:
+            rows.append((key, f"not measured: ask with {advice}"))
+    rows += [(title, shown(figures[name])) for name, title in LATENT_FIGURES.items()]
+    width = max(len(title) for title, _ in rows)
+    return "\n".join(f"{title:{width}}  {text}" for title, text in rows)
+
+
+def shown(value: Any, unit: str = "", without: str = "not defined") -> str:
+    """A figure, or several."""
+    if value is None:
+        return without
+    return " ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value])) + unit

@@ -1,0 +1,80 @@
+"""Networks that judge reconstructions, and what their figures may be called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder.perceptual import LEARNED, Perceptual, enlarged, pictures
+from ldm.autoencoder.settings import Perceptual as PerceptualSettings
+from ldm.errors import ConfigError
+from ldm.nn.backbone import open_backbone
+from ldm.nn.inception import open_inception
+from ldm.shapes import Images, Scalars
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A perceptual distance: one number for each pair of images. `name` is its key among the figures."""
+
+    name: str
+    measure: Callable[[Images, Images], Scalars]
+    reference: str  # of its weights
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features for the Fréchet distance, a row for each image. `name` is the distance's key among the figures."""
+
+    name: str
+    features: Callable[[Images], Tensor]
+    reference: str  # of its weights
+
+
+def open_distance(kind: str, weights: str, device: torch.device) -> Distance | None:
+    """LPIPS with that backbone, or the like with any other; None for `none`. Only with its learned weights it is LPIPS.
+
+    Raises ConfigError or CheckpointError where there are no weights.
+    """
+    if kind == "none":
+        return None
+    if kind == "features" and not weights:
+        raise ConfigError("--lpips features needs --lpips-weights FOLDER, with config.json and the weights")
+    try:
+        perceptual = Perceptual(PerceptualSettings(backbone=kind, weights=weights)).to(device)  # type: ignore[arg-type]
+    except ConfigError as error:  # which speaks to those who train
+        raise ConfigError(str(error).replace("--objective.perceptual.weights", "--lpips-weights")) from error
+    name = f"lpips_{kind}" if kind in LEARNED else f"feature_distance_{perceptual.backbone.name}"
+    return Distance(name, perceptual, perceptual.backbone.reference)
+
+
+def open_extractor(kind: str, weights: str, channels: int, device: torch.device) -> Extractor | None:
+    """What the Fréchet distance is measured with; None for `none`.
+
+    `rfid` is Inception with the official weights on gray or RGB images, and nothing else. Images of other channels are
+    shown to the network as several pictures (`perceptual.pictures`), whose features stand side by side in a row.
+    """
+    if kind == "none":
+        return None
+    if kind == "inception":
+        inception = open_inception(weights).to(device)
+        is_rfid = inception.is_official and channels in (1, 3)
+        extractor = _pooled(inception, channels, size=1)
+        return Extractor("rfid" if is_rfid else "frechet_inception", extractor, inception.reference)
+    if kind == "features" and not weights:
+        raise ConfigError("--fid features needs --fid-weights FOLDER, with config.json and the weights")
+    backbone = open_backbone(kind, weights).to(device)
+    size = PerceptualSettings(backbone="random").size
+    return Extractor(f"frechet_{backbone.name}", _pooled(backbone, channels, size), backbone.reference)
+
+
+def _pooled(network: nn.Module, channels: int, size: int) -> Callable[[Images], Tensor]:
+    """The network's pooled features of each image, enlarged to `size` where it is smaller."""
+    triples, _ = pictures(channels)
+
+    def rows(images: Images) -> Tensor:
+        rgb = enlarged(images[:, triples].flatten(0, 1), size)
+        return network.pooled(rgb).reshape(len(images), -1)  # type: ignore[operator]
+
+    return rows

@@ -1,0 +1,211 @@
+"""`ldm evaluate` from the command line: what it measures, what it writes, what it refuses."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm import Autoencoder
+from ldm.shapes import to_float, to_uint8
+from tests.conftest import Outcome, ran, script, together
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_once() -> None:
+    """What every forked child would import by itself."""
+    import torchmetrics.functional.image  # noqa: F401
+
+    import ldm.protocol  # noqa: F401
+
+
+def evaluated(*arguments: object) -> Outcome:
+    return ran("ldm.cli.main", "evaluate", *arguments)
+
+
+def measured(out: Path, *arguments: object) -> dict[str, Any]:
+    """What the command writes, once it has succeeded."""
+    outcome = evaluated(*arguments, "--out", out)
+    assert outcome.code == 0, outcome.err
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def report(finished_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report on all images of the run."""
+    out = tmp_path_factory.mktemp("report") / "all.json"
+    return measured(out, finished_vae, "--split", "all", "--lpips", "random", "--fid", "random", "--batch-size", 7)
+
+
+def rounded(finished_vae: Path, shapes_folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and their reconstructions as bytes, by the shortest way."""
+    files = sorted(str(path.relative_to(shapes_folder)) for path in shapes_folder.rglob("*.png"))
+    arrays = [np.asarray(Image.open(shapes_folder / name)).transpose(2, 0, 1) for name in files]
+    images = torch.from_numpy(np.stack(arrays))
+    with torch.no_grad():
+        return images, to_uint8(Autoencoder.load(finished_vae).reconstruct(to_float(images)))
+
+
+def test_its_figures_are_those_of_torchmetrics_on_bytes(finished_vae, shapes_folder, report):
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    images, reconstruction = (pixels.double() for pixels in rounded(finished_vae, shapes_folder))
+    theirs = peak_signal_noise_ratio(reconstruction, images, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    assert report["figures"]["psnr"] == pytest.approx(theirs.mean().item(), rel=1e-5)
+    theirs = structural_similarity_index_measure(reconstruction, images, data_range=255.0)
+    assert report["figures"]["ssim"] == pytest.approx(theirs.item(), abs=1e-5)
+    assert report["count"] == 60 and report["protocol"]["split"] == "all"
+
+
+def test_its_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features(finished_vae, shapes_folder, report):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    from ldm.judges import open_extractor
+
+    extractor = open_extractor("random", "", 3, torch.device("cpu"))
+    assert extractor is not None and extractor.name == "frechet_random"
+
+    class Features(torch.nn.Module):
+        num_features = 256
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return extractor.features(images.float()).double()
+
+    fid = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64)
+    with torch.no_grad():
+        for pixels, real in zip(rounded(finished_vae, shapes_folder), (True, False), strict=True):
+            fid.update(to_float(pixels), real=real)
+    assert report["figures"]["frechet_random"] == pytest.approx(fid.compute().item(), rel=1e-3)
+    assert report["protocol"]["frechet"]["fewer_images_than_dimensions"]
+    assert "rfid" not in report["figures"]
+
+
+def test_the_reference_is_a_hash_of_the_bytes_of_the_images(finished_vae, shapes_folder, report):
+    images, _ = rounded(finished_vae, shapes_folder)
+    digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
+    assert report["reference"] == hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def test_two_processes_write_what_one_writes(finished_vae, report, tmp_path):
+    judges = ("--lpips", "random", "--fid", "random", "--batch-size", 7)
+    command = ("evaluate", finished_vae, "--split", "all", *judges, "--out", tmp_path / "two.json")
+    outcomes = together([script("ldm.cli.main", *command)] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert json.loads((tmp_path / "two.json").read_text()) == report
+    assert sum("PSNR" in outcome.out for outcome in outcomes) == 1
+
+
+def test_the_default_is_the_held_out_images_of_the_run_and_agrees_with_its_own_report(finished_vae, tmp_path):
+    found = measured(tmp_path / "a.json", finished_vae, "--panel", tmp_path / "panel.png")
+    own = json.loads((finished_vae / "report.json").read_text())
+    assert found["protocol"]["split"] == "held-out" and found["count"] == 6
+    assert found["figures"]["psnr"] == pytest.approx(own["held_out_psnr"], abs=0.01)  # which does not round
+    assert found["figures"]["patch_pca_psnr"] == own["patch_pca_psnr"]
+    assert found["protocol"]["distance"] is None and found["protocol"]["frechet"] is None
+    with Image.open(tmp_path / "panel.png") as panel:
+        assert panel.width > 100
+
+
+def test_training_latents_are_standardized(finished_vae, tmp_path):
+    figures = measured(tmp_path / "a.json", finished_vae, "--split", "training")["figures"]
+    assert np.abs(figures["latent_mean"]).max() < 1e-3
+    assert np.abs(np.array(figures["latent_std"]) - 1).max() < 1e-3
+
+
+def test_a_folder_and_an_exported_autoencoder_give_the_figures_of_the_run(
+    finished_vae, shapes_folder, report, tmp_path
+):
+    exported, data = finished_vae / "vae", ("--data", shapes_folder, "--size", "16x16", "--batch-size", 7)
+    found = measured(tmp_path / "a.json", exported, *data)
+    assert found["reference"] == report["reference"] and found["protocol"]["anchors"] is None
+    for name in ("psnr", "ssim", "latent_std", "latent_spectrum_slope", "encoder_jacobian"):
+        assert found["figures"][name] == report["figures"][name], name
+    assert found["autoencoder"]["sha256"] == report["autoencoder"]["sha256"]
+
+
+def test_a_number_of_images_is_spread_over_all_of_them(finished_vae, report, tmp_path):
+    found = measured(tmp_path / "a.json", finished_vae, "--split", "all", "--num", 3)
+    assert found["count"] == 3 and found["reference"] != report["reference"]
+
+
+def test_any_size_is_measured_even_one_that_the_factor_does_not_divide(finished_vae, tmp_path):
+    found = measured(tmp_path / "a.json", finished_vae, "--size", 21)
+    assert found["protocol"]["image"] == [3, 21, 21] and found["protocol"]["latent"] == [2, 11, 11]
+    assert found["figures"]["patch_pca_psnr"] is None
+
+
+def test_without_networks_the_table_says_how_to_ask_for_them(finished_vae):
+    outcome = evaluated(finished_vae)
+    assert outcome.code == 0
+    assert "--lpips vgg" in outcome.out and "--fid inception" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("{tmp}/nowhere",), 4, "neither a folder nor a hub id"),
+        (("{vae}/vae",), 2, "name the images with --data"),
+        (("{tmp}/nowhere", "--data", "{shapes}", "--size", 16), 4, "neither a folder nor a hub id"),
+        (("{shapes}", "--data", "{shapes}", "--size", 16), 4, "it has no config.json"),
+        (("{vae}/vae", "--data", "{shapes}"), 2, "--size is missing"),
+        (("{vae}", "--size", "16x"), 2, "--size 16x is neither"),
+        (("{vae}", "--data", "{tmp}"), 3, "holds no images"),
+        (("{vae}", "--data", "{tmp}/nowhere"), 3, "does not exist"),
+        (("{vae}", "--num", 7), 2, "--num 7 is more than the 6 held-out images"),
+        (("{vae}", "--num", 0), 2, "--num 0 must be at least 1"),
+        (("{vae}", "--batch-size", 0), 2, "--batch-size 0 must be at least 1"),
+        (("{vae}", "--num", 1, "--fid", "random"), 2, "--fid needs at least 2 images"),
+        (("{vae}", "--device", "abacus"), 2, "--device abacus cannot be used"),
+        (("{vae}", "--lpips", "vg"), 2, "invalid choice"),
+        (("{vae}", "--lpips", "features"), 2, "--lpips features needs --lpips-weights"),
+        (("{vae}", "--fid", "features"), 2, "--fid features needs --fid-weights"),
+        (("{vae}", "--lpips", "vgg", "--lpips-weights", "{tmp}/vgg.pth"), 2, "vgg.pth is not a file"),
+        (("{vae}", "--fid", "inception", "--fid-weights", "{tmp}/i.pth"), 2, "i.pth is not a file"),
+        (("{vae}", "--out", "{tmp}"), 2, "--out"),
+        (("{vae}", "--out", "{tmp}/no/where.json"), 2, "it is in no folder"),
+        (("{vae}", "--panel", "{tmp}/panel.gif"), 2, "must end in .png"),
+        (("{vae}", "--datta", "x"), 2, "did you mean --data?"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(finished_vae, shapes_folder, tmp_path, arguments, code, words):
+    places = {"vae": finished_vae, "shapes": shapes_folder, "tmp": tmp_path}
+    outcome = evaluated(*(str(argument).format(**places) for argument in arguments))
+    assert outcome.code == code, outcome
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert words in line and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(("kind", "flag"), [("vgg", "--lpips"), ("inception", "--fid")])
+def test_absent_weights_are_named_with_the_flag_that_provides_them(finished_vae, tmp_path, monkeypatch, kind, flag):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no way out
+    outcome = evaluated(finished_vae, flag, kind)
+    assert outcome.code == 2 and f"{flag}-weights PATH" in outcome.err, outcome
+
+
+def test_images_of_other_channels_than_the_autoencoders_are_refused(finished_vae, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("channels: 3", "channels: 1"))
+    outcome = evaluated(run)
+    assert outcome.code == 4 and "takes 3 channels, not data.channels 1" in outcome.err
+
+
+def test_a_run_that_is_not_finished_is_called_so(finished_vae, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    shutil.rmtree(run / "vae")
+    outcome = evaluated(run)
+    assert outcome.code == 4 and "is not finished" in outcome.err
+
+
+def test_an_error_with_two_processes_is_said_once(finished_vae):
+    outcomes = together([script("ldm.cli.main", "evaluate", finished_vae, "--num", 7)] * 2)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert sum(outcome.err.count("error:") for outcome in outcomes) == 1
