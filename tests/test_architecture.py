@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 # Floor by floor, lowest first (DESIGN, section 2). A name stands for a file or for a folder with all that is in it.
 FLOORS = [
-    ["shapes", "errors", "plain_yaml", "config", "command_line", "randomness", "losses"],
+    ["shapes", "errors", "plain_yaml", "config", "command_line", "randomness", "losses", "processes"],
     ["checkpoint", "metrics", "pictures", "nn", "data", "entropy"],
     ["autoencoder", "diffusion", "training"],
     ["settings", "latents", "pipeline", "evaluation", "judges", "protocol", "export", "hub", "anomaly", "compression"],
@@ -143,8 +143,8 @@ def test_no_file_is_called_after_nothing() -> None:
 
 
 def test_settings_and_what_reads_them_do_without_torch() -> None:
-    """All that --help needs; of the ground floor only `shapes`, `randomness` and `losses` speak of tensors."""
-    about_tensors = {"shapes", "randomness", "losses"}
+    """All that --help needs; of the ground floor only four files speak of tensors."""
+    about_tensors = {"shapes", "randomness", "losses", "processes"}
     light = [module for module in FILES if floor(module) == 0 or module == "settings"]
     names = ", ".join(f"ldm.{module}" for module in light if module not in about_tensors)
     code = f"import sys, ldm, {names}; sys.exit(bool({{'torch', 'numpy', 'PIL', 'diffusers'}} & sys.modules.keys()))"
