@@ -9,7 +9,7 @@ from ldm.autoencoder.settings import KLNetwork as KLSettings
 from ldm.autoencoder.settings import StockNetwork as StockSettings
 from ldm.autoencoder.settings import TinyNetwork as TinySettings
 from ldm.autoencoder.tiny import TinyNetwork
-from ldm.errors import ConfigError
+from ldm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -35,7 +35,10 @@ class StockNetwork(nn.Module):
     @classmethod
     def start(cls, settings: StockSettings, *, image_channels: int, latent_channels: int) -> Self:
         """The autoencoder that the settings name; ConfigError if its channels are not those that are asked for."""
-        network = cls(stock.read(settings.path))
+        try:
+            network = cls(stock.read(settings.path))
+        except CheckpointError as error:
+            raise CheckpointError(f"autoencoder.network.path: {error}") from error
         network.factor_setting = f"autoencoder.network.path {settings.path}"
         for name, asked, there in (
             ("autoencoder.bottleneck.channels", latent_channels, network.config["latent_channels"]),

@@ -1,6 +1,7 @@
 """Stock AutoencoderKL of diffusers: reading any, writing ours so that nobody needs this package to use them."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ def read(source: str | Path) -> "AutoencoderKL":
     place = located(source)
     if place.suffix in PICKLES:
         raise CheckpointError(f"{source} may be a pickle, and those are not opened: convert it to .safetensors")
+    if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(f"{source} does not exist, and is no hub id")
     if place.is_file() and place.suffix == ".safetensors":
         with reasons(f"{source} does not hold a CompVis autoencoder"):
             return build(*compvis.read(place))
