@@ -48,10 +48,10 @@ class Opened:
         if read_json(self.run / "environment.json")["data"] != dataset.fingerprint:
             raise DataError(f"the data changed since the run in {self.run} began: restore them to measure its latents")
         training, _ = split(dataset.groups, data.held_out, data.split_seed)
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        indices = training.tolist()
-        found = latent_statistics(self.autoencoder.to(device), dataset, data, indices, device)
-        self.autoencoder.to("cpu").standardize(found.mean, found.std)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device, indices = found or torch.device("cpu"), training.tolist()
+        statistics = latent_statistics(self.autoencoder.to(device), dataset, data, indices, device)
+        self.autoencoder.to("cpu").standardize(statistics.mean, statistics.std)
         return plain_images(dataset, data, indices[:FEW])
 
 
