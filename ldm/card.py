@@ -83,7 +83,8 @@ def origin(opened: Opened, facts: dict[str, Any]) -> Iterator[str]:
     """The data and the commands."""
     commands = []
     if opened.run is not None and opened.settings is not None:
-        step = "" if opened.step is None else f" after {opened.step:,} of {opened.settings.run.steps:,} steps"
+        steps = opened.settings.run.steps
+        step = f" after {steps if opened.step is None else opened.step:,} of {steps:,} steps"
         average = "the weights in training" if opened.ema == "none" else f"the average of relative length {opened.ema}"
         data = config.to_dict(opened.settings.data)
         shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))

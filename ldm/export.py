@@ -147,6 +147,8 @@ def export(wanted: Request) -> dict[str, Any]:
         facts.update({"file": file.name} if file != folder else {}, **differences(autoencoder, file, images))
         card.write(folder, out.name, opened, facts, dict(kl.config))
         (folder / "export.json").write_text(json.dumps(facts, indent=2))
+        for path in folder.iterdir():  # safetensors lets only the owner read its files, and an export is to be shared
+            path.chmod((folder / "export.json").stat().st_mode)
 
     written_whole(out, write)
     return facts

@@ -228,6 +228,7 @@ def test_the_card_says_what_it_is_how_good_it_is_and_how_it_was_made(finished_va
             assert f"]({name})" in card and picture.size[0] > 0
     known = {"README.md", "config.json", "curves.png", "export.json", "panel.png", "shapes-f2c2.safetensors"}
     assert {path.name for path in out.iterdir()} == known
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # whoever may read one may read all
 
 
 # ---- refusals
