@@ -1,6 +1,7 @@
 """The face that diffusers sees: a stage-two run opens with DiffusionPipeline.from_pretrained, offline.
 
-The run holds two files of one line each, `pipeline.py` and `unet/denoiser.py`, which import the classes of this one.
+The run holds files of one line each, `pipeline.py`, `unet/denoiser.py` and, where diffusers does not know the
+autoencoder, `vae/autoencoder.py`, which import the classes of this one.
 """
 
 import json
@@ -13,6 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, EDMDPMSolverMultistepSch
 from torch import Tensor, nn
 
 from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.stock import is_ours
 from ldm.checkpoint import write_atomically
 from ldm.diffusion.denoiser import Denoiser
 from ldm.pictures import picture
@@ -49,10 +51,37 @@ class StoredDenoiser(nn.Module):
         return self.denoiser(noisy, sigma, labels)
 
 
+class StoredAutoencoder(nn.Module):
+    """An autoencoder that is no AutoencoderKL, in the manner of a diffusers component."""
+
+    def __init__(self, autoencoder: Autoencoder):
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **_: Any) -> Self:
+        """Read the `vae` folder of a run; diffusers' further arguments do not apply."""
+        return cls(Autoencoder.load(folder))
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write a `vae` folder."""
+        self.autoencoder.save(Path(folder))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+
 class LatentDiffusionPipeline(DiffusionPipeline):
     """Class labels to images. `scheduler` describes the noise levels for other tools; ours come with the denoiser."""
 
-    def __init__(self, vae: AutoencoderKL, unet: StoredDenoiser, scheduler: EDMDPMSolverMultistepScheduler):
+    def __init__(
+        self, vae: AutoencoderKL | StoredAutoencoder, unet: StoredDenoiser, scheduler: EDMDPMSolverMultistepScheduler
+    ):
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
 
@@ -67,7 +96,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         seed: int = 0,
     ) -> ImagePipelineOutput:
         """`num_images` Pillow images: the same as LatentDiffusion.sample gives for these arguments."""
-        model = LatentDiffusion(Autoencoder.of_stock(self.vae), self.unet.denoiser, self.unet.description)
+        vae = self.vae
+        autoencoder = vae.autoencoder if isinstance(vae, StoredAutoencoder) else Autoencoder.of_stock(vae)
+        model = LatentDiffusion(autoencoder, self.unet.denoiser, self.unet.description)
         with self.progress_bar(total=num_inference_steps * -(-num_images // 64)) as bar:
             images = model.sample(
                 num_images,
@@ -101,9 +132,11 @@ def save_index(folder: Path, description: Description) -> None:
         sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, sigma_data=1.0, rho=sampling.rho
     )
     scheduler.save_pretrained(str(folder / "scheduler"))
+    if own := is_ours(folder / "vae"):
+        (folder / "vae" / "autoencoder.py").write_text("from ldm.hub import StoredAutoencoder\n")
     index = {
         "_class_name": ["pipeline", "LatentDiffusionPipeline"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["autoencoder", "StoredAutoencoder"] if own else ["diffusers", "AutoencoderKL"],
         "unet": ["denoiser", "StoredDenoiser"],
         "scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"],
     }

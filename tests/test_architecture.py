@@ -17,7 +17,20 @@ FLOORS = [
     ["shapes", "errors", "plain_yaml", "config", "command_line", "randomness", "losses", "processes"],
     ["checkpoint", "metrics", "pictures", "nn", "data", "entropy"],
     ["autoencoder", "diffusion", "training"],
-    ["settings", "latents", "pipeline", "evaluation", "judges", "protocol", "export", "hub", "anomaly", "compression"],
+    [
+        "settings",
+        "latents",
+        "pipeline",
+        "evaluation",
+        "judges",
+        "protocol",
+        "export",
+        "runs",
+        "card",
+        "hub",
+        "anomaly",
+        "compression",
+    ],
     ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]
 # The settings beside the things they configure lie on the ground, wherever they are: every floor may read them.
@@ -187,7 +200,9 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
 
 def test_nobody_multiplies_by_the_number_of_another_autoencoder() -> None:
-    assert not [file for file in everything() if re.search(r"0?\.18215|0?\.13025", file.read_text())]
+    """Except the one that writes files for hosts which do."""
+    hosts = FILES["export"]
+    assert not [file for file in everything() if file != hosts and re.search(r"\.18215|\.13025", file.read_text())]
 
 
 def test_nothing_is_left_to_do_in_the_code() -> None:

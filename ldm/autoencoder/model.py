@@ -1,24 +1,33 @@
 """The autoencoder: images to a posterior over standardized latents, and back."""
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm import config
 from ldm.autoencoder import stock
 from ldm.autoencoder.bottleneck import BOTTLENECKS, Gaussian, Posterior
-from ldm.autoencoder.network import NETWORKS, KLNetwork, StockNetwork
+from ldm.autoencoder.network import NETWORKS, StockNetwork
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.errors import ConfigError
+from ldm.autoencoder.tiny import TinyNetwork
+from ldm.checkpoint import read_json
+from ldm.errors import CheckpointError, ConfigError
 from ldm.shapes import Images, Latents, full_precision
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Autoencoder(nn.Module):
@@ -26,13 +35,15 @@ class Autoencoder(nn.Module):
 
     `latent_mean` and `latent_std` (one number per channel) are 0 and 1 until `standardize` is told what they are over
     the training set; from then on `encode` gives, and `decode` takes, latents of zero mean and unit variance.
+    `output_logvar` is the log variance per image channel of the decoder's Gaussian likelihood, for the objective that
+    learns it; no image depends on it.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(
-        self, network: KLNetwork | StockNetwork, bottleneck: Callable[[Tensor], Posterior], latent_channels: int
+        self, network: StockNetwork | TinyNetwork, bottleneck: Callable[[Tensor], Posterior], latent_channels: int
     ):
         super().__init__()
         self.network = network
@@ -44,26 +55,39 @@ class Autoencoder(nn.Module):
         self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
 
     @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """The autoencoder in a finished run, in a diffusers AutoencoderKL folder, or under a hub id; on the CPU.
+    def load(cls, source: str | Path) -> "Autoencoder":
+        """The autoencoder in a finished run, in a diffusers AutoencoderKL folder, in a CompVis-keyed .safetensors
+        file, or under a hub id; on the CPU.
 
         Raises CheckpointError if there is none. A stock autoencoder's scaling and shift become the statistics.
         """
-        exported = Path(source) / "vae"
-        return cls.of_stock(stock.read(exported if exported.is_dir() else source))
+        folder = stock.located(source)
+        return read_ours(folder) if stock.is_ours(folder) else cls.of_stock(stock.read(source))
 
     @classmethod
     def of_stock(cls, kl: "AutoencoderKL") -> Self:
         """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
         channels = kl.config["latent_channels"]
         autoencoder = cls(StockNetwork(kl), Gaussian(GaussianSettings(channels=channels)), channels)
-        shift, scale = kl.config["shift_factor"] or 0.0, kl.config["scaling_factor"]
-        autoencoder.standardize(torch.full((channels,), shift), torch.full((channels,), 1 / scale))
+        autoencoder.standardize(*stock.statistics(kl.config))
         return autoencoder.to(kl.device).eval()
 
     def save(self, folder: Path) -> None:
-        """Write a stock AutoencoderKL folder with the statistics folded in; our `load` and diffusers' both read it."""
-        stock.write(self.network, self.latent_mean, self.latent_std, folder)
+        """Write what `load` reads, and diffusers too unless the network is tiny, which no class of diffusers fits.
+
+        It is a stock AutoencoderKL folder with the statistics folded in; of a tiny one, a folder of our own.
+        """
+        if isinstance(self.network, TinyNetwork):
+            write_ours(self, self.network, folder)
+        else:
+            kl = stock.fold(self.network.to_stock(), self.latent_mean, self.latent_std)
+            kl.save_pretrained(str(folder), safe_serialization=True)
+
+    def freeze_encoder(self) -> None:
+        """From now on no gradient reaches what makes the latents; the decoder learns."""
+        for name, parameter in self.network.named_parameters():
+            if re.match(r"(encoder|quant_conv)\.", name):
+                parameter.requires_grad_(False)
 
     def encode(self, images: Images) -> Posterior:
         """The posterior of each image; an image whose sides the factor does not divide is first padded."""
@@ -105,25 +129,58 @@ def spelled(sides: tuple[int, ...]) -> str:
     return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))
 
 
+def assemble(settings: AutoencoderSettings, *, image_channels: int) -> Autoencoder:
+    """An untrained autoencoder, or the existing one that the settings start from, with the statistics that it has."""
+    bottleneck = BOTTLENECKS[type(settings.bottleneck)](settings.bottleneck)
+    network = NETWORKS[type(settings.network)](
+        settings.network, image_channels=image_channels, latent_channels=bottleneck.channels
+    )
+    autoencoder = Autoencoder(network, bottleneck, bottleneck.channels)
+    if isinstance(network, StockNetwork):
+        autoencoder.standardize(*stock.statistics(network.config))
+    return autoencoder
+
+
 def build(settings: AutoencoderSettings, *, image_channels: int, sides: tuple[int, int]) -> Autoencoder:
-    """An untrained autoencoder for training images of this height and width."""
-    network_settings, bottleneck_settings = settings.network, settings.bottleneck
-    widths, groups = network_settings.widths, network_settings.norm_groups
-    factor = 2 ** (len(widths) - 1)
+    """What `assemble` gives, ready to be trained on images of this height and width."""
+    autoencoder = assemble(settings, image_channels=image_channels)
+    factor = autoencoder.network.factor
     if any(side % factor for side in sides):
         below, above = (tuple(toward(side / factor) * factor for side in sides) for toward in (math.floor, math.ceil))
         near = " or ".join(spelled(nearest) for nearest in (below, above) if all(nearest))
         raise ConfigError(
-            f"data.size {spelled(sides)} is not divisible by {factor}, the downsampling of autoencoder.network.widths"
-            f" with {len(widths)} levels: use {near}"
+            f"data.size {spelled(sides)} is not divisible by {factor}, the downsampling of"
+            f" {autoencoder.network.factor_setting}: use {near}"
         )
-    for width in widths:
-        if width % groups:
+    if settings.trains == "decoder":
+        if settings.network.kind != "stock":
             raise ConfigError(
-                f"autoencoder.network.norm_groups {groups} does not divide {width}, one of autoencoder.network.widths"
+                f"autoencoder.trains decoder with autoencoder.network.kind {settings.network.kind} would leave the"
+                " encoder as random as it begins: use kind stock and the path of an autoencoder"
             )
-    bottleneck = BOTTLENECKS[type(bottleneck_settings)](bottleneck_settings)
-    network = NETWORKS[type(network_settings)](
-        network_settings, image_channels=image_channels, latent_channels=bottleneck.channels
-    )
-    return Autoencoder(network, bottleneck, bottleneck.channels)
+        autoencoder.freeze_encoder()
+    return autoencoder
+
+
+def write_ours(autoencoder: Autoencoder, network: TinyNetwork, folder: Path) -> None:
+    """A folder in our own format: settings as JSON, and weights with the statistics beside them."""
+    bottleneck = config.to_dict(GaussianSettings(channels=autoencoder.latent_channels))
+    described = {"network": config.to_dict(network.settings), "bottleneck": bottleneck}
+    facts = {"_class_name": stock.OURS, "image_channels": network.image_channels, **described}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(facts, indent=2))
+    weights = {name: value.detach().cpu().contiguous() for name, value in autoencoder.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
+def read_ours(folder: Path) -> Autoencoder:
+    """What `write_ours` wrote, or CheckpointError."""
+    try:
+        facts = read_json(folder / "config.json")
+        described = {name: facts[name] for name in ("network", "bottleneck")}
+        autoencoder = assemble(config.from_dict(AutoencoderSettings, described), image_channels=facts["image_channels"])
+        autoencoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
+    return autoencoder.eval()

@@ -1,65 +1,65 @@
 """The networks an autoencoder can be made of: images to moments of the latent, and latents to images."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
+from ldm.autoencoder import stock
 from ldm.autoencoder.settings import KLNetwork as KLSettings
+from ldm.autoencoder.settings import StockNetwork as StockSettings
+from ldm.autoencoder.settings import TinyNetwork as TinySettings
+from ldm.autoencoder.tiny import TinyNetwork
+from ldm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 
-class KLNetwork(nn.Module):
-    """diffusers' convolutional encoder and decoder and two 1 x 1 convolutions: AutoencoderKL's parameters, by name.
+class StockNetwork(nn.Module):
+    """The parts of any AutoencoderKL of diffusers, around the same weights and under the same names.
 
-    An image of C x H x W becomes moments of 2c x H/f x W/f, with f = 2 ** (levels - 1).
+    An image of C x H x W becomes moments of 2c x H/f x W/f, with f = 2 ** (levels - 1). `config` is all that diffusers
+    needs to build the class again.
     """
 
-    def __init__(self, settings: KLSettings, *, image_channels: int, latent_channels: int):
-        super().__init__()
-        from diffusers.models.autoencoders.vae import Decoder, Encoder
+    encoder: nn.Module
+    decoder: nn.Module
 
-        levels = len(settings.widths)
-        self.image_channels = image_channels
-        self.factor = 2 ** (levels - 1)  # how many pixels wide one latent position is
-        self.config = {
-            "in_channels": image_channels,
-            "out_channels": image_channels,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-            "block_out_channels": list(settings.widths),
-            "layers_per_block": settings.blocks,
-            "latent_channels": latent_channels,
-            "norm_num_groups": settings.norm_groups,
-            "mid_block_add_attention": settings.mid_attention,
-        }
-        shared = {
-            "block_out_channels": settings.widths,
-            "layers_per_block": settings.blocks,
-            "norm_num_groups": settings.norm_groups,
-            "mid_block_add_attention": settings.mid_attention,
-        }
-        self.encoder = Encoder(
-            image_channels,
-            2 * latent_channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            double_z=False,
-            **shared,  # type: ignore[arg-type]
-        )
-        self.decoder = Decoder(
-            latent_channels,
-            image_channels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            **shared,  # type: ignore[arg-type]
-        )
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+    def __init__(self, kl: "AutoencoderKL"):
+        super().__init__()
+        self.describe({name: value for name, value in kl.config.items() if not name.startswith("_")})
+        self.encoder, self.decoder = kl.encoder, kl.decoder
+        self.quant_conv: nn.Module = kl.quant_conv or nn.Identity()
+        self.post_quant_conv: nn.Module = kl.post_quant_conv or nn.Identity()
+
+    @classmethod
+    def start(cls, settings: StockSettings, *, image_channels: int, latent_channels: int) -> Self:
+        """The autoencoder that the settings name; ConfigError if its channels are not those that are asked for."""
+        try:
+            network = cls(stock.read(settings.path))
+        except CheckpointError as error:
+            raise CheckpointError(f"autoencoder.network.path: {error}") from error
+        network.factor_setting = f"autoencoder.network.path {settings.path}"
+        for name, asked, there in (
+            ("autoencoder.bottleneck.channels", latent_channels, network.config["latent_channels"]),
+            ("data.channels", image_channels, network.image_channels),
+        ):
+            if asked != there:
+                raise ConfigError(f"{name} is {asked}, but autoencoder.network.path {settings.path} has {there}")
+        return network
+
+    def describe(self, config: dict[str, Any]) -> None:
+        """Take what there is to know from the configuration of an AutoencoderKL."""
+        self.config = config
+        self.image_channels: int = config["in_channels"]
+        levels = len(config["block_out_channels"])
+        self.factor: int = 2 ** (levels - 1)  # how many pixels wide one latent position is
+        self.factor_setting = f"autoencoder.network.widths with {levels} levels"
 
     @property
     def last_layer(self) -> nn.Conv2d:
         """The convolution that makes the image."""
-        return self.decoder.conv_out
+        return self.decoder.conv_out  # type: ignore[return-value]
 
     def encode(self, images: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(images))
@@ -67,29 +67,42 @@ class KLNetwork(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))
 
-
-class StockNetwork(nn.Module):
-    """Any AutoencoderKL of diffusers, ours or not, behind the same two methods."""
-
-    def __init__(self, stock: "AutoencoderKL"):
-        super().__init__()
-        self.stock = stock
-        self.image_channels: int = stock.config["in_channels"]
-        self.factor = 2 ** (len(stock.config["block_out_channels"]) - 1)
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        """The convolution that makes the image."""
-        return self.stock.decoder.conv_out
-
-    def encode(self, images: Tensor) -> Tensor:
-        moments = self.stock.encoder(images)
-        return moments if self.stock.quant_conv is None else self.stock.quant_conv(moments)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        if self.stock.post_quant_conv is not None:
-            latents = self.stock.post_quant_conv(latents)
-        return self.stock.decoder(latents)
+    def to_stock(self) -> "AutoencoderKL":
+        """A copy of the weights in diffusers' own class, on the CPU in float32."""
+        return stock.build(self.config, self.state_dict())
 
 
-NETWORKS = {KLSettings: KLNetwork}
+class KLNetwork(StockNetwork):
+    """A new one: diffusers' convolutional encoder and decoder and two 1 x 1 convolutions."""
+
+    def __init__(self, settings: KLSettings, *, image_channels: int, latent_channels: int):
+        nn.Module.__init__(self)
+        from diffusers.models.autoencoders.vae import Decoder, Encoder
+
+        for width in settings.widths:
+            if width % settings.norm_groups:
+                raise ConfigError(
+                    f"autoencoder.network.norm_groups {settings.norm_groups} does not divide {width}, one of"
+                    " autoencoder.network.widths"
+                )
+        levels = len(settings.widths)
+        shared: dict[str, Any] = {
+            "block_out_channels": settings.widths,
+            "layers_per_block": settings.blocks,
+            "norm_num_groups": settings.norm_groups,
+            "mid_block_add_attention": settings.mid_attention,
+        }
+        down, up = ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels
+        channels = {"in_channels": image_channels, "out_channels": image_channels, "latent_channels": latent_channels}
+        self.describe(
+            {**shared, **channels, "down_block_types": down, "up_block_types": up}
+            | {"scaling_factor": 1.0, "force_upcast": False}
+        )
+        moments = 2 * latent_channels
+        self.encoder = Encoder(image_channels, moments, down_block_types=down, double_z=False, **shared)
+        self.decoder = Decoder(latent_channels, image_channels, up_block_types=up, **shared)
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+
+NETWORKS: dict[type, Any] = {KLSettings: KLNetwork, TinySettings: TinyNetwork, StockSettings: StockNetwork.start}

@@ -1,83 +1,152 @@
-"""Stock AutoencoderKL folders of diffusers: reading any, writing ours so that nobody needs this package to use them."""
+"""Stock AutoencoderKL of diffusers: reading any, writing ours so that nobody needs this package to use them."""
 
-import copy
 import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.network import KLNetwork, StockNetwork
+from ldm.autoencoder import compvis
+from ldm.checkpoint import read_json
 from ldm.errors import CheckpointError
 from ldm.nn.convolution import zeroed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+OURS = "ldm.Autoencoder"  # the _class_name of folders that only this package reads
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def located(source: str | Path) -> Path:
+    """Where the autoencoder lies: in `vae/` if `source` is a finished run."""
+    folder = Path(source)
+    if (folder / "vae").is_dir():
+        return folder / "vae"
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{source} is a run that is not finished: it has no vae/ yet")
+    return folder
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds an autoencoder that is not an AutoencoderKL, in our own format."""
+    file = folder / "config.json"
+    return file.is_file() and isinstance(found := read_json(file), dict) and found.get("_class_name") == OURS
+
 
 def read(source: str | Path) -> "AutoencoderKL":
-    """The AutoencoderKL in a folder or under a hub id. Weights are read from safetensors only; nothing is unpickled."""
-    from diffusers import AutoencoderKL
+    """The AutoencoderKL in a folder, a finished run, a CompVis-keyed .safetensors file, or under a hub id.
 
-    folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{source} is not an autoencoder: it has no config.json")
+    Raises CheckpointError if there is none. Weights are read from safetensors only; nothing is unpickled.
+    """
+    place = located(source)
+    if place.suffix in PICKLES:
+        raise CheckpointError(f"{source} may be a pickle, and those are not opened: convert it to .safetensors")
+    if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(f"{source} does not exist, and is no hub id")
+    if place.is_file() and place.suffix == ".safetensors":
+        with reasons(f"{source} does not hold a CompVis autoencoder"):
+            return build(*compvis.read(place))
+    if place.exists() and not (place / "config.json").is_file():
+        raise CheckpointError(f"{source} is not an autoencoder: it has no config.json, and is no .safetensors file")
+    where = "does not hold" if place.exists() else "is neither a folder nor a hub id that can be reached for"
+    with reasons(f"{source} {where} an AutoencoderKL in safetensors"):
+        if is_ours(place):
+            raise ValueError("it holds a tiny autoencoder of ldm, which diffusers does not know")
+        return from_pretrained(str(place) if place.exists() else str(source))
+
+
+@contextmanager
+def reasons(problem: str) -> Iterator[None]:
+    """Whatever goes wrong becomes a CheckpointError of one line: diffusers and safetensors raise many types here."""
     quiet = logging.getLogger("diffusers.models.modeling_utils")
     before = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        kl, report = AutoencoderKL.from_pretrained(
-            str(source), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-        if missing := report["missing_keys"]:  # diffusers would leave them random
-            raise ValueError(f"it lacks {len(missing)} of the weights, for instance {min(missing)}")
-        return kl.eval()
-    except Exception as error:  # diffusers and safetensors raise many types here, all meaning: not a usable folder
-        where = "does not hold" if folder.exists() else "is neither a folder nor a hub id that can be reached for"
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{source} {where} an AutoencoderKL in safetensors ({reason})") from error
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{problem} ({' '.join(str(error).split())[:160]})") from error
     finally:
         quiet.setLevel(before)
 
 
-def write(network: KLNetwork | StockNetwork, mean: Tensor, std: Tensor, folder: Path) -> None:
-    """Save a stock AutoencoderKL whose own latents have the statistics folded in, with a scaling factor of 1.
-
-    `mean` and `std` (channels x 1 x 1) are those of the network's latents z. Folding makes the 1 x 1 convolutions
-    beside the latent give and take (z - mean) / std; it is exact wherever the log variance is not clamped.
-    """
-    stock = copy.deepcopy(network.stock).cpu() if isinstance(network, StockNetwork) else to_stock(network)
-    if stock.quant_conv is None or stock.post_quant_conv is None:
-        add_identity_convolutions(stock)
-    fold(stock, mean.detach().cpu().double().flatten(), std.detach().cpu().double().flatten())
-    stock.register_to_config(scaling_factor=1.0, shift_factor=None, latents_mean=None, latents_std=None)
-    stock.save_pretrained(str(folder), safe_serialization=True)
-
-
-def to_stock(network: KLNetwork) -> "AutoencoderKL":
-    """The same weights in diffusers' own class, on the CPU in float32."""
+def from_pretrained(folder: str) -> "AutoencoderKL":
+    """diffusers' own reading, made strict."""
     from diffusers import AutoencoderKL
 
-    stock = AutoencoderKL(**network.config, force_upcast=False)
-    stock.load_state_dict({name: value.detach().cpu().float() for name, value in network.state_dict().items()})
-    return stock.eval()
+    kl, report = AutoencoderKL.from_pretrained(
+        folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+    )
+    if missing := report["missing_keys"]:  # diffusers would leave them random
+        raise ValueError(f"it lacks {len(missing)} of the weights, for instance {min(missing)}")
+    if kl.config["in_channels"] != kl.config["out_channels"]:
+        raise ValueError(f"it makes {kl.config['out_channels']} channels from {kl.config['in_channels']}")
+    return kl.eval()
 
 
-def add_identity_convolutions(stock: "AutoencoderKL") -> None:
+def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "AutoencoderKL":
+    """An AutoencoderKL with copies of these weights, on the CPU in float32; ValueError if they do not fit."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        kl = AutoencoderKL.from_config(dict(config))
+    shapes = {name: value.shape for name, value in kl.state_dict().items()}
+    if lacking := shapes.keys() - tensors.keys():
+        raise ValueError(f"it lacks {len(lacking)} of the weights, for instance {min(lacking)}")
+    if other := sorted(name for name in tensors if tensors[name].shape != shapes.get(name)):
+        found, expected = tuple(tensors[other[0]].shape), tuple(shapes.get(other[0], ()))
+        raise ValueError(f"{other[0]} is of shape {found} instead of {expected}")
+    kl.load_state_dict({name: value.detach().float().cpu().clone() for name, value in tensors.items()}, assign=True)
+    return kl.eval()
+
+
+def statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel that an AutoencoderKL's config states of its latents.
+
+    diffusers' pipelines take (z - mean) * scaling_factor / std for the diffusion model, with `latents_mean` or else
+    `shift_factor` as the mean, and `latents_std` or else 1 as the std.
+    """
+    channels, spread = config["latent_channels"], config.get("latents_std")
+    mean = torch.tensor(config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels)
+    std = torch.tensor(spread or [1.0] * channels) / config["scaling_factor"]
+    if mean.shape != (channels,) or std.shape != (channels,):
+        raise CheckpointError(f"latents_mean and latents_std of the autoencoder must be {channels} numbers each")
+    return mean, std
+
+
+def fold(kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float = 1.0) -> "AutoencoderKL":
+    """Change `kl` in place so that its own latents, times `scaling_factor`, are standardized.
+
+    `mean` and `std` are those of its latents z, one per channel. The 1 x 1 convolutions beside the latent then give
+    and take (z - mean) / std / scaling_factor; it is exact wherever the log variance is not clamped.
+    """
+    if kl.quant_conv is None or kl.post_quant_conv is None:
+        add_identity_convolutions(kl)
+    mean, std = mean.detach().cpu().double().flatten(), std.detach().cpu().double().flatten() * scaling_factor
+    fold_into(kl.quant_conv, kl.post_quant_conv, mean, std)
+    kl.register_to_config(scaling_factor=scaling_factor, shift_factor=None, latents_mean=None, latents_std=None)
+    return kl
+
+
+def add_identity_convolutions(kl: "AutoencoderKL") -> None:
     """Some autoencoders (SD3, FLUX) have no quant convolutions; ones that do nothing give the statistics a place."""
     for name, channels in (("quant_conv", 2), ("post_quant_conv", 1)):
-        width = channels * stock.config["latent_channels"]
+        width = channels * kl.config["latent_channels"]
         convolution = zeroed(torch.nn.Conv2d(width, width, 1))
         torch.nn.init.dirac_(convolution.weight)
-        setattr(stock, name, convolution)
-    stock.register_to_config(use_quant_conv=True, use_post_quant_conv=True)
+        setattr(kl, name, convolution)
+    kl.register_to_config(use_quant_conv=True, use_post_quant_conv=True)
 
 
 @torch.no_grad()
-def fold(stock: "AutoencoderKL", mean: Tensor, std: Tensor) -> None:
-    """Change the quant convolutions in place so that latents come out, and go in, standardized."""
-    encoding, decoding, channels = stock.quant_conv, stock.post_quant_conv, len(mean)
+def fold_into(encoding: torch.nn.Conv2d, decoding: torch.nn.Conv2d, mean: Tensor, std: Tensor) -> None:
+    """Change the convolutions after the encoder and before the decoder, in place; `mean` and `std` are float64."""
+    channels = len(mean)
+    assert encoding.bias is not None and decoding.bias is not None
     weight, bias = encoding.weight.double(), encoding.bias.double()
     weight[:channels] /= std[:, None, None, None]
     bias[:channels] = (bias[:channels] - mean) / std

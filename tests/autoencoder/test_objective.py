@@ -26,7 +26,7 @@ LATENT = 5
 class Linear(nn.Module):
     """Vectors as images of one pixel, encoded and decoded by one matrix each."""
 
-    factor = 1
+    factor, image_channels = 1, 6
 
     def __init__(self, values: int, latent: int):
         super().__init__()

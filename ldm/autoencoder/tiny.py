@@ -1,0 +1,57 @@
+"""A small, fast autoencoder of plain convolutions, shaped as diffusers' AutoencoderTiny."""
+
+from torch import Tensor, nn
+
+from ldm.autoencoder.settings import TinyNetwork as TinySettings
+
+
+class Block(nn.Module):
+    """Three 3 x 3 convolutions with ReLU between them, beside a skip, and a ReLU over the sum; no norm."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            convolution(width, width), nn.ReLU(), convolution(width, width), nn.ReLU(), convolution(width, width)
+        )
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x + self.convolutions(x))
+
+
+def convolution(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """3 x 3, with zeros around the image."""
+    return nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1)
+
+
+class TinyNetwork(nn.Module):
+    """One width at every level, strided convolutions down, nearest-neighbour upsampling up, no attention.
+
+    An image of C x H x W becomes moments of 2c x H/f x W/f, with f = 2 ** levels. What happens at one latent position
+    depends on its neighbourhood alone, so memory grows with the image and no faster.
+    """
+
+    def __init__(self, settings: TinySettings, *, image_channels: int, latent_channels: int):
+        super().__init__()
+        self.settings, self.image_channels = settings, image_channels
+        self.factor = 2**settings.levels  # how many pixels wide one latent position is
+        self.factor_setting = f"autoencoder.network.levels {settings.levels}"
+        width, blocks = settings.width, range(settings.blocks)
+        encoder: list[nn.Module] = [convolution(image_channels, width), Block(width)]
+        decoder: list[nn.Module] = [convolution(latent_channels, width), nn.ReLU()]
+        for _ in range(settings.levels):
+            encoder += [convolution(width, width, stride=2), *(Block(width) for _ in blocks)]
+            decoder += [*(Block(width) for _ in blocks), nn.Upsample(scale_factor=2), convolution(width, width)]
+        self.encoder = nn.Sequential(*encoder, convolution(width, 2 * latent_channels))
+        self.decoder = nn.Sequential(*decoder, Block(width), convolution(width, image_channels))
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution that makes the image."""
+        return self.decoder[-1]  # type: ignore[return-value]
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents)

@@ -1,0 +1,102 @@
+"""An existing autoencoder for further use, above all that of a run of stage one, finished or not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldm import checkpoint, config
+from ldm.autoencoder.model import Autoencoder, assemble
+from ldm.checkpoint import read_json
+from ldm.data.datasets import open_dataset
+from ldm.data.split import split
+from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.evaluation import latent_statistics, plain_images
+from ldm.settings import StageOne
+from ldm.shapes import Images
+from ldm.training.folder import RunFolder
+
+FEW = 2  # images to compare reconstructions of
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An autoencoder on the CPU, and what is known of it."""
+
+    autoencoder: Autoencoder
+    run: Path | None = None  # the folder of the run that it comes from
+    settings: StageOne | None = None  # of that run
+    step: int | None = None  # of the checkpoint that it was read from; None: from `vae/`
+    ema: str = "none"  # which average of the weights it is
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the figures in the run's report.json are about these weights."""
+        if self.settings is None or self.ema != self.settings.run.ema:
+            return False
+        return self.step in (None, self.settings.run.steps)
+
+    def measure(self) -> Images:
+        """Standardize the latents over the run's training images, as the end of a run does; gives a few of these.
+
+        Raises DataError if the data are not there any more, or are others.
+        """
+        assert self.run is not None and self.settings is not None
+        data = self.settings.data
+        dataset = open_dataset(data, progress=True)
+        if read_json(self.run / "environment.json")["data"] != dataset.fingerprint:
+            raise DataError(f"the data changed since the run in {self.run} began: restore them to measure its latents")
+        training, _ = split(dataset.groups, data.held_out, data.split_seed)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device, indices = found or torch.device("cpu"), training.tolist()
+        statistics = latent_statistics(self.autoencoder.to(device), dataset, data, indices, device)
+        self.autoencoder.to("cpu").standardize(statistics.mean, statistics.std)
+        return plain_images(dataset, data, indices[:FEW])
+
+
+def reopen(
+    source: str, *, step: int | None, ema: str | None, as_trained: bool, warn: Callable[[str], None] = print
+) -> Opened:
+    """The autoencoder in `source`, its latents standardized unless a checkpoint had to be read.
+
+    That is so for a run that is not finished, for another `step` or average (`ema`, or "none" for the weights in
+    training) than the run's own, and where its latents are wanted `as_trained`, untouched by what the end of the run
+    measured. Raises ConfigError for a step that is not there, CheckpointError if there is no autoencoder.
+    """
+    folder = Path(source)
+    if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
+        if step is not None or ema is not None:
+            raise ConfigError(f"--checkpoint and --ema are for runs of train_vae.py, and {source} is not one")
+        return Opened(Autoencoder.load(source).requires_grad_(False))
+    try:
+        settings = config.load(StageOne, folder / "config.yaml", {})
+    except ConfigError as error:
+        raise CheckpointError(f"{source} is not a run of train_vae.py: {error}") from error
+    average = ema or settings.run.ema
+    finished = RunFolder(folder).is_finished(settings.run.steps)
+    if finished and step is None and average == settings.run.ema and not as_trained:
+        return Opened(Autoencoder.load(source).requires_grad_(False), folder, settings, None, average)
+    found = checkpoint_of(folder, step, warn)
+    autoencoder = assemble(settings.autoencoder, image_channels=settings.data.channels)
+    try:
+        weights = found.tensors["model"] | ({} if average == "none" else found.tensors[f"ema-{average}"])
+        autoencoder.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{found.path} does not fit the config.yaml of {source}: {error}") from error
+    return Opened(autoencoder.eval().requires_grad_(False), folder, settings, found.step, average)
+
+
+def checkpoint_of(run: Path, step: int | None, warn: Callable[[str], None]) -> checkpoint.Checkpoint:
+    """The checkpoint of a step, or the newest whole one."""
+    folder = run / "checkpoints"
+    steps = checkpoint.steps(folder)
+    if not steps:
+        raise CheckpointError(f"{run} has no checkpoint yet: let train_vae.py go on until it has saved one")
+    if step is not None:
+        if step not in steps:
+            raise ConfigError(f"--checkpoint {step} is not there; {run} has {', '.join(map(str, steps))}")
+        return checkpoint.load(folder / f"step-{step:08d}")
+    newest = checkpoint.newest(folder, warn)
+    assert newest is not None
+    return newest

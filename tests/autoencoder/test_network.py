@@ -1,0 +1,200 @@
+"""Every network of the table: images to moments and back, one setting away from each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ldm.autoencoder.model import Autoencoder, assemble, build
+from ldm.autoencoder.network import NETWORKS
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import Gaussian, KLNetwork, StockNetwork, TinyNetwork
+from ldm.errors import CheckpointError, ConfigError
+
+FACTORS = [2, 4, 8, 16, 32]
+
+
+def stock_folder(folder: Path, levels: int = 2, channels: int = 3, **more: Any) -> Path:
+    torch.manual_seed(1)
+    AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        norm_num_groups=4,
+        latent_channels=2,
+        **more,
+    ).save_pretrained(folder)
+    return folder
+
+
+def settings_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
+    levels = factor.bit_length() - 1
+    if kind is KLNetwork:
+        return KLNetwork(widths=(8,) * (levels + 1), norm_groups=4)
+    if kind is TinyNetwork:
+        return TinyNetwork(width=8, levels=levels, blocks=1)
+    return StockNetwork(path=str(stock_folder(folder, levels + 1, channels)))
+
+
+def built(network: Any, *, channels: int = 3, size: int = 32, **more: Any) -> Autoencoder:
+    torch.manual_seed(0)
+    settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2), **more)
+    return build(settings, image_channels=channels, size=size)
+
+
+def images(channels: int = 3, side: int = 32) -> Tensor:
+    return torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_network_downsamples_by_its_factor_and_comes_back(kind: type, factor: int, tmp_path: Path):
+    autoencoder = built(settings_of(kind, factor, tmp_path, 1), channels=1).requires_grad_(False)
+    assert (autoencoder.network.factor, autoencoder.network.image_channels) == (factor, 1)
+    assert autoencoder.network.encode(images(1)).shape == (2, 4, 32 // factor, 32 // factor)
+    assert autoencoder.reconstruct(images(1, 35)).shape == (2, 1, 35, 35)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_last_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: Path):
+    network = built(settings_of(kind, 2, tmp_path)).requires_grad_(False).network
+    latents, last = torch.randn(2, 2, 4, 4), network.last_layer
+    assert isinstance(last, nn.Conv2d) and any(last is part for part in network.modules())
+    before = network.decode(latents)
+    last.bias += torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(
+        network.decode(latents) - before, torch.tensor([1.0, 2, 3]).view(3, 1, 1).expand_as(before)
+    )
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_weight_of_a_network_learns(kind: type, tmp_path: Path):
+    autoencoder = built(settings_of(kind, 4, tmp_path))
+    posterior = autoencoder.encode(images())
+    loss = (autoencoder.decode(posterior.mean) - images()).square().mean() + posterior.logvar.square().mean()
+    loss.backward()
+    for name, parameter in autoencoder.named_parameters():
+        assert not parameter.requires_grad or bool((parameter.grad != 0).any()), name
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_setting(kind: type, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"data\.size 30 is not divisible by 4.*autoencoder\.network\..*28 or 32"):
+        built(settings_of(kind, 4, tmp_path), size=30)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_output_variance_waits_for_an_objective_that_learns_it(kind: type, tmp_path: Path):
+    autoencoder = built(settings_of(kind, 2, tmp_path))
+    assert autoencoder.output_logvar.shape == (3, 1, 1) and not autoencoder.output_logvar.requires_grad
+    assert "output_logvar" in autoencoder.state_dict()
+    before = autoencoder.reconstruct(images())
+    autoencoder.output_logvar.fill_(3.0)
+    assert torch.equal(autoencoder.reconstruct(images()), before)
+    autoencoder.save(tmp_path / "saved")
+    torch.testing.assert_close(Autoencoder.load(tmp_path / "saved").reconstruct(images()), before, rtol=1e-4, atol=1e-5)
+
+
+# ---- tiny
+
+
+def test_a_tiny_network_has_neither_norm_nor_attention_and_one_width():
+    network = built(TinyNetwork(width=8, levels=3, blocks=2)).network
+    layers = {type(module) for module in network.modules() if not list(module.children())}
+    assert layers == {nn.Conv2d, nn.ReLU, nn.Upsample}
+    widths = {m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)}
+    assert widths == {8, 3, 4}
+
+
+def test_a_tiny_decoder_is_local():
+    """Far from a changed latent, no pixel changes: large images can be decoded in tiles."""
+    network = built(TinyNetwork(width=8, levels=2, blocks=1)).requires_grad_(False).network
+    latents = torch.randn(1, 2, 32, 32)
+    changed = latents.clone()
+    changed[..., 0, 0] += 10
+    difference = (network.decode(changed) - network.decode(latents)).abs().amax((0, 1))
+    assert difference[:4, :4].max() > 0 and difference[64:].max() == 0 and difference[:, 64:].max() == 0
+
+
+def test_a_tiny_autoencoder_comes_back_with_its_statistics(tmp_path: Path):
+    autoencoder = built(TinyNetwork(width=8, levels=2, blocks=1), channels=4).eval()
+    autoencoder.standardize(torch.tensor([0.3, -2.0]), torch.tensor([5.0, 0.2]))
+    autoencoder.save(tmp_path / "vae")
+    for source in (tmp_path, tmp_path / "vae"):
+        found = Autoencoder.load(source)
+        assert not found.training and found.network.settings == autoencoder.network.settings
+        assert all(torch.equal(found.state_dict()[name], value) for name, value in autoencoder.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", ["config", "settings", "weights", "no weights"])
+def test_a_damaged_tiny_folder_is_refused_in_one_line(damage: str, tmp_path: Path):
+    built(TinyNetwork(width=8, levels=2, blocks=1)).save(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "diffusion_pytorch_model.safetensors"
+    if damage == "config":
+        config.write_text(config.read_text()[:20])
+    elif damage == "settings":
+        config.write_text(config.read_text().replace('"levels": 2', '"levels": 3'))
+    elif damage == "weights":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    else:
+        weights.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        Autoencoder.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---- from what exists
+
+
+def test_a_stock_network_starts_as_the_autoencoder_it_names(tmp_path: Path):
+    mean, std = [0.5, -1.0], [2.0, 4.0]
+    folder = stock_folder(tmp_path, scaling_factor=0.5, latents_mean=mean, latents_std=std)
+    autoencoder, kl = built(StockNetwork(path=str(folder))).eval(), AutoencoderKL.from_pretrained(folder).eval()
+    with torch.no_grad():
+        raw, expected = kl.encode(images()).latent_dist.mean, kl.decode(kl.encode(images()).latent_dist.mean).sample
+        scaled = (raw - torch.tensor(mean).view(2, 1, 1)) * 0.5 / torch.tensor(std).view(2, 1, 1)
+        torch.testing.assert_close(autoencoder.encode(images()).mean, scaled, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(autoencoder.decode(scaled), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_another_length_are_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="must be 2 numbers each"):
+        Autoencoder.load(stock_folder(tmp_path, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+
+
+def test_channels_that_are_not_those_of_the_file_are_refused_with_both(tmp_path: Path):
+    network = StockNetwork(path=str(stock_folder(tmp_path)))
+    with pytest.raises(ConfigError, match=r"data\.channels is 1, but .*has 3"):
+        built(network, channels=1)
+    settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=4))
+    with pytest.raises(ConfigError, match=r"autoencoder\.bottleneck\.channels is 4, but .*has 2"):
+        assemble(settings, image_channels=3)
+
+
+def test_a_path_that_has_gone_is_named_with_its_setting(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"^autoencoder\.network\.path: .*gone does not exist"):
+        built(StockNetwork(path=str(tmp_path / "gone")))
+
+
+def test_a_tiny_autoencoder_is_nothing_to_start_a_stock_network_from(tmp_path: Path):
+    built(TinyNetwork(width=8, levels=2, blocks=1)).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tiny autoencoder"):
+        built(StockNetwork(path=str(tmp_path)))
+
+
+def test_training_the_decoder_alone_leaves_the_latents_without_gradient(tmp_path: Path):
+    autoencoder = built(StockNetwork(path=str(stock_folder(tmp_path))), trains="decoder")
+    learning = {name.split(".")[1] for name, p in autoencoder.named_parameters() if p.requires_grad}
+    assert learning == {"decoder", "post_quant_conv"}
+    assert not autoencoder.encode(images()).mean.requires_grad
+
+
+@pytest.mark.parametrize("kind", [KLNetwork, TinyNetwork])
+def test_training_only_the_decoder_of_a_new_network_is_refused(kind: type, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"autoencoder\.trains decoder .*kind stock"):
+        built(settings_of(kind, 2, tmp_path), trains="decoder")
