@@ -44,7 +44,7 @@ def settings_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any
 def built(network: Any, *, channels: int = 3, size: int = 32, **more: Any) -> Autoencoder:
     torch.manual_seed(0)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2), **more)
-    return build(settings, image_channels=channels, size=size)
+    return build(settings, image_channels=channels, sides=(size, size))
 
 
 def images(channels: int = 3, side: int = 32) -> Tensor:
