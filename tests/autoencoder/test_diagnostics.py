@@ -94,7 +94,7 @@ def test_white_images_through_any_linear_encoder_move_its_latents_as_much_as_the
 def small_network() -> Autoencoder:
     torch.manual_seed(0)
     settings = AutoencoderSettings(KLNetwork(widths=(4, 4), norm_groups=2), Gaussian(channels=2))
-    return build(settings, image_channels=1, size=4).double()
+    return build(settings, image_channels=1, sides=(4, 4)).double()
 
 
 def test_the_estimate_agrees_with_the_jacobian_formed_in_full():
