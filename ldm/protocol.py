@@ -133,8 +133,10 @@ def report(
     figures: dict[str, Any] = {
         name: torch.cat([batch.values[name] for batch in batches]).mean().item() for name in batches[0].values
     }
+    scaled = pictures.settings.resize
     protocol: dict[str, Any] = {
-        "views": f"{'antialiased bicubic resize of the shorter side, ' if pictures.settings.resize else ''}center crop",
+        "views": ("scaled, bicubic and antialiased, to just cover the size; " if scaled else "")
+        + "cropped in the center",
         "split": pictures.split,
         "image": image,
         "latent": latent,

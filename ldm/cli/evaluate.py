@@ -123,18 +123,16 @@ def run_data(run: str) -> DataSettings | None:
         return None
 
 
-def size_of(text: str) -> int:
+def size_of(text: str) -> int | tuple[int, int]:
     """`--size`: what data.size is."""
     sides = text.lower().split("x")
     if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise ConfigError(f"--size {text} is neither a number of pixels nor HEIGHTxWIDTH")
-    if len(set(sides)) > 1:
-        raise ConfigError(f"--size {text}: only squares can be cut out")
-    return int(sides[0])
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def chosen_data(
-    options: argparse.Namespace, of_run: DataSettings | None, size: int | None, channels: int
+    options: argparse.Namespace, of_run: DataSettings | None, size: int | tuple[int, int] | None, channels: int
 ) -> DataSettings:
     """The settings of the images to measure on, or ConfigError."""
     if options.data is None:

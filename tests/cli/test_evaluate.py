@@ -137,6 +137,9 @@ def test_any_size_is_measured_even_one_that_the_factor_does_not_divide(finished_
     found = measured(tmp_path / "a.json", finished_vae, "--size", 21)
     assert found["protocol"]["image"] == [3, 21, 21] and found["protocol"]["latent"] == [2, 11, 11]
     assert found["figures"]["patch_pca_psnr"] is None
+    found = measured(tmp_path / "b.json", finished_vae, "--size", "12x18", "--panel", tmp_path / "panel.png")
+    assert found["protocol"]["image"] == [3, 12, 18] and found["protocol"]["latent"] == [2, 6, 9]
+    assert found["figures"]["patch_pca_psnr"] is not None
 
 
 def test_without_networks_the_table_says_how_to_ask_for_them(finished_vae):
@@ -195,6 +198,32 @@ def test_images_of_other_channels_than_the_autoencoders_are_refused(finished_vae
     (run / "config.yaml").write_text(text.replace("channels: 3", "channels: 1"))
     outcome = evaluated(run)
     assert outcome.code == 4 and "takes 3 channels, not data.channels 1" in outcome.err
+
+
+def test_deep_images_of_many_channels_are_measured_on_8_bits(tmp_path):
+    """13 bands of 16 bits each, through a stock autoencoder of 13 channels; the reference is their rounded bytes."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    kl = AutoencoderKL(13, 13, **blocks, block_out_channels=(4, 4), norm_num_groups=2, latent_channels=2)
+    kl.save_pretrained(tmp_path / "kl")
+    (tmp_path / "bands").mkdir()
+    bands = np.random.default_rng(0).integers(0, 65536, (3, 13, 16, 16), dtype=np.uint16)
+    for number, image in enumerate(bands):
+        np.save(tmp_path / "bands" / f"{number}.npy", image)
+    flags = ("--size", 16, "--lpips", "random", "--fid", "random", "--panel", tmp_path / "panel.png")
+    found = measured(tmp_path / "a.json", tmp_path / "kl", "--data", tmp_path / "bands", *flags)
+    levels = to_uint8(torch.from_numpy(bands.astype(np.float64) / 65535 * 2 - 1)).numpy()
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in levels]
+    assert found["reference"] == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert found["protocol"]["frechet"]["dimensions"] == 5 * 256
+
+
+def test_a_folder_of_other_channels_is_refused(finished_vae, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((13, 16, 16), dtype=np.uint8))
+    outcome = evaluated(finished_vae, "--data", tmp_path)
+    assert outcome.code == 3 and "13 channels" in outcome.err, outcome
 
 
 def test_a_run_that_is_not_finished_is_called_so(finished_vae, tmp_path):
