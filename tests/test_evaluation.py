@@ -59,7 +59,7 @@ def test_a_figure_that_is_not_defined_is_left_out(shapes_folder: Path, tmp_path:
     found = panel.draw(autoencoder, tmp_path / "panel.png")
     assert set(found) == {"panel_psnr", "encoder_jacobian", "latent_std_min", "latent_std_max"}
     with torch.no_grad():
-        next(autoencoder.parameters()).fill_(math.nan)
+        next(autoencoder.network.parameters()).fill_(math.nan)
     assert panel.draw(autoencoder, tmp_path / "panel.png") == {}
 
 

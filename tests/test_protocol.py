@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 class Squares(nn.Module):
     """Moves every 2 x 2 square of pixels into 12 channels and back, and the decoder adds an error."""
 
-    factor = 2
+    factor, image_channels = 2, 3
 
     def __init__(self, error: float):
         super().__init__()

@@ -49,7 +49,6 @@ class Autoencoder(nn.Module):
         self.network = network
         self.bottleneck = bottleneck
         self.latent_channels = latent_channels
-        # The log variance of the image around what is decoded; learned where the distance is a Gaussian likelihood.
         self.output_logvar = nn.Parameter(torch.zeros(network.image_channels, 1, 1), requires_grad=False)
         self.register_buffer("latent_mean", torch.zeros(latent_channels, 1, 1))
         self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))

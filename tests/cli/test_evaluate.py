@@ -151,9 +151,9 @@ def test_without_networks_the_table_says_how_to_ask_for_them(finished_vae):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("{tmp}/nowhere",), 4, "neither a folder nor a hub id"),
+        (("{tmp}/nowhere",), 4, "is no hub id"),
         (("{vae}/vae",), 2, "name the images with --data"),
-        (("{tmp}/nowhere", "--data", "{shapes}", "--size", 16), 4, "neither a folder nor a hub id"),
+        (("{tmp}/nowhere", "--data", "{shapes}", "--size", 16), 4, "is no hub id"),
         (("{shapes}", "--data", "{shapes}", "--size", 16), 4, "it has no config.json"),
         (("{vae}/vae", "--data", "{shapes}"), 2, "--size is missing"),
         (("{vae}", "--size", "16x"), 2, "--size 16x is neither"),
