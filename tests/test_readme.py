@@ -26,9 +26,18 @@ def words_of(command: str) -> list[str]:
     return [str(ROOT / word) if word.startswith("configs/") else word for word in words[script + 1 :]]
 
 
+def typed(command: str) -> Outcome:
+    """What comes of a command, in small."""
+    if command.startswith("ldm "):
+        return ran("ldm.cli.main", *shlex.split(command)[1:])
+    name = command.split()[1].removesuffix(".py")
+    more = {"train_vae": SHORT, "train_diffusion": SHORT[:4], "sample": ("--steps", 2)}[name]
+    return ran(name, *words_of(command), *(SHORT[:4] if "kind stock" in command else more))
+
+
 @pytest.fixture(scope="module")
 def workplace(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the three commands for one's own images were run, in small."""
+    """A folder in which the commands for one's own images were run, in small."""
     place = tmp_path_factory.mktemp("readme")
     (place / "my").mkdir()
     (place / "my" / "images").symlink_to(shapes_folder)
@@ -36,11 +45,9 @@ def workplace(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     os.chdir(place)
     try:
         for command in COMMANDS:
-            name = command.split()[1].removesuffix(".py")
-            if not command.startswith("python ") or "runs/mine" not in command:
+            if not command.startswith(("python ", "ldm ")) or "runs/" not in command or "runs/demo" in command:
                 continue
-            more = {"train_vae": SHORT, "train_diffusion": SHORT[:4], "sample": ("--steps", 2)}[name]
-            outcome: Outcome = ran(name, *words_of(command), *more)
+            outcome: Outcome = typed(command)
             assert outcome.code == 0, outcome.err
     finally:
         os.chdir(before)
@@ -79,7 +86,7 @@ def test_the_python(workplace, block, tmp_path, monkeypatch):
 
 def test_every_command_is_one_of_those_that_are_run():
     """Those of `make demo` are in the Makefile; the two lines of installation are what the Makefile does."""
-    known = ("python train_vae.py", "python train_diffusion.py", "python sample.py", "torchrun", "accelerate launch")
+    known = ("python train_vae.py", "python train_diffusion.py", "python sample.py", "torchrun", "accelerate launch", "ldm ")
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "runs/demo")
     for command in COMMANDS:
         run_here = command.startswith(known) and ("my/images" in command or "runs/mine" in command)
