@@ -42,9 +42,9 @@ def test_pca_of_large_images_does_not_take_all_memory_at_the_end_of_a_run(
 def test_every_panel_logs_what_the_latents_are_like(finished_vae: Path) -> None:
     lines = [json.loads(line) for line in (finished_vae / "metrics.jsonl").read_text().splitlines()]
     (panel,) = [line for line in lines if "panel_psnr" in line]
-    names = {"latent_spectrum_slope", "encoder_jacobian", "latent_std_min", "latent_std_max"}
+    names = {"latent_spectrum_slope", "encoder_jacobian"}
     assert names < panel.keys() and all(math.isfinite(panel[name]) for name in names)
-    assert 0 < panel["latent_std_min"] <= panel["latent_std_max"] and panel["encoder_jacobian"] > 0
+    assert panel["encoder_jacobian"] > 0
 
 
 def test_a_figure_that_is_not_defined_is_left_out(shapes_folder: Path, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_figure_that_is_not_defined_is_left_out(shapes_folder: Path, tmp_path:
         sides=(4, 4),
     )
     found = panel.draw(autoencoder, tmp_path / "panel.png")
-    assert set(found) == {"panel_psnr", "encoder_jacobian", "latent_std_min", "latent_std_max"}
+    assert set(found) == {"panel_psnr", "encoder_jacobian"}
     with torch.no_grad():
         next(autoencoder.network.parameters()).fill_(math.nan)
     assert panel.draw(autoencoder, tmp_path / "panel.png") == {}

@@ -1,5 +1,6 @@
 """One training run: it hands out the steps, updates the weights, and keeps everything that must survive."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ldm.training.settings import Optim
 from ldm.training.state import State
 
 T = TypeVar("T")
+CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small checkpoint
 
 
 class Run:
@@ -41,6 +43,7 @@ class Run:
         self.watches: list[Callable[[dict[str, Any]], str | None]] = []
         self.gradients: dict[str, Tensor] = {}
         self.step = self.turn = 0
+        self.drawn = time.monotonic()  # when the curves were last drawn
         self.stop = StopFlag()
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config))
@@ -245,7 +248,9 @@ class Run:
             counters |= state.counters()
         checkpoint.save(folder, self.step, tensors, counters)
         checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.settings.steps))
-        self.folder.draw_curves()
+        if self.step == self.settings.steps or time.monotonic() - self.drawn > CURVES_EVERY:
+            self.folder.draw_curves()
+            self.drawn = time.monotonic()
 
     # ---- small services
 
