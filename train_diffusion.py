@@ -36,7 +36,7 @@ def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool 
     from ldm.data.split import split
     from ldm.diffusion.objective import DenoisingObjective, LatentBatch
     from ldm.evaluation import Samples
-    from ldm.export import finish_diffusion
+    from ldm.finish import finish_diffusion
     from ldm.latents import LatentBatches, open_autoencoder, open_latents
     from ldm.pipeline import Description, build_denoiser
     from ldm.training import dry_run

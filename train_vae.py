@@ -27,7 +27,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split
     from ldm.evaluation import Reconstructions
-    from ldm.export import finish_autoencoder
+    from ldm.finish import finish_autoencoder
     from ldm.training import dry_run
     from ldm.training.run import Run
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import safetensors.torch
 import timm
 
-from ldm.nn.backbone import open_backbone, read_weights
+from ldm.nn.backbone import open_backbone
+from ldm.nn.weights import read_weights
 
 
 def main(folder: Path, number: str = "0") -> None:

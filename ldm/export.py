@@ -1,94 +1,24 @@
-"""What a run leaves behind for use elsewhere: by itself at its end, and by `ldm export` in the form a host wants."""
+"""`ldm export`: an autoencoder in the form that another program wants, read again and compared."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from ldm import card
 from ldm.autoencoder import compvis, stock
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.tiny import TinyNetwork
-from ldm.checkpoint import replace_folder, write_atomically
-from ldm.data.datasets import Dataset
-from ldm.errors import CheckpointError, ConfigError, LDMError
-from ldm.evaluation import held_out_psnr, latent_statistics, pca_figures
-from ldm.hub import save_component, save_index
-from ldm.pipeline import Description
+from ldm.errors import CheckpointError, ConfigError
+from ldm.finish import written_whole
 from ldm.runs import FEW, reopen
 from ldm.shapes import Images
-from ldm.training.run import Run
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-
-
-def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, then put it in place of `folder` in one move."""
-    new = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(new, ignore_errors=True)  # what an interrupted attempt left
-        new.mkdir(parents=True)
-        write(new)
-    except (OSError, SafetensorError) as error:  # a full disk reaches safetensors, which has an error of its own for it
-        shutil.rmtree(new, ignore_errors=True)
-        raise CheckpointError(f"could not write {folder}: {error}; the same command tries again") from error
-    except LDMError:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    replace_folder(new, folder)
-
-
-def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarray, held_out: np.ndarray) -> None:
-    """Measure the averaged autoencoder's latents, export it as `vae/`, and report its figures beside PCA."""
-
-    def finish() -> None:
-        autoencoder: Autoencoder = run.averaged()
-        train, others = training.tolist(), held_out.tolist()
-        statistics = latent_statistics(autoencoder, dataset, data, train, run.device)
-        autoencoder.standardize(statistics.mean, statistics.std)
-        written_whole(run.folder.path / "vae", autoencoder.save)
-        exported = Autoencoder.load(run.folder.path / "vae").to(run.device)
-        again = latent_statistics(exported, dataset, data, train, run.device)
-        figures: dict[str, Any] = {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
-        if others:
-            figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
-            figures |= pca_figures(dataset, data, train, others, autoencoder.latent_shape(data.sides))
-        write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
-        for name, value in figures.items():
-            run.say(f"{name:20} {shown(value)}")
-
-    run.on_main(finish)
-    run.finish()
-
-
-def shown(value: Any) -> str:
-    """A figure, or several, as a person reads it."""
-    if value is None:
-        return "not defined: fewer training images than numbers"
-    return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
-
-
-def finish_diffusion(run: Run, autoencoder: Autoencoder, description: Description) -> None:
-    """Export the averaged denoiser and the autoencoder together, ready for `sample.py` and for diffusers."""
-
-    def finish() -> None:
-        folder = run.folder.path
-        written_whole(folder / "vae", autoencoder.save)
-        written_whole(folder / "unet", lambda new: save_component(run.averaged(), description, new))
-        save_index(folder, description)
-
-    run.on_main(finish)
-    run.finish()
-
-
-# ---- for hosts: `ldm export`
 
 BOUND = 1e-4  # the largest difference of a re-loaded export's images and latents, over their largest value
 HOSTS_SCALE = 0.18215  # what ComfyUI and A1111 multiply the latents of every 4-channel Stable Diffusion 1 or 2 VAE by

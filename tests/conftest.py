@@ -122,7 +122,7 @@ def script(name: str, *arguments: object) -> Callable[[], int]:
     """`python NAME.py ARGUMENTS` as a function for `forked`, with all it needs imported here, once."""
     import importlib
 
-    for heavy in ("ldm.export", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
+    for heavy in ("ldm.finish", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
         importlib.import_module(heavy)
     module = importlib.import_module(name)
 

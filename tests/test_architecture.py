@@ -24,6 +24,7 @@ FLOORS = [
         "evaluation",
         "judges",
         "protocol",
+        "finish",
         "export",
         "runs",
         "card",

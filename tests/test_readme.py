@@ -86,7 +86,8 @@ def test_the_python(workplace, block, tmp_path, monkeypatch):
 
 def test_every_command_is_one_of_those_that_are_run():
     """Those of `make demo` are in the Makefile; the two lines of installation are what the Makefile does."""
-    known = ("python train_vae.py", "python train_diffusion.py", "python sample.py", "torchrun", "accelerate launch", "ldm ")
+    scripts = ("python train_vae.py", "python train_diffusion.py", "python sample.py")
+    known = (*scripts, "torchrun", "accelerate launch", "ldm ")
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "runs/demo")
     for command in COMMANDS:
         run_here = command.startswith(known) and ("my/images" in command or "runs/mine" in command)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.autoencoder.settings import Perceptual as PerceptualSettings
-from ldm.nn.backbone import open_backbone, read_weights
+from ldm.nn.backbone import open_backbone
+from ldm.nn.weights import read_weights
 from ldm.shapes import Images, Scalars, full_precision
 
 LEARNED = ("vgg", "alex", "squeeze")  # backbones for which the lpips package has weights learned from people's answers

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.errors import CheckpointError, ConfigError
+from ldm.nn.weights import in_torch_cache, read_weights
 from ldm.shapes import Images, full_precision
 
 IMAGENET = (
@@ -67,24 +66,6 @@ def open_backbone(kind: str, weights: str = "") -> Backbone:
         raise ConfigError(f"there is no backbone {kind}: choose one of {', '.join(BACKBONES)}")
     with _quietly():
         return BACKBONES[kind](kind, weights)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file, or of a state dict as torch saves it, on the CPU; floats in float32."""
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file: it should hold the weights of a backbone")
-    try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        return {
-            str(name): (value.float() if value.is_floating_point() else value).contiguous()
-            for name, value in tensors.items()
-        }
-    except Exception as error:  # of many types, with advice to load it unsafely
-        reason = f"damaged, or holds more than named tensors ({type(error).__name__})"
-        raise CheckpointError(f"{path} is {reason}: put the right file there, or remove it") from error
 
 
 @contextmanager
@@ -145,23 +126,8 @@ def _torchvision_file(kind: str) -> Path:
 
     names = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
     url = get_weight(f"{names[kind]}.IMAGENET1K_V1").url
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    if path.is_file():
-        return path
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(8)  # torch would wait without end
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
-    except Exception as error:  # no network, no right to write there, a broken or a wrong file
-        reason = f"{path} is missing and cannot be downloaded ({' '.join(str(error).split())[:80]})"
-        remedy = f"put {path.name} there, or name it with --objective.perceptual.weights PATH"
-        raise ConfigError(
-            f"the weights of backbone {kind}: {reason}: {remedy}, or choose the backbone features"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return path
+    remedy = "name it with --objective.perceptual.weights PATH, or choose the backbone features"
+    return in_torch_cache(url, Path(url).stem.rpartition("-")[2], f"backbone {kind}", remedy)
 
 
 def _random(kind: str, weights: str) -> Backbone:

@@ -1,16 +1,12 @@
 """The Inception network that FID is defined by (Heusel et al. 2017), with the weights that everybody compares with."""
 
 import hashlib
-import socket
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from ldm.errors import CheckpointError, ConfigError
-from ldm.nn.backbone import read_weights
+from ldm.errors import CheckpointError
+from ldm.nn.weights import in_torch_cache, read_weights
 from ldm.shapes import Images, to_uint8
 
 OFFICIAL = "6726825d"  # how the sha256 of the file of weights begins
@@ -43,18 +39,5 @@ def open_inception(weights: str = "") -> Inception:
         return Inception(Path(weights))
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
 
-    path = Path(torch.hub.get_dir(), "checkpoints", URL.rpartition("/")[2])
-    if not path.is_file():
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(8)  # torch would wait without end
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with redirect_stdout(sys.stderr):
-                torch.hub.download_url_to_file(URL, str(path), hash_prefix=OFFICIAL, progress=False)
-        except Exception as error:  # no network, no right to write there, a broken or a wrong file
-            reason = " ".join(str(error).split())[:80]
-            advice = f"put {path.name} at {path}, or name it with --fid-weights PATH, or choose --fid features"
-            raise ConfigError(f"Inception's weights cannot be downloaded ({reason}): {advice}") from error
-        finally:
-            socket.setdefaulttimeout(before)
-    return Inception(path)
+    remedy = "name it with --fid-weights PATH, or choose --fid features"
+    return Inception(in_torch_cache(URL, OFFICIAL, "Inception", remedy))

@@ -18,7 +18,8 @@ from torchvision import models
 from torchvision.transforms import functional as T
 
 from ldm.errors import CheckpointError, ConfigError, LDMError
-from ldm.nn.backbone import BACKBONES, Backbone, open_backbone, read_weights
+from ldm.nn.backbone import BACKBONES, Backbone, open_backbone
+from ldm.nn.weights import read_weights
 from ldm.randomness import generator
 from tests.conftest import ROOT
 
