@@ -1,6 +1,6 @@
 """What each loss of stage one does for a small autoencoder: a table of equal, short budgets, each row with its command.
 
-    python benchmarks/losses.py runs/losses [--steps 400] [--data emoji photos] [--only f4]
+    python benchmarks/losses.py runs/losses [--steps 300] [--data emoji photos] [--only f4]
 
 Emoji (64 x 64, split by group) and 64 x 64 crops of photographs (split by photograph), downsampled by 4 and by 8. The
 perceptual loss sees EfficientNet-Lite0, the judge is EfficientNet-Lite1: nobody is judged by what it was trained on.
@@ -73,7 +73,7 @@ def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) 
     report = run / "evaluation.json"
     command = (
         f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
-        f" --run.batch-size 16 --autoencoder.network.widths '{FACTORS[factor]}' {ROWS[name].format(out=out)}"
+        f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}' {ROWS[name].format(out=out)}"
     )
     print(f"python {command}", flush=True)
     if not report.exists():
@@ -89,7 +89,7 @@ def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--data", nargs="+", default=["emoji", "photos"], choices=["emoji", "photos"])
     parser.add_argument("--only", nargs="+", default=list(FACTORS), choices=list(FACTORS))
     options = parser.parse_args()
