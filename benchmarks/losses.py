@@ -73,7 +73,8 @@ def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) 
     report = run / "evaluation.json"
     command = (
         f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
-        f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}' {ROWS[name].format(out=out)}"
+        f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}'"
+        f" {ROWS[name].format(out=out)}"
     )
     print(f"python {command}", flush=True)
     if not report.exists():
