@@ -4,9 +4,12 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Outcome, Stage, ran, weights
+
+STOCK = ("--autoencoder.network.kind", "stock", "--autoencoder.network.path")
 
 
 def one_line(outcome: Outcome, code: int, *words: str) -> None:
@@ -38,6 +41,54 @@ def one_line(outcome: Outcome, code: int, *words: str) -> None:
 def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, words):
     one_line(stage_one.run(tmp_path / "run", *arguments), code, *words)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--objective.perceptual.weight", 0), 2, ("objective.perceptual", "leave perceptual out")),
+        (("--objective.perceptual.backbone", "vgg"), 2, ("vgg16-397923af.pth", "--objective.perceptual.weights PATH")),
+        (("--objective.perceptual.backbone", "features"), 2, ("needs weights",)),
+        (("--objective.perceptual.weights", "nowhere", "--objective.perceptual.backbone", "alex"), 2, ("nowhere",)),
+        (("--objective.critic.start", 2), 2, ("objective.critic", "start must be a fraction")),
+        (("--objective.critic.los", "hinge"), 2, ("did you mean --objective.critic.loss",)),
+        (("--objective.equivariance.smallest", 0), 2, ("smallest must be above 0",)),
+        (("--objective.hidden", 1), 2, ("hidden must be a fraction",)),
+        (("--data.size", "[16, 17]"), 2, ("data.size [16, 17] is not divisible by 2",)),
+        (("--data.size", 1), 2, ("data.size 1 is not divisible by 2", "use 2")),
+        (("--data.channels", 0), 2, ("data",)),
+        (("--data.channels", 13), 3, ("13", "channels")),
+        (("--autoencoder.trains", "decoder"), 2, ("autoencoder.trains decoder", "kind stock")),
+        (("--autoencoder.network.kind", "stock"), 2, ("path is empty",)),
+        ((*STOCK, "nowhere/at/all"), 4, ("nowhere/at/all", "autoencoder.network.path")),
+        ((*STOCK, __file__), 4, ("autoencoder.network.path",)),
+    ],
+)
+def test_a_wrong_loss_size_or_beginning(stage_one, tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there, whatever the machine reaches otherwise
+    outcome = stage_one.run(tmp_path / "run", *arguments)
+    one_line(outcome, code, *words)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("what", ["channels", "latent channels"])
+def test_an_autoencoder_to_start_from_that_does_not_fit(stage_one, finished_vae, tmp_path, what):
+    wrong = ("--data.channels", 1) if what == "channels" else ("--autoencoder.bottleneck.channels", 4)
+    outcome = stage_one.run(tmp_path / "run", *STOCK, finished_vae, *wrong)
+    one_line(outcome, 2, str(finished_vae), wrong[0].removeprefix("--"), "has 3" if what == "channels" else "has 2")
+
+
+def test_images_that_are_not_numbers_are_named(stage_one, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).random((16, 16, 3)).astype(np.float32)
+        pixels[3, 4] = np.nan if number == 7 else 0
+        np.save(folder / f"{number:02d}.npy", pixels)
+    outcome = stage_one.run(tmp_path / "run", "--data.path", folder, "--data.depth", "float32")
+    one_line(outcome, 3, "07.npy", "NaN")
 
 
 @pytest.mark.parametrize("name", ["train_vae", "train_diffusion"])

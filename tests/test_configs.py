@@ -1,0 +1,21 @@
+"""Every config that comes with the project is one that a person can run."""
+
+from pathlib import Path
+
+import pytest
+
+from ldm import config
+from ldm.settings import StageOne, StageTwo
+from tests.conftest import ROOT
+
+STAGES = {"vae": StageOne, "diffusion": StageTwo}
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_config_is_read_and_its_head_says_how_to_run_it(file: Path) -> None:
+    settings = config.load(STAGES[file.parent.name], file, {})
+    assert config.load(type(settings), file, {"run.steps": "7"}).run.steps == 7
+    head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    script = "train_vae.py" if file.parent.name == "vae" else "train_diffusion.py"
+    assert any(f"{script} {file.relative_to(ROOT)}" in line for line in head)
