@@ -12,9 +12,10 @@ from ldm.autoencoder.distance import DISTANCES
 from ldm.autoencoder.model import Autoencoder, build
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import Equivariance, KLNetwork
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.autoencoder.settings import KLNetwork
 from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.autoencoder.settings import Perceptual as PerceptualSettings
 from ldm.data.batches import ImageBatch
 from ldm.randomness import StepRandom
 
@@ -169,6 +170,28 @@ def test_the_kl_alone_trains_the_encoder_and_nothing_of_the_decoder(distance: st
             assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
         else:
             assert parameter.grad is None or not bool(parameter.grad.any()), name
+
+
+def test_the_perceptual_term_alone_trains_decoder_and_encoder():
+    """Computed under no_grad it would be logged and added, and train nothing."""
+    objective, batch = small(perceptual=PerceptualSettings(backbone="random", size=32))
+    objective(batch, StepRandom(0, 0, 4)).terms["perceptual"].backward()
+    for name, parameter in objective.autoencoder.network.named_parameters():
+        assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
+    assert not any(parameter.grad is not None for parameter in objective.perceptual.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hidden": 0.5}, {"latent_noise": 1.0}, {"equivariance": Equivariance(probability=1.0)}]
+)
+def test_what_makes_latents_robust_changes_the_loss_and_still_trains_everything(settings):
+    plain, batch = small(kl=0.0)
+    changed, _ = small(kl=0.0, **settings)
+    losses = changed(batch, StepRandom(0, 1, 4))
+    assert not losses.total.equal(plain(batch, StepRandom(0, 1, 4)).total)
+    losses.total.backward()
+    for name, parameter in changed.autoencoder.network.named_parameters():
+        assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
 
 
 def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():
