@@ -47,15 +47,18 @@ def adaptive_weight(distances: Tensor, opinion: Tensor, given: Tensor, layer: nn
     """The norm of the distances' gradient at the weight of the last layer over that of the critic's opinion.
 
     Esser et al. 2021 (VQGAN), equation 7. `distances` and `opinion` are the gradients at the layer's output, batch x
-    channels x height x width, `given` is its input. Each becomes the gradient at the weight by one convolution, which
-    is averaged over the processes before its norm is taken, so that all processes find the same number.
+    channels x height x width, `given` is its input. One convolution makes them the gradients at the weight, which are
+    averaged over the processes before their norms are taken, so that all processes find the same number.
     """
-
-    def length(gradient: Tensor) -> Tensor:
-        weight = conv2d_weight(
-            full_precision(given), layer.weight.shape, gradient, layer.stride, layer.padding, layer.dilation
-        )
-        return mean_over_processes(weight).norm()
-
+    channels, *rest = layer.weight.shape
     with torch.autocast(given.device.type, enabled=False):
-        return (length(distances) / (length(opinion) + 1e-8)).clamp(max=MOST)
+        both = conv2d_weight(
+            full_precision(given),
+            (2 * channels, *rest),
+            torch.cat([distances, opinion], 1),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+        )
+    of_distances, of_opinion = mean_over_processes(both).view(2, -1).norm(dim=1)
+    return (of_distances / (of_opinion + 1e-8)).clamp(max=MOST)
