@@ -49,7 +49,6 @@ from ldm.autoencoder.model import build
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Critic, KLNetwork, Objective, Perceptual
-from ldm.autoencoder.stock import to_stock
 from ldm.data.batches import ImageBatch
 from ldm.data.settings import Folder
 from ldm.settings import StageOne
@@ -68,7 +67,7 @@ class Ours:
         settings = settings_of(options)
         torch.manual_seed(0)
         self.run = run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
-        autoencoder = build(settings.autoencoder, image_channels=3, size=options.size)
+        autoencoder = build(settings.autoencoder, image_channels=3, sides=(options.size, options.size))
         critic = build_critic(settings.objective.critic, image_channels=3, steps=settings.run.steps)
         self.reconstruction = ReconstructionObjective(autoencoder, settings.objective, critic)
         self.objective = run.prepare(self.reconstruction, trains=autoencoder)
@@ -110,7 +109,7 @@ class Theirs:
         self.tuned, self.alternating, self.images = tuned, alternating, ours.batch.images
         mixed = MIXED[ours.run.settings.precision]
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed)
-        kl = to_stock(ours.reconstruction.autoencoder.network).train()
+        kl = ours.reconstruction.autoencoder.network.to_stock().train()
         self.last_layer = kl.decoder.conv_out.weight
         self.perceptual = copy.deepcopy(ours.reconstruction.perceptual)
         prepare = self.accelerator.prepare
@@ -275,7 +274,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--perceptual", default="alex", help="vgg, alex, squeeze, or features with --weights")
-    parser.add_argument("--weights", default="", help="a folder, as lite0.py makes one")
+    parser.add_argument("--weights", default="", help="a folder, as lite.py makes one")
     parser.add_argument("--perceptual-size", type=int, default=1, help="what smaller images are enlarged to; 1: none")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=15)
