@@ -50,6 +50,7 @@ def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, word
         (("--objective.perceptual.backbone", "vgg"), 2, ("vgg16-397923af.pth", "--objective.perceptual.weights PATH")),
         (("--objective.perceptual.backbone", "features"), 2, ("needs weights",)),
         (("--objective.perceptual.weights", "nowhere", "--objective.perceptual.backbone", "alex"), 2, ("nowhere",)),
+        (("--objective.perceptual.size", 8), 2, ("objective.perceptual.size 8 is too small for",)),
         (("--objective.critic.start", 2), 2, ("objective.critic", "start must be a fraction")),
         (("--objective.critic.los", "hinge"), 2, ("did you mean --objective.critic.loss",)),
         (("--objective.equivariance.smallest", 0), 2, ("smallest must be above 0",)),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.autoencoder.settings import Perceptual as PerceptualSettings
+from ldm.errors import ConfigError
 from ldm.nn.backbone import open_backbone
 from ldm.nn.weights import read_weights
 from ldm.shapes import Images, Scalars, full_precision
@@ -35,11 +36,20 @@ class Perceptual(nn.Module):
     """
 
     def __init__(self, settings: PerceptualSettings):
+        """Raises ConfigError where there are no weights, or where `size` leaves nothing of the deepest maps."""
         super().__init__()
         self.size = settings.size
         self.backbone = open_backbone(settings.backbone, settings.weights)
         learned = learned_weights(settings.backbone) if settings.backbone in LEARNED else []
         self.channel_weights = nn.ParameterList(nn.Parameter(values, requires_grad=False) for values in learned)
+        try:
+            with torch.no_grad():
+                self.backbone(torch.zeros(1, 3, self.size, self.size))
+        except RuntimeError as error:
+            name = self.backbone.name
+            raise ConfigError(
+                f"objective.perceptual.size {self.size} is too small for {name}: use 64 or more"
+            ) from error
 
     def forward(self, images: Images, reconstruction: Images) -> Scalars:
         """The distance of every reconstruction from its image."""
