@@ -1,11 +1,11 @@
-"""Work without training that several processes share: each does its part, and all end with the same results."""
+"""Work that several processes share, or that one of them does for all; the failure of one ends every one."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ldm.errors import ConfigError, LDMError
 from ldm.training.devices import PATIENCE
@@ -66,6 +66,27 @@ class Processes:
         assert failure is not None
         failure.told = True
         raise failure
+
+
+def on_main(action: Callable[[], T], *, count: int, is_main: bool) -> T:
+    """The result of `action`, run on the main one of `count` processes only; its failure ends every process."""
+    if count == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    if is_main:
+        try:
+            outcome[0] = action()
+        except Exception as error:  # unexpected ones too: the others would wait for ever
+            failure = error
+            outcome[1] = error if isinstance(error, LDMError) else LDMError("the main process failed")
+    broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        outcome[1].told = True
+        raise outcome[1]
+    return outcome[0]
 
 
 def _told(failure: Exception | None) -> LDMError | None:

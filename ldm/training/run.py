@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from ldm.training.devices import accelerator_for, asked_processes, resolved_prec
 from ldm.training.folder import RunFolder
 from ldm.training.history import History
 from ldm.training.interruption import StopFlag, listening
+from ldm.training.processes import on_main
 from ldm.training.settings import Optim
 from ldm.training.state import State
 
@@ -256,23 +256,7 @@ class Run:
 
     def on_main(self, action: Callable[[], T]) -> T:
         """The result of `action`, run on the main process only; its failure ends every process."""
-        if self.processes == 1:
-            return action()
-        outcome: list[Any] = [None, None]
-        failure: Exception | None = None
-        if self.is_main:
-            try:
-                outcome[0] = action()
-            except Exception as error:  # unexpected ones too: the others would wait for ever
-                failure = error
-                outcome[1] = error if isinstance(error, LDMError) else LDMError("the main process failed")
-        broadcast_object_list(outcome)
-        if failure is not None:
-            raise failure
-        if outcome[1] is not None:
-            outcome[1].told = True
-            raise outcome[1]
-        return outcome[0]
+        return on_main(action, count=self.processes, is_main=self.is_main)
 
     def main_first(self, action: Callable[[], T]) -> T:
         """The result of `action`, run on the main process and then on the others: what it downloads, it finds."""

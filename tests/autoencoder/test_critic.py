@@ -132,9 +132,11 @@ def test_the_gradient_is_that_of_the_whole_loss_with_the_weight_held(adaptive):
     assert "autoencoder.output_logvar" in found
 
 
-def test_an_adaptive_weight_makes_both_gradients_at_the_last_layer_equally_long():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_adaptive_weight_makes_both_gradients_at_the_last_layer_equally_long(layout):
     layer, given = nn.Conv2d(5, 3, 3, padding=1).double(), torch.randn(4, 5, 8, 8, dtype=torch.float64)
     distances, opinion = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    given, distances, opinion = (tensor.to(memory_format=layout) for tensor in (given, distances, opinion))
     weight = adaptive_weight(distances, opinion, given, layer)
     lengths = []
     for gradient in (distances, weight * opinion):
