@@ -44,7 +44,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     objective = run.prepare(reconstruction, trains=autoencoder)
     if critic is not None:
         judge = run.prepare(
-            CriticObjective(critic), trains=critic, optim=critic.optim, name="critic", starts=critic.first_step
+            CriticObjective(critic), trains=critic, optim=critic.optim, name="critic", starts=critic.begins
         )
         run.watch(CollapseWatch())
     run.resume(dataset.fingerprint)

@@ -48,7 +48,8 @@ def adaptive_weight(distances: Tensor, opinion: Tensor, given: Tensor, layer: nn
 
     Esser et al. 2021 (VQGAN), equation 7. `distances` and `opinion` are the gradients at the layer's output, batch x
     channels x height x width, `given` is its input. One convolution makes them the gradients at the weight, which are
-    averaged over the processes before their norms are taken, so that all processes find the same number.
+    averaged over the processes before their norms are taken, so that all processes find the same number. With
+    accumulation every micro-batch has a weight of its own.
     """
     channels, *rest = layer.weight.shape
     with torch.autocast(given.device.type, enabled=False):

@@ -32,6 +32,7 @@ class Critic(nn.Module):
         self.settings, self.optim, self.factor = settings, settings.optim, 2**settings.layers
         self.first_step = round(settings.start * steps)  # in updates of the autoencoder
         self.warmup = max(round(settings.warmup * steps), 1)
+        self.has_begun = False
         width = settings.width
         layers: list[nn.Module] = [nn.Conv2d(image_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for level in range(1, settings.layers):
@@ -52,9 +53,23 @@ class Critic(nn.Module):
         """Whether the critic is trained in this step of the run, counted from 0."""
         return step >= self.first_step
 
+    def begins(self) -> int:
+        """The first step in which it learns."""
+        return self.first_step
+
     def influence(self, step: int) -> float:
         """How much of its opinion the autoencoder is told in this step: 0 at first, rising to 1 over the warm-up."""
         return min(max((step - self.first_step) / self.warmup, 0.0), 1.0)
+
+    def get_extra_state(self) -> Tensor:
+        """When it began, which a longer run must not change any more; for checkpoints."""
+        return torch.tensor([self.first_step, self.warmup, self.has_begun])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take back what `get_extra_state` gave, if the critic had begun by then."""
+        first_step, warmup, has_begun = state.tolist()
+        if has_begun:
+            self.first_step, self.warmup, self.has_begun = first_step, warmup, True
 
     def opinion(self, reconstruction: Images) -> Tensor:
         """The autoencoder's adversarial loss. Its gradient reaches the reconstruction, never the critic's weights."""
@@ -81,6 +96,7 @@ class CriticObjective(nn.Module):
 
     def forward(self, images: Images, reconstruction: Images) -> Losses:
         """`reconstruction` carries no gradient: nothing of this step may reach the autoencoder."""
+        self.critic.has_begun = True
         images = images.detach().requires_grad_(self.settings.r1 > 0)
         real, false = self.critic(images), self.critic(reconstruction.detach())
         loss = CRITIC_LOSSES[self.settings.loss](real, false)

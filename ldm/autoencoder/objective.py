@@ -51,11 +51,11 @@ class ReconstructionObjective(nn.Module):
         kl = posterior.kl().mean()
         weighted_kl = settings.kl * kl / batch.images[0].numel()
         total, terms = self.judged(images, reconstruction, given, random.step)
-        spread = code.detach().transpose(0, 1).flatten(1).std(1)
+        spread = code.detach().transpose(0, 1).flatten(1).std(1, correction=0)
         terms |= {
             "kl": weighted_kl,
             "kl_per_latent_element": kl / code[0].numel(),
-            "latent_std": code.detach().std(),
+            "latent_std": code.detach().std(correction=0),
             "latent_std_min": spread.min(),
             "latent_std_max": spread.max(),
         }

@@ -98,9 +98,8 @@ class Dataset:
 
     def _refuse_too_many(self) -> None:
         if len(self.bad) / len(self) > self.settings.bad_files:
-            allowed = f"more than bad_files = {self.settings.bad_files:g} of them allows"
-            first = "; ".join(self.bad[:3])
-            raise DataError(f"{len(self.bad)} of {len(self)} images cannot be read, {allowed}: {first}")
+            allowed = f"more than data.bad_files = {self.settings.bad_files:g} of them allows"
+            raise DataError(f"{len(self.bad)} of {len(self)} images cannot be read, {allowed}: {self.bad[0]}")
 
 
 def open_dataset(settings: DataSettings, progress: bool = False) -> Dataset:

@@ -30,11 +30,12 @@ def report(
         seconds.append(time.monotonic() - began)
     seconds.sort()
     per_step = seconds[len(seconds) // 2] * run.settings.accumulation
-    parameters = sum(parameter.numel() for parameter in run.states[""].module.parameters())
+    sizes = {name: sum(p.numel() for p in state.module.parameters()) for name, state in run.states.items()}
+    parameters = ", ".join(f"{name} {size:,}".strip() for name, size in sizes.items())
     image, code = prod(data.shape), prod(latent)
     minutes = per_step * run.settings.steps / 60
     run.say(config.dump(run.config).rstrip())
-    run.say(f"parameters         {parameters:,}")
+    run.say(f"parameters         {parameters}")
     run.say(f"image              {' x '.join(map(str, data.shape))} = {image:,} numbers")
     run.say(f"latent             {' x '.join(map(str, latent))} = {code:,} numbers, {image / code:.1f} times fewer")
     run.say(f"training images    {len(batches.order.samples):,}")

@@ -94,8 +94,9 @@ class History:
         first = step - (len(rows) - 1 - place) // self.settings.accumulation
         saved = checkpoint.steps(self.folder.checkpoints)
         kept = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+        rate = "--objective.critic.optim.lr" if name.startswith("critic") else "--optim.lr"
         raise DivergedError(
-            f"{name} was not a finite number at step {first}; {kept}; try a lower --optim.lr in another --out"
+            f"{name} was not a finite number at step {first}; {kept}; try a lower {rate} in another --out"
         )
 
     def memory(self) -> int:

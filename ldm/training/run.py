@@ -82,7 +82,13 @@ class Run:
         return Order(tuple(samples), settings.seed, settings.batch_size, settings.accumulation, self.processes, rank)
 
     def prepare(
-        self, objective: nn.Module, *, trains: nn.Module, optim: Optim | None = None, name: str = "", starts: int = 0
+        self,
+        objective: nn.Module,
+        *,
+        trains: nn.Module,
+        optim: Optim | None = None,
+        name: str = "",
+        starts: Callable[[], int] = lambda: 0,
     ) -> nn.Module:
         """Make an objective ready on all processes; `trains` is the part of it that is optimized and saved.
 

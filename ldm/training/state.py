@@ -1,6 +1,7 @@
 """All that a run must never lose: the weights, their averages, the optimizer's memory."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from ldm.training.settings import Optim as OptimSettings
 class State:
     """A module that is trained, with its optimizer and, where `averaged`, its averages.
 
-    Several in one run are told apart by `name`; the main one has none. The learning rate counts from step `starts` on.
+    Several in one run are told apart by `name`; the main one has none. The learning rate counts from step
+    `starts()` on.
     """
 
     def __init__(
@@ -27,7 +29,7 @@ class State:
         *,
         name: str = "",
         averaged: bool = True,
-        starts: int = 0,
+        starts: Callable[[], int] = lambda: 0,
     ):
         self.module, self.settings, self.scaler, self.name, self.starts = module, settings, scaler, name, starts
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -44,7 +46,7 @@ class State:
 
     def lr(self, step: int, steps: int) -> float:
         """The learning rate of update number `step` (from 0) of a run of `steps`."""
-        return learning_rate(self.settings, step - self.starts, steps - self.starts)
+        return learning_rate(self.settings, step - self.starts(), steps - self.starts())
 
     def file(self, name: str) -> str:
         """What a file of this module is called in a checkpoint: `model`, or `critic-model`."""

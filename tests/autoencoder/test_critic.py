@@ -181,6 +181,17 @@ def test_the_critic_starts_at_a_fraction_of_the_run_and_is_felt_after_that():
     assert "adversarial" in objective(batch, StepRandom(0, 41, 4)).terms
 
 
+def test_a_critic_that_has_begun_does_not_start_again_when_the_run_grows_longer():
+    objective, batch = game(before := critic_of())
+    losses = objective(batch, StepRandom(0, 40, 4))
+    longer = Critic(before.settings, image_channels=3, steps=10 * STEPS)
+    longer.load_state_dict(before.state_dict())
+    assert longer.begins() == 400, "not begun: the fraction is of the longer run"
+    CriticObjective(before)(**losses.outputs)
+    longer.load_state_dict(before.state_dict())
+    assert longer.begins() == 40 and longer.influence(50) == 1.0
+
+
 def test_before_its_start_the_critic_changes_nothing():
     with_critic, batch = game(critic_of())
     without, _ = game(None)

@@ -146,7 +146,7 @@ def test_a_bad_file_that_is_met_late_is_named_all_the_same(tmp_path: Path, capsy
 def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, memory_gb: float) -> None:
     folder = write(tmp_path, {f"{index}.png": None if index < 5 else index for index in range(10)})
     assert levels(opened(folder, bad_files=0.5, memory_gb=memory_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
-    with pytest.raises(DataError, match=r"of 10 images cannot be read.*0\.png.*1\.png.*2\.png") as caught:
+    with pytest.raises(DataError, match=r"of 10 images cannot be read.*data.bad_files = 0.2.*0\.png") as caught:
         levels(opened(folder, bad_files=0.2, memory_gb=memory_gb))
     assert "3.png" not in str(caught.value)
 
