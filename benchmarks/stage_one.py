@@ -65,8 +65,8 @@ class Ours:
     """The loop of train_vae.py, long after the critic has started."""
 
     def __init__(self, options: argparse.Namespace):
-        settings = settings_of(options)
         torch.manual_seed(0)
+        settings = settings_of(options)
         self.run = run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
         autoencoder = build(settings.autoencoder, image_channels=3, size=options.size)
         critic = build_critic(settings.objective.critic, image_channels=3, steps=settings.run.steps)
