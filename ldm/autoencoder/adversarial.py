@@ -60,5 +60,5 @@ def adaptive_weight(distances: Tensor, opinion: Tensor, given: Tensor, layer: nn
             layer.padding,
             layer.dilation,
         )
-    of_distances, of_opinion = mean_over_processes(both).view(2, -1).norm(dim=1)
+    of_distances, of_opinion = mean_over_processes(both).unflatten(0, (2, channels)).flatten(1).norm(dim=1)
     return (of_distances / (of_opinion + 1e-8)).clamp(max=MOST)

@@ -132,8 +132,10 @@ def test_the_gradient_is_that_of_the_whole_loss_with_the_weight_held(adaptive):
     assert "autoencoder.output_logvar" in found
 
 
-def test_an_adaptive_weight_makes_both_gradients_at_the_last_layer_equally_long():
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_adaptive_weight_makes_both_gradients_at_the_last_layer_equally_long(order):
     layer, given = nn.Conv2d(5, 3, 3, padding=1).double(), torch.randn(4, 5, 8, 8, dtype=torch.float64)
+    given = given.to(memory_format=order)
     distances, opinion = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
     weight = adaptive_weight(distances, opinion, given, layer)
     lengths = []
