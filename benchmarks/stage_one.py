@@ -64,8 +64,8 @@ class Ours:
     """The loop of train_vae.py, long after the critic has started."""
 
     def __init__(self, options: argparse.Namespace):
-        settings = settings_of(options)
         torch.manual_seed(0)
+        settings = settings_of(options)
         self.run = run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
         autoencoder = build(settings.autoencoder, image_channels=3, sides=(options.size, options.size))
         critic = build_critic(settings.objective.critic, image_channels=3, steps=settings.run.steps)
@@ -277,7 +277,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--weights", default="", help="a folder, as lite.py makes one")
     parser.add_argument("--perceptual-size", type=int, default=1, help="what smaller images are enlarged to; 1: none")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="at least 2")
     parser.add_argument("--profile", action="store_true", help="only profile our step")
     return parser.parse_args()
 
