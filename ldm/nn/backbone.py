@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         # They are of pixels in [0, 1], and ours are in [-1, 1].
         self.register_buffer("shift", 2 * torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1) - 1)
         self.register_buffer("scale", 2 * torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
-        self.requires_grad_(False).train()
+        self.requires_grad_(False).float().train()  # float32 whatever the default is: so were the weights learned
         self.reference = _reference(self.state_dict())
 
     def train(self, mode: bool = True) -> Self:
