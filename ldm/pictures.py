@@ -75,7 +75,7 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
         if (points[:, 1] > 0).all() and points[:, 1].max() > 20 * points[:, 1].min():
             axes.set_yscale("log")
         axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(which="both", labelsize=7)
         axes.grid(alpha=0.3)
     # Fixed margins: a layout that measures every label takes as long as the drawing.
     height = 2.6 * rows
