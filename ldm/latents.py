@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.model import Autoencoder, spelled
 from ldm.autoencoder.statistics import Statistics
-from ldm.checkpoint import read_json, write_atomically
+from ldm.checkpoint import read_entry, write_atomically
 from ldm.data.batches import Order, in_chunks
 from ldm.data.datasets import Dataset
 from ldm.data.settings import DataSettings
@@ -202,11 +202,9 @@ def open_autoencoder(source: str, settings: DataSettings, data: str) -> tuple[Au
     `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id; `data` is the data's fingerprint.
     Raises CheckpointError if there is none, or if it takes other images than the settings describe.
     """
-    environment = Path(source) / "environment.json"
-    if environment.is_file() and not (Path(source) / "vae").is_dir():
-        raise CheckpointError(f"--autoencoder {source} is a run that is not finished: it has no vae/ yet")
-    same_data = environment.is_file() and read_json(environment).get("data") == data
     autoencoder = Autoencoder.load(source).requires_grad_(False)
+    environment = Path(source) / "environment.json"
+    same_data = environment.is_file() and read_entry(environment, "data", str) == data
     channels, factor = autoencoder.network.image_channels, autoencoder.network.factor
     if channels != settings.channels:
         raise CheckpointError(
