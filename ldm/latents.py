@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -26,17 +25,14 @@ from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import LatentBatch
 from ldm.diffusion.settings import Objective as ObjectiveSettings
 from ldm.errors import CheckpointError, ConfigError
+from ldm.nn.weights import sha256_of
 from ldm.randomness import derived_seed
 from ldm.training.run import Run
 
 
 def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
     """A hash of all that the cached moments depend on: weights, statistics, data, transform."""
-    digest = hashlib.sha256(f"moments 1 {data} {flips}".encode())
-    for name, value in sorted(autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_of(autoencoder.state_dict(), f"moments 1 {data} {flips}")
 
 
 @dataclass(frozen=True)

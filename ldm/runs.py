@@ -30,11 +30,14 @@ class Opened:
     ema: str = "none"  # which average of the weights it is
 
     @property
+    def is_own_average(self) -> bool:
+        """Whether it is the average of the weights that the run draws its panels with."""
+        return self.settings is not None and self.ema == self.settings.run.ema
+
+    @property
     def is_final(self) -> bool:
         """Whether the figures in the run's report.json are about these weights."""
-        if self.settings is None or self.ema != self.settings.run.ema:
-            return False
-        return self.step in (None, self.settings.run.steps)
+        return self.is_own_average and self.settings is not None and self.step in (None, self.settings.run.steps)
 
     def measure(self) -> Images:
         """Standardize the latents over the run's training images, as the end of a run does; gives a few of these.
