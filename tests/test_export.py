@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ldm.data.split import split
 from ldm.errors import exit_code_of
 from ldm.evaluation import latent_statistics
 from ldm.export import FORMATS
+from ldm.finish import written_whole
 from ldm.runs import reopen
 from tests.conftest import Outcome, Stage
 from tests.test_fine_tuning import fine_tuning, source
@@ -302,6 +304,16 @@ def test_an_export_that_does_not_reconstruct_is_not_left_behind(tmp_path, capsys
     outcome = exported(capsys, tmp_path / "given", "--format", "compvis", "--out", tmp_path / "out")
     refusal(outcome, 4, "differs", "nan")
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_an_export_that_ctrl_c_stops_leaves_nothing_behind(tmp_path):
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        written_whole(tmp_path / "out", interrupted)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", FORMATS)

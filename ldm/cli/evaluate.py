@@ -139,14 +139,12 @@ def chosen_data(
 
 def refuse_other_data(options: argparse.Namespace, fingerprint: str, same_size: bool, progress: bool) -> None:
     """Raise DataError if the run's own images are not those any more that it was trained on."""
-    from tqdm import tqdm
-
     from ldm.training.folder import RunFolder
 
     if same_size:
         RunFolder(Path(options.run)).refuse_other_data(fingerprint, "name others with --data PATH")
     elif progress:
-        tqdm.write(f"at another --size the images are not compared with those that {options.run} was trained on")
+        print(f"at another --size the images are not compared with those that {options.run} was trained on")
 
 
 def chosen_pictures(
