@@ -120,8 +120,8 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         there = [name for name in names if name.startswith(tuple(prefix + part for part in PARTS))]
         if any("_blocks." in name for name in there):
             raise ValueError(
-                "its tensors have diffusers' names: give a folder with it, as diffusion_pytorch_model.safetensors, and"
-                " its config.json"
+                "its tensors have diffusers' names: give the folder with its config.json, where it must be called"
+                " diffusion_pytorch_model.safetensors"
             )
         tensors = {name.removeprefix(prefix): opened.get_tensor(name) for name in there}
     config = inferred({name: tuple(value.shape) for name, value in tensors.items()})
