@@ -35,4 +35,6 @@ def main(folder: Path, number: str = "0") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-") or sys.argv[2:] not in ([], ["0"], ["1"]):
+        sys.exit("usage: python benchmarks/lite.py FOLDER [0|1]")
     main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,5 +1,6 @@
 """The README.md of an export: what it is, how good it is, how to load it, and which commands made it."""
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ OWN_ATTENTION = "\nIt has attention beside the middle, which `from_single_file` 
 
 
 def write(folder: Path, name: str, opened: Opened, facts: dict[str, Any], kl_config: dict[str, Any]) -> None:
-    """Write README.md, with the newest panel and the curves of the run beside it if there are any.
+    """Write README.md; beside it the panel of these weights and, of a finished run, its curves if there are any.
 
     `facts` are those of export.json, `kl_config` the configuration of the exported AutoencoderKL.
     """
@@ -44,9 +45,12 @@ def write(folder: Path, name: str, opened: Opened, facts: dict[str, Any], kl_con
         *origin(opened, facts),
     ]
     if opened.run is not None and opened.is_final and (opened.run / "report.json").is_file():
-        rows = "\n".join(f"| {name} | {shown} |" for name, shown in figures(read_json(opened.run / "report.json")))
+        report = read_json(opened.run / "report.json")
+        if facts["latent_scale"] != 1:  # then the latents of the export are not those of the report
+            report = {name: value for name, value in report.items() if name not in ("latent_mean", "latent_std")}
+        rows = "\n".join(f"| {name} | {shown} |" for name, shown in figures(report))
         sections.append(f"## Figures\n\n| figure | value |\n|---|---|\n{rows}")
-    sections += list(pictures(opened.run, folder))
+    sections += list(pictures(opened, folder))
     (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
 
 
@@ -91,8 +95,22 @@ def origin(opened: Opened, facts: dict[str, Any]) -> Iterator[str]:
         place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
         yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {shown}{place}."
         record = opened.run / "command.txt"
-        commands = list(dict.fromkeys(record.read_text().splitlines())) if record.is_file() else []
+        lines = record.read_text().splitlines() if record.is_file() else []
+        commands = list(dict.fromkeys(map(without_places, lines)))
     yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
+
+
+def without_places(command: str) -> str:
+    """A command with the last name alone of every absolute path: where things lie is their owner's business."""
+
+    def bare(word: str) -> str:
+        flag, equals, value = word.rpartition("=")
+        return f"{flag}{equals}{Path(value).name or 'PATH'}" if value.startswith(("/", "~")) else word
+
+    try:
+        return shlex.join(map(bare, shlex.split(command)))
+    except ValueError:  # cut short
+        return "(a command that cannot be read)"
 
 
 def figures(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -102,19 +120,27 @@ def figures(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from figures(value, f"{prefix}{name}.")
         else:
             numbers = value if isinstance(value, list) else [value]
-            shown = [f"{number:.4g}" if isinstance(number, float) else str(number) for number in numbers]
+            shown = [as_shown(number) for number in numbers]
             yield prefix + name, ", ".join(shown)
 
 
-def pictures(run: Path | None, folder: Path) -> Iterator[str]:
-    """Copy the newest panel and the curves of the run, and show them."""
-    if run is None:
+def as_shown(number: Any) -> str:
+    """A number of a report."""
+    if number is None:
+        return "not defined"
+    return f"{number:.4g}" if isinstance(number, float) else str(number)
+
+
+def pictures(opened: Opened, folder: Path) -> Iterator[str]:
+    """Copy the panel of these very weights, and the curves if they end with them, and show them."""
+    if opened.run is None or opened.settings is None:
         return
-    panels = sorted((run / "samples").glob("step-*.png"))
-    for file, name, caption in (
-        (panels[-1] if panels else None, "panel.png", "Input, reconstruction, four times the difference"),
-        (run / "curves.png", "curves.png", "The course of the training"),
+    step = opened.settings.run.steps if opened.step is None else opened.step
+    panel = opened.run / "samples" / f"step-{step:08d}.png"
+    for file, name, caption, is_theirs in (
+        (panel, "panel.png", "Input, reconstruction, four times the difference", opened.is_own_average),
+        (opened.run / "curves.png", "curves.png", "The course of the training", opened.is_final),
     ):
-        if file is not None and file.is_file():
+        if is_theirs and file.is_file():
             shutil.copyfile(file, folder / name)
             yield f"![{caption}]({name})"

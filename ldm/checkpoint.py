@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import safetensors.torch
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ldm.errors import CheckpointError, LDMError
 
+T = TypeVar("T")
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _FORMAT = 1
@@ -147,6 +148,15 @@ def read_json(path: Path) -> Any:
     """What a file of JSON holds; `CheckpointError` names one that is missing or damaged."""
     with _reading(path) as data:
         return json.loads(data)
+
+
+def read_entry(path: Path, name: str, kind: type[T]) -> T:
+    """One entry of a file with a JSON object; `CheckpointError` if the file is damaged or has none of that kind."""
+    found = read_json(path)
+    value = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path} is damaged: it does not say {name}")
+    return value
 
 
 def replace_folder(new: Path, final: Path) -> None:

@@ -44,10 +44,11 @@ class StopRequested(LDMError):
     exit_code = 75
 
 
-def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, resumes: bool = True) -> int:
     """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr.
 
-    SIGTERM ends it as Ctrl-C does, except where `main` itself listens.
+    `resumes` says whether the same command goes on where it was stopped. SIGTERM ends it as Ctrl-C does, except where
+    `main` itself listens.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -57,6 +58,9 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # outside the training loop, or asked twice
+        if not resumes:
+            print("error: stopped; nothing was written", file=sys.stderr)
+            return LDMError.exit_code
         print("error: stopped at once; the same command goes on from what was saved", file=sys.stderr)
         return StopRequested.exit_code
     except RuntimeError as error:

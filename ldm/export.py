@@ -70,7 +70,7 @@ def export(wanted: Request) -> dict[str, Any]:
     if scale != "source":
         kl = stock.fold(kl, autoencoder.latent_mean, autoencoder.latent_std, float(scale))
     facts: dict[str, Any] = {"format": wanted.format, "latent_scale": scale, "step": opened.step, "ema": opened.ema}
-    facts["command"] = wanted.command
+    facts["command"] = card.without_places(wanted.command)
 
     def write(folder: Path) -> None:
         file = FORMATS[wanted.format](kl, folder, f"{out.name}.safetensors")

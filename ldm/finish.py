@@ -29,7 +29,7 @@ def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:  # a full disk reaches safetensors, which has an error of its own for it
         shutil.rmtree(new, ignore_errors=True)
         raise CheckpointError(f"could not write {folder}: {error}; the same command tries again") from error
-    except LDMError:
+    except (LDMError, KeyboardInterrupt):
         shutil.rmtree(new, ignore_errors=True)
         raise
     replace_folder(new, folder)

@@ -1,6 +1,7 @@
 """Networks that judge reconstructions, and what their figures may be called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,8 @@ def open_distance(kind: str, weights: str, device: torch.device) -> Distance | N
         return None
     if kind == "features" and not weights:
         raise ConfigError("--lpips features needs --lpips-weights FOLDER, with config.json and the weights")
-    try:
+    with advising("--lpips-weights"):
         perceptual = Perceptual(PerceptualSettings(backbone=kind, weights=weights)).to(device)  # type: ignore[arg-type]
-    except ConfigError as error:  # which speaks to those who train
-        raise ConfigError(str(error).replace("--objective.perceptual.weights", "--lpips-weights")) from error
     name = f"lpips_{kind}" if kind in LEARNED else f"feature_distance_{perceptual.backbone.name}"
     return Distance(name, perceptual, perceptual.backbone.reference)
 
@@ -64,9 +63,19 @@ def open_extractor(kind: str, weights: str, channels: int, device: torch.device)
         return Extractor("rfid" if is_rfid else "frechet_inception", extractor, inception.reference)
     if kind == "features" and not weights:
         raise ConfigError("--fid features needs --fid-weights FOLDER, with config.json and the weights")
-    backbone = open_backbone(kind, weights).to(device)
+    with advising("--fid-weights"):
+        backbone = open_backbone(kind, weights).to(device)
     size = PerceptualSettings(backbone="random").size
     return Extractor(f"frechet_{backbone.name}", _pooled(backbone, channels, size), backbone.reference)
+
+
+@contextmanager
+def advising(flag: str) -> Iterator[None]:
+    """Errors name this flag for the weights, and not the setting, which is for those who train."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--objective.perceptual.weights", flag)) from error
 
 
 def _pooled(network: nn.Module, channels: int, size: int) -> Callable[[Images], Tensor]:

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.model import Autoencoder, spelled
 from ldm.autoencoder.statistics import Statistics
-from ldm.checkpoint import read_json, write_atomically
+from ldm.checkpoint import read_entry, write_atomically
 from ldm.data.batches import Order, in_chunks
 from ldm.data.datasets import Dataset
 from ldm.data.settings import DataSettings
@@ -26,17 +25,14 @@ from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import LatentBatch
 from ldm.diffusion.settings import Objective as ObjectiveSettings
 from ldm.errors import CheckpointError, ConfigError
+from ldm.nn.weights import sha256_of
 from ldm.randomness import derived_seed
 from ldm.training.run import Run
 
 
 def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
     """A hash of all that the cached moments depend on: weights, statistics, data, transform."""
-    digest = hashlib.sha256(f"moments 1 {data} {flips}".encode())
-    for name, value in sorted(autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_of(autoencoder.state_dict(), f"moments 1 {data} {flips}")
 
 
 @dataclass(frozen=True)
@@ -202,11 +198,9 @@ def open_autoencoder(source: str, settings: DataSettings, data: str) -> tuple[Au
     `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id; `data` is the data's fingerprint.
     Raises CheckpointError if there is none, or if it takes other images than the settings describe.
     """
-    environment = Path(source) / "environment.json"
-    if environment.is_file() and not (Path(source) / "vae").is_dir():
-        raise CheckpointError(f"--autoencoder {source} is a run that is not finished: it has no vae/ yet")
-    same_data = environment.is_file() and read_json(environment).get("data") == data
     autoencoder = Autoencoder.load(source).requires_grad_(False)
+    environment = Path(source) / "environment.json"
+    same_data = environment.is_file() and read_entry(environment, "data", str) == data
     channels, factor = autoencoder.network.image_channels, autoencoder.network.factor
     if channels != settings.channels:
         raise CheckpointError(

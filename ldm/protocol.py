@@ -7,7 +7,7 @@ reconstruction, before anything is measured. Figures are means over the images, 
 import hashlib
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +26,7 @@ from ldm.errors import CheckpointError
 from ldm.evaluation import pca_figures, plain_images
 from ldm.judges import Distance, Extractor
 from ldm.metrics import frechet_distance, psnr, ssim
+from ldm.nn.weights import sha256_of
 from ldm.randomness import generator
 from ldm.shapes import Images, to_float, to_uint8
 from ldm.training.processes import Processes
@@ -210,12 +211,3 @@ def latent_figures(autoencoder: Autoencoder, pictures: Pictures, batches: list[B
 def spread(indices: list[int], count: int) -> list[int]:
     """`count` of them, or all, evenly from the first to the last."""
     return [indices[place] for place in np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
-
-
-def sha256_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, whatever files they lay in."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ldm import checkpoint, config
+from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder, assemble
-from ldm.checkpoint import read_json
 from ldm.data.datasets import open_dataset
 from ldm.data.split import split
-from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.evaluation import latent_statistics, plain_images
-from ldm.settings import StageOne
+from ldm.settings import StageOne, stage_one_of
 from ldm.shapes import Images
 from ldm.training.folder import RunFolder
 
@@ -31,11 +30,14 @@ class Opened:
     ema: str = "none"  # which average of the weights it is
 
     @property
+    def is_own_average(self) -> bool:
+        """Whether it is the average of the weights that the run draws its panels with."""
+        return self.settings is not None and self.ema == self.settings.run.ema
+
+    @property
     def is_final(self) -> bool:
         """Whether the figures in the run's report.json are about these weights."""
-        if self.settings is None or self.ema != self.settings.run.ema:
-            return False
-        return self.step in (None, self.settings.run.steps)
+        return self.is_own_average and self.settings is not None and self.step in (None, self.settings.run.steps)
 
     def measure(self) -> Images:
         """Standardize the latents over the run's training images, as the end of a run does; gives a few of these.
@@ -45,8 +47,7 @@ class Opened:
         assert self.run is not None and self.settings is not None
         data = self.settings.data
         dataset = open_dataset(data, progress=True)
-        if read_json(self.run / "environment.json")["data"] != dataset.fingerprint:
-            raise DataError(f"the data changed since the run in {self.run} began: restore them to measure its latents")
+        RunFolder(self.run).refuse_other_data(dataset.fingerprint, "export with --latent-scale source")
         training, _ = split(dataset.groups, data.held_out, data.split_seed)
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device, indices = found or torch.device("cpu"), training.tolist()
@@ -62,17 +63,14 @@ def reopen(
 
     That is so for a run that is not finished, for another `step` or average (`ema`, or "none" for the weights in
     training) than the run's own, and where its latents are wanted `as_trained`, untouched by what the end of the run
-    measured. Raises ConfigError for a step that is not there, CheckpointError if there is no autoencoder.
+    measured. Raises ConfigError for a step that is not there or a config.yaml that cannot be read, CheckpointError if
+    there is no autoencoder.
     """
-    folder = Path(source)
-    if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
+    folder, settings = Path(source), stage_one_of(source)
+    if settings is None:
         if step is not None or ema is not None:
             raise ConfigError(f"--checkpoint and --ema are for runs of train_vae.py, and {source} is not one")
         return Opened(Autoencoder.load(source).requires_grad_(False))
-    try:
-        settings = config.load(StageOne, folder / "config.yaml", {})
-    except ConfigError as error:
-        raise CheckpointError(f"{source} is not a run of train_vae.py: {error}") from error
     average = ema or settings.run.ema
     finished = RunFolder(folder).is_finished(settings.run.steps)
     if finished and step is None and average == settings.run.ema and not as_trained:

@@ -9,7 +9,8 @@ from ldm.autoencoder.settings import Objective as ReconstructionSettings
 from ldm.data.settings import DataSettings
 from ldm.diffusion.settings import Denoiser, Sampling
 from ldm.diffusion.settings import Objective as DenoisingSettings
-from ldm.errors import ConfigError
+from ldm.errors import CheckpointError, ConfigError
+from ldm.plain_yaml import read_yaml
 from ldm.training.settings import Optim, Run
 
 
@@ -47,3 +48,19 @@ def with_data_of(source: str, settings: StageTwo) -> tuple[StageTwo, DataSetting
         )
     data = config.load(StageOne, file, {}).data
     return replace(settings, data=data), data
+
+
+def stage_one_of(source: str) -> StageOne | None:
+    """The settings of the run of train_vae.py in `source`; None if that is an autoencoder and no run.
+
+    Raises CheckpointError for a run of train_diffusion.py, ConfigError for a config.yaml that cannot be read.
+    """
+    file = Path(source) / "config.yaml"
+    if not file.is_file() or (file.parent / "config.json").is_file():
+        return None
+    given = read_yaml(file)
+    if isinstance(given, dict) and "denoiser" in given:
+        raise CheckpointError(
+            f"{source} is not a run of train_vae.py but of train_diffusion.py: give {file.parent}/vae"
+        )
+    return config.load(StageOne, file, {})

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ldm.data.split import split
 from ldm.errors import exit_code_of
 from ldm.evaluation import latent_statistics
 from ldm.export import FORMATS
+from ldm.finish import written_whole
 from ldm.runs import reopen
 from tests.conftest import Outcome, Stage
 from tests.test_fine_tuning import fine_tuning, source
@@ -221,7 +223,7 @@ def test_the_card_says_what_it_is_how_good_it_is_and_how_it_was_made(finished_va
         "train_vae",
     ):
         assert word in card
-    assert f"ldm export {finished_vae} --format compvis --out {out}" in card
+    assert f"ldm export {finished_vae.name} --format compvis --out {out.name}" in card
     assert 'from_single_file("this/folder/shapes-f2c2.safetensors", config="this/folder")' in card
     for name in ("panel.png", "curves.png"):
         with Image.open(out / name) as picture:
@@ -229,6 +231,51 @@ def test_the_card_says_what_it_is_how_good_it_is_and_how_it_was_made(finished_va
     known = {"README.md", "config.json", "curves.png", "export.json", "panel.png", "shapes-f2c2.safetensors"}
     assert {path.name for path in out.iterdir()} == known
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # whoever may read one may read all
+
+
+def test_a_card_shows_no_picture_of_other_weights_than_those_it_lies_beside(finished_vae, tmp_path, capsys):
+    for number, (flags, pictures) in enumerate(
+        [
+            (("--checkpoint", 3), set()),
+            (("--checkpoint", 6), {"panel.png", "curves.png"}),
+            (("--ema", "none"), set()),
+        ]
+    ):
+        out = tmp_path / f"{number}"
+        assert exported(capsys, finished_vae, "--format", "diffusers", *flags, "--out", out).code == 0
+        assert {path.name for path in out.glob("*.png")} == pictures
+        assert ("](panel.png)" in (out / "README.md").read_text()) == ("panel.png" in pictures)
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    shutil.copy(run / "samples" / "step-00000006.png", run / "samples" / "step-00000003.png")
+    out = tmp_path / "early"
+    assert exported(capsys, run, "--format", "diffusers", "--checkpoint", 3, "--out", out).code == 0
+    assert {path.name for path in out.glob("*.png")} == {"panel.png"}
+
+
+@pytest.mark.parametrize(("scale", "there"), [("1", True), ("source", False), ("0.5", False)])
+def test_a_card_states_no_latent_statistics_of_another_scale(scale, there, finished_vae, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert exported(capsys, finished_vae, "--format", "diffusers", "--latent-scale", scale, "--out", out).code == 0
+    card = (out / "README.md").read_text()
+    assert "| held_out_psnr |" in card and ("| latent_std |" in card) == there == ("| latent_mean |" in card)
+
+
+def test_a_card_tells_neither_where_things_lay_nor_a_figure_none(finished_vae, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    report = json.loads((run / "report.json").read_text()) | {"pca_psnr": None}
+    (run / "report.json").write_text(json.dumps(report))
+    with open(run / "command.txt", "a") as file:
+        file.write("train_vae.py a.yaml --data.path=/home/me/my\\ photos --cache / --out ~/runs/vae\n'cut sh")
+    out = tmp_path / "out"
+    assert exported(capsys, run, "--format", "diffusers", "--out", out).code == 0
+    card = (out / "README.md").read_text()
+    assert "| pca_psnr | not defined |" in card and "None" not in card
+    assert "train_vae.py a.yaml '--data.path=my photos' --cache PATH --out vae\n" in card
+    for file in ("README.md", "export.json", "config.json"):
+        text = (out / file).read_text()
+        assert str(tmp_path) not in text and "/home/" not in text and str(finished_vae.parent) not in text
 
 
 # ---- refusals
@@ -252,11 +299,21 @@ def test_nothing_is_overwritten_without_force_and_nothing_else_with_it(finished_
 def test_an_export_that_does_not_reconstruct_is_not_left_behind(tmp_path, capsys):
     broken = kl().state_dict()
     kl().save_pretrained(tmp_path / "given")
-    broken["decoder.conv_out.weight"][0] = float("nan")
+    broken["decoder.conv_out.weight"][0] = 3e38  # finite, but what it makes is not
     save_file(broken, tmp_path / "given" / WEIGHTS)
     outcome = exported(capsys, tmp_path / "given", "--format", "compvis", "--out", tmp_path / "out")
     refusal(outcome, 4, "differs", "nan")
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_an_export_that_ctrl_c_stops_leaves_nothing_behind(tmp_path):
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        written_whole(tmp_path / "out", interrupted)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", FORMATS)

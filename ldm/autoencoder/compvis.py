@@ -119,7 +119,10 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
         there = [name for name in names if name.startswith(tuple(prefix + part for part in PARTS))]
         if any("_blocks." in name for name in there):
-            raise ValueError("its tensors have diffusers' names: give the folder it lies in, with its config.json")
+            raise ValueError(
+                "its tensors have diffusers' names: give the folder with its config.json, where it must be called"
+                " diffusion_pytorch_model.safetensors"
+            )
         tensors = {name.removeprefix(prefix): opened.get_tensor(name) for name in there}
     config = inferred({name: tuple(value.shape) for name, value in tensors.items()})
     if config["in_channels"] != config["out_channels"]:

@@ -178,7 +178,9 @@ def read_ours(folder: Path) -> Autoencoder:
         facts = read_json(folder / "config.json")
         described = {name: facts[name] for name in ("network", "bottleneck")}
         autoencoder = assemble(config.from_dict(AutoencoderSettings, described), image_channels=facts["image_channels"])
-        autoencoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        stock.refuse_infinite(tensors)
+        autoencoder.load_state_dict(tensors)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error

@@ -8,28 +8,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from ldm.autoencoder import compvis
-from ldm.checkpoint import read_json
+from ldm.checkpoint import read_entry, read_json
 from ldm.errors import CheckpointError
 from ldm.nn.convolution import zeroed
+from ldm.plain_yaml import read_yaml
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 OURS = "ldm.Autoencoder"  # the _class_name of folders that only this package reads
+WHOLE = "diffusion_pytorch_model"  # what diffusers calls the weights beside a config.json
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def located(source: str | Path) -> Path:
-    """Where the autoencoder lies: in `vae/` if `source` is a finished run."""
+    """Where the autoencoder lies: in `vae/` if `source` is a finished run, in the file that `ldm export` wrote.
+
+    Raises CheckpointError for a run that is not finished, and for several files that it may be.
+    """
     folder = Path(source)
+    if any((folder / name).is_file() for name in ("config.yaml", "environment.json")):
+        refuse_unfinished(folder)
     if (folder / "vae").is_dir():
         return folder / "vae"
-    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{source} is a run that is not finished: it has no vae/ yet")
-    return folder
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files or any(file.name.startswith(WHOLE) for file in files):
+        return folder
+    if len(files) > 1:
+        raise CheckpointError(f"{source} holds {len(files)} .safetensors files: name the one that is meant")
+    return files[0]
+
+
+def refuse_unfinished(run: Path) -> None:
+    """Raise CheckpointError if the `vae/` of a run is not there, or older than what its config.yaml asks for."""
+    if (run / "config.json").is_file():  # an autoencoder and no run
+        return
+    steps, done = 0, 0
+    if (run / "config.yaml").is_file() and (run / "environment.json").is_file():
+        given = read_yaml(run / "config.yaml")
+        section = given.get("run") if isinstance(given, dict) else None
+        found = section.get("steps") if isinstance(section, dict) else None
+        steps = found if isinstance(found, int) else 0
+        done = read_entry(run / "finished.json", "step", int) if (run / "finished.json").is_file() else 0
+    if done < steps or not (run / "vae").is_dir():
+        why = f"{done or 'none'} of its {steps} steps are in vae/" if steps else "it has no vae/ yet"
+        raise CheckpointError(
+            f"{run} is a run that is not finished ({why}): let it go on, or take a checkpoint of it with"
+            " ldm export --checkpoint STEP"
+        )
 
 
 def is_ours(folder: Path) -> bool:
@@ -55,6 +85,9 @@ def read(source: str | Path) -> "AutoencoderKL":
         raise CheckpointError(f"{source} is not an autoencoder: it has no config.json, and is no .safetensors file")
     where = "does not hold" if place.exists() else "is neither a folder nor a hub id that can be reached for"
     with reasons(f"{source} {where} an AutoencoderKL in safetensors"):
+        if place.exists() and not isinstance(read_json(place / "config.json"), dict):
+            raise ValueError("its config.json is not an object of JSON")
+        refuse_damaged(place)
         if is_ours(place):
             raise ValueError("it holds a tiny autoencoder of ldm, which diffusers does not know")
         return from_pretrained(str(place) if place.exists() else str(source))
@@ -85,7 +118,31 @@ def from_pretrained(folder: str) -> "AutoencoderKL":
         raise ValueError(f"it lacks {len(missing)} of the weights, for instance {min(missing)}")
     if kl.config["in_channels"] != kl.config["out_channels"]:
         raise ValueError(f"it makes {kl.config['out_channels']} channels from {kl.config['in_channels']}")
+    return sound(kl)
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ValueError for a file that is no safetensors, with the reason: diffusers would say only that it failed."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except Exception as error:  # of a type of its own
+            raise ValueError(f"{file.name}: {error}") from error
+
+
+def sound(kl: "AutoencoderKL") -> "AutoencoderKL":
+    """The same, for use and not for training; an error if its weights or its statistics are no numbers."""
+    refuse_infinite(kl.state_dict())
+    statistics(kl.config)
     return kl.eval()
+
+
+def refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for the first tensor that holds NaN or infinity."""
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "AutoencoderKL":
@@ -101,21 +158,36 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Autoenco
         found, expected = tuple(tensors[other[0]].shape), tuple(shapes.get(other[0], ()))
         raise ValueError(f"{other[0]} is of shape {found} instead of {expected}")
     kl.load_state_dict({name: value.detach().float().cpu().clone() for name, value in tensors.items()}, assign=True)
-    return kl.eval()
+    return sound(kl)
 
 
 def statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel that an AutoencoderKL's config states of its latents.
 
     diffusers' pipelines take (z - mean) * scaling_factor / std for the diffusion model, with `latents_mean` or else
-    `shift_factor` as the mean, and `latents_std` or else 1 as the std.
+    `shift_factor` as the mean, and `latents_std` or else 1 as the std. Raises CheckpointError if they are no numbers.
     """
-    channels, spread = config["latent_channels"], config.get("latents_std")
-    mean = torch.tensor(config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels)
-    std = torch.tensor(spread or [1.0] * channels) / config["scaling_factor"]
-    if mean.shape != (channels,) or std.shape != (channels,):
-        raise CheckpointError(f"latents_mean and latents_std of the autoencoder must be {channels} numbers each")
-    return mean, std
+    channels = config["latent_channels"]
+    mean, spread = config.get("latents_mean"), config.get("latents_std")
+    scale = stated("scaling_factor", config["scaling_factor"], (), positive=True)
+    if mean is None:
+        location = stated("shift_factor", config.get("shift_factor") or 0.0, ()).repeat(channels)
+    else:
+        location = stated("latents_mean", mean, (channels,))
+    return location, stated("latents_std", [1.0] * channels if spread is None else spread, (channels,), True) / scale
+
+
+def stated(name: str, given: Any, shape: tuple[int, ...], positive: bool = False) -> Tensor:
+    """The finite number or numbers of that name in the configuration of an autoencoder, or CheckpointError."""
+    try:
+        found = torch.tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.tensor(torch.nan)
+    if found.shape != shape or not found.isfinite().all() or (positive and not (found > 0).all()):
+        kind = "positive " if positive else ""
+        wanted = f"{shape[0]} {kind}numbers" if shape else f"a {kind}number"
+        raise CheckpointError(f"{name} of the autoencoder is {str(given)[:40]} instead of {wanted}")
+    return found
 
 
 def fold(kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float = 1.0) -> "AutoencoderKL":

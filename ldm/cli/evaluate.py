@@ -1,23 +1,24 @@
 """Measures what an autoencoder loses: figures of its reconstructions and of its latents."""
 
 import argparse
+import errno
 import json
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ldm import config
+from ldm.autoencoder.settings import Perceptual
 from ldm.command_line import Parser
 from ldm.data.settings import Data, DataSettings, Folder
 from ldm.errors import CheckpointError, ConfigError, DataError
-from ldm.settings import StageOne
+from ldm.settings import stage_one_of
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
     from ldm.protocol import Pictures
 
 SPLITS = ("held-out", "training", "all")
-NETWORKS = ("vgg", "alex", "squeeze", "features", "random", "none")
+NETWORKS = (*get_args(get_type_hints(Perceptual)["backbone"]), "none")
 LATENT_FIGURES = {
     "kl_per_latent_element": "KL per latent element, nats",
     "latent_mean": "latent mean",
@@ -31,11 +32,11 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("ldm evaluate", __doc__ or "")
     add = parser.add_argument
-    add("run", metavar="RUN", help="a finished run, a diffusers AutoencoderKL folder, or a hub id")
+    add("run", metavar="RUN", help="a finished run, an AutoencoderKL folder, a CompVis-keyed .safetensors, or a hub id")
     add("--data", metavar="PATH", help="a folder of images (the run's own data)")
     add("--size", metavar="HxW", help="what images are brought to; one number for a square (as the run was trained)")
     add("--split", choices=SPLITS, help="which of the images (held-out of the run's own data, all of --data)")
-    add("--num", metavar="N", type=int, help="how many images, evenly spread over them (all)")
+    add("--images", metavar="N", type=int, help="how many images, evenly spread over them (all)")
     add("--lpips", choices=NETWORKS, default="none", help="the network of the perceptual distance (%(default)s)")
     add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
     fid = ("inception", *NETWORKS)
@@ -51,9 +52,12 @@ def parser() -> Parser:
 def asked(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
-    for name in ("num", "batch_size"):
+    for name in ("images", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    for name in ("lpips", "fid"):
+        if getattr(options, f"{name}_weights") and (kind := getattr(options, name)) in ("none", "random"):
+            raise ConfigError(f"--{name}-weights is for a network that has weights: --{name} is {kind}")
     if options.panel and options.panel.suffix.lower() != ".png":
         raise ConfigError(f"--panel {options.panel} must end in .png")
     for name in ("out", "panel"):  # now, and not after the work
@@ -68,11 +72,13 @@ def asked(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
     options = asked(arguments)
-    settings = run_data(options.run)
+    of_run = stage_one_of(options.run)
+    settings = None if of_run is None else of_run.data
     size = None if options.size is None else size_of(options.size)
 
     from tqdm import tqdm
 
+    from ldm.autoencoder.model import Autoencoder
     from ldm.judges import open_distance, open_extractor
     from ldm.protocol import evaluate
     from ldm.training.processes import Processes
@@ -80,14 +86,14 @@ def main(arguments: list[str]) -> None:
     processes = Processes(options.device)
 
     def prepared() -> Any:
-        autoencoder = opened(options.run)
+        autoencoder = Autoencoder.load(options.run).requires_grad_(False)
         channels = autoencoder.network.image_channels
         distance = open_distance(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
         data = chosen_data(options, settings, size, channels)
-        return autoencoder, distance, extractor, chosen_pictures(options, data, processes.is_main)
+        return autoencoder, distance, extractor, chosen_pictures(options, data, settings, processes.is_main)
 
-    autoencoder, distance, extractor, pictures = processes.everywhere(prepared)
+    autoencoder, distance, extractor, pictures = processes.main_first(prepared)
     with tqdm(
         total=len(pictures.indices), desc="evaluating", unit="image", delay=1, disable=not processes.is_main
     ) as bar:
@@ -103,24 +109,6 @@ def main(arguments: list[str]) -> None:
     for _ in processes.results(1, lambda _: finish(options, result, autoencoder, pictures)):
         pass
     processes.end()
-
-
-def opened(run: str) -> "Autoencoder":
-    """The autoencoder, or CheckpointError."""
-    from ldm.autoencoder.model import Autoencoder
-
-    if (Path(run) / "environment.json").is_file() and not (Path(run) / "vae").is_dir():
-        raise CheckpointError(f"{run} is a run that is not finished: it has no vae/ yet")
-    return Autoencoder.load(run).requires_grad_(False)
-
-
-def run_data(run: str) -> DataSettings | None:
-    """The data that a run of train_vae.py was trained on; None if `run` is not one."""
-    file = Path(run) / "config.yaml"
-    try:
-        return config.load(StageOne, file, {}).data if file.is_file() else None
-    except ConfigError:  # of another stage: then the images must be named
-        return None
 
 
 def size_of(text: str) -> int | tuple[int, int]:
@@ -149,24 +137,41 @@ def chosen_data(
     return Folder(**{**shared, "path": options.data, "channels": channels, "size": size or shared["size"]})
 
 
-def chosen_pictures(options: argparse.Namespace, data: DataSettings, progress: bool) -> "Pictures":
-    """The images to measure on, and those that anchors are fitted to, or an error where there are none or too few."""
+def refuse_other_data(options: argparse.Namespace, fingerprint: str, same_size: bool, progress: bool) -> None:
+    """Raise DataError if the run's own images are not those any more that it was trained on."""
+    from ldm.training.folder import RunFolder
+
+    if same_size:
+        RunFolder(Path(options.run)).refuse_other_data(fingerprint, "name others with --data PATH")
+    elif progress:
+        print(f"at another --size the images are not compared with those that {options.run} was trained on")
+
+
+def chosen_pictures(
+    options: argparse.Namespace, data: DataSettings, of_run: DataSettings | None, progress: bool
+) -> "Pictures":
+    """The images to measure on, and those that anchors are fitted to.
+
+    Raises an error where there are none or too few, or where they are no longer those of the run.
+    """
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split
     from ldm.protocol import Pictures, spread
 
     wanted = options.split or ("all" if options.data else "held-out")
     dataset = open_dataset(data, progress=progress)
+    if options.data is None and of_run is not None:
+        refuse_other_data(options, dataset.fingerprint, data.sides == of_run.sides, progress)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     indices = {"held-out": held_out.tolist(), "training": training.tolist(), "all": list(range(len(dataset)))}[wanted]
     if not indices:
         raise DataError("there are no held-out images (data.held_out is 0): choose --split training or all")
-    if options.num is not None and options.num > len(indices):
-        raise ConfigError(f"--num {options.num} is more than the {len(indices)} {wanted} images")
-    if options.fid != "none" and (options.num or len(indices)) < 2:
+    if options.images is not None and options.images > len(indices):
+        raise ConfigError(f"--images {options.images} is more than the {len(indices)} {wanted} images")
+    if options.fid != "none" and (options.images or len(indices)) < 2:
         raise ConfigError("--fid needs at least 2 images")
     anchors = [] if options.data and wanted == "all" else training.tolist()
-    return Pictures(dataset, data, wanted, spread(indices, options.num or len(indices)), anchors)
+    return Pictures(dataset, data, wanted, spread(indices, options.images or len(indices)), anchors)
 
 
 def finish(
@@ -182,9 +187,13 @@ def finish(
     if options.out:
         write_atomically(options.out, json.dumps(result, indent=2).encode())
     if options.panel:
-        Reconstructions(pictures.dataset, pictures.settings, np.array(pictures.indices)).draw(
-            autoencoder, options.panel
-        )
+        panel = Reconstructions(pictures.dataset, pictures.settings, np.array(pictures.indices))
+        try:
+            panel.draw(autoencoder, options.panel)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CheckpointError(f"could not write {options.panel}: {error.strerror or error}") from error
     print(table(result))
 
 

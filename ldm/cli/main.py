@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    sys.exit(exit_code_of(main, sys.argv[1:], resumes=False))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Files of pretrained weights: where torch keeps them, and how they are read."""
 
+import hashlib
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -52,3 +54,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of many types, with advice to load it unsafely
         reason = f"damaged, or holds more than named tensors ({type(error).__name__})"
         raise CheckpointError(f"{path} is {reason}: put the right file there, or remove it") from error
+
+
+def sha256_of(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """SHA-256 of names and values, whatever files they lay in, and before them of what else it is `about`."""
+    digest = hashlib.sha256(about.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import checkpoint, config
-from ldm.checkpoint import read_json, write_atomically
+from ldm.checkpoint import read_entry, write_atomically
 from ldm.errors import ConfigError, DataError
 from ldm.pictures import curves
 
@@ -38,7 +38,10 @@ class RunFolder:
         self.lock: int | None = None
 
     def claim(self, settings: Any) -> None:
-        """Create the folder, or take it up again if it holds a run with the same settings, and lock it."""
+        """Create the folder, or take it up again if it holds a run with the same settings, and lock it.
+
+        Of a run that is finished nothing is changed: its records are those of what it did.
+        """
         self.refuse_to_lie_among_the_data(settings)
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,8 @@ class RunFolder:
         except BlockingIOError as error:
             raise ConfigError(f"{self.path} is in use by another run; wait for it, or choose another --out") from error
         self.refuse_other_settings(settings)
+        if self.is_finished(settings.run.steps):
+            return
         write_atomically(self.path / "config.yaml", config.dump(settings).encode())
         with open(self.path / "command.txt", "a") as file:
             file.write(shlex.join(sys.argv) + "\n")
@@ -87,14 +92,15 @@ class RunFolder:
         """Write environment.json once; raise DataError if the data are not those the run was started with."""
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
-            if read_json(file)["data"] != fingerprint:
-                raise DataError(
-                    f"the data changed since the run in {self.path} began: restore them, or choose another --out"
-                )
-            return
+            return self.refuse_other_data(fingerprint, "choose another --out")
         packages = {name: version(name) for name in PACKAGES}
         environment = {"data": fingerprint, **facts, "python": platform.python_version(), "packages": packages}
         write_atomically(file, json.dumps(environment, indent=2).encode())
+
+    def refuse_other_data(self, fingerprint: str, way_out: str) -> None:
+        """Raise DataError if the data are not those the run was started with."""
+        if read_entry(self.path / "environment.json", "data", str) != fingerprint:
+            raise DataError(f"the data changed since the run in {self.path} began: restore them, or {way_out}")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
@@ -128,4 +134,4 @@ class RunFolder:
 
     def is_finished(self, steps: int) -> bool:
         """Whether a run of `steps` has nothing left to do."""
-        return self.finished.exists() and read_json(self.finished)["step"] >= steps
+        return self.finished.exists() and read_entry(self.finished, "step", int) >= steps

@@ -45,11 +45,16 @@ class Processes:
             self._end_if_any_failed([told for _, told in together], failure)
             yield from (result for result, _ in together[: jobs - first])
 
-    def everywhere(self, action: Callable[[], T]) -> T:
-        """The result of `action`, which every process runs for itself."""
+    def main_first(self, action: Callable[[], T]) -> T:
+        """The result of `action`, run on the main process and then on the others: what it downloads, they find."""
         kept: list[T] = []
-        for _ in self.results(self.count, lambda _: kept.append(action())):
-            pass
+
+        def act(is_turn: bool) -> None:
+            if is_turn:
+                kept.append(action())
+
+        list(self.results(self.count, lambda _: act(self.is_main)))
+        list(self.results(self.count, lambda _: act(not self.is_main)))
         return kept[0]
 
     def end(self) -> None:
@@ -57,15 +62,13 @@ class Processes:
         PartialState().destroy_process_group()
 
     def _end_if_any_failed(self, failures: list[LDMError | None], mine: Exception | None) -> None:
-        ranks = [rank for rank, failure in enumerate(failures) if failure is not None]
-        if not ranks:
-            return
-        if mine is not None and (ranks[0] == self.rank or not isinstance(mine, LDMError)):
+        """An expected failure is said by the main process, as its progress bar may stand there; a bug where it is."""
+        if mine is not None and not isinstance(mine, LDMError):
             raise mine
-        failure = failures[ranks[0]]
-        assert failure is not None
-        failure.told = True
-        raise failure
+        for failure in failures:
+            if failure is not None:
+                failure.told |= not self.is_main
+                raise failure from mine
 
 
 def on_main(action: Callable[[], T], *, count: int, is_main: bool) -> T:
@@ -91,4 +94,8 @@ def on_main(action: Callable[[], T], *, count: int, is_main: bool) -> T:
 
 def _told(failure: Exception | None) -> LDMError | None:
     """A failure as the other processes hear of it."""
-    return failure if failure is None or isinstance(failure, LDMError) else LDMError("another process failed")
+    if failure is None or isinstance(failure, LDMError):
+        return failure
+    other = LDMError("another process failed")
+    other.told = True
+    return other

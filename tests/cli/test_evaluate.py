@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 from ldm import Autoencoder
 from ldm.shapes import to_float, to_uint8
-from tests.conftest import Outcome, ran, script, together
+from tests.conftest import ROOT, Outcome, ran, script, together
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,7 +132,7 @@ def test_a_folder_and_an_exported_autoencoder_give_the_figures_of_the_run(
 
 
 def test_a_number_of_images_is_spread_over_all_of_them(finished_vae, report, tmp_path):
-    found = measured(tmp_path / "a.json", finished_vae, "--split", "all", "--num", 3)
+    found = measured(tmp_path / "a.json", finished_vae, "--split", "all", "--images", 3)
     assert found["count"] == 3 and found["reference"] != report["reference"]
 
 
@@ -159,16 +162,19 @@ def test_without_networks_the_table_says_how_to_ask_for_them(finished_vae):
         (("{vae}", "--size", "16x"), 2, "--size 16x is neither"),
         (("{vae}", "--data", "{tmp}"), 3, "holds no images"),
         (("{vae}", "--data", "{tmp}/nowhere"), 3, "does not exist"),
-        (("{vae}", "--num", 7), 2, "--num 7 is more than the 6 held-out images"),
-        (("{vae}", "--num", 0), 2, "--num 0 must be at least 1"),
+        (("{vae}", "--images", 7), 2, "--images 7 is more than the 6 held-out images"),
+        (("{vae}", "--images", 0), 2, "--images 0 must be at least 1"),
         (("{vae}", "--batch-size", 0), 2, "--batch-size 0 must be at least 1"),
-        (("{vae}", "--num", 1, "--fid", "random"), 2, "--fid needs at least 2 images"),
+        (("{vae}", "--images", 1, "--fid", "random"), 2, "--fid needs at least 2 images"),
         (("{vae}", "--device", "abacus"), 2, "--device abacus cannot be used"),
         (("{vae}", "--lpips", "vg"), 2, "invalid choice"),
         (("{vae}", "--lpips", "features"), 2, "--lpips features needs --lpips-weights"),
         (("{vae}", "--fid", "features"), 2, "--fid features needs --fid-weights"),
         (("{vae}", "--lpips", "vgg", "--lpips-weights", "{tmp}/vgg.pth"), 2, "vgg.pth is not a file"),
         (("{vae}", "--fid", "inception", "--fid-weights", "{tmp}/i.pth"), 2, "i.pth is not a file"),
+        (("{vae}", "--fid-weights", "x"), 2, "--fid-weights is for a network that has weights: --fid is none"),
+        (("{vae}", "--lpips", "vgg", "--fid-weights", "x"), 2, "--fid is none"),
+        (("{vae}", "--lpips", "random", "--lpips-weights", "x"), 2, "--lpips is random"),
         (("{vae}", "--out", "{tmp}"), 2, "--out"),
         (("{vae}", "--out", "{tmp}/no/where.json"), 2, "it is in no folder"),
         (("{vae}", "--panel", "{tmp}/panel.gif"), 2, "must end in .png"),
@@ -183,12 +189,13 @@ def test_what_cannot_be_is_refused_in_one_line(finished_vae, shapes_folder, tmp_
     assert words in line and "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize(("kind", "flag"), [("vgg", "--lpips"), ("inception", "--fid")])
+@pytest.mark.parametrize(("kind", "flag"), [("vgg", "--lpips"), ("inception", "--fid"), ("vgg", "--fid")])
 def test_absent_weights_are_named_with_the_flag_that_provides_them(finished_vae, tmp_path, monkeypatch, kind, flag):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no way out
     outcome = evaluated(finished_vae, flag, kind)
     assert outcome.code == 2 and f"{flag}-weights PATH" in outcome.err, outcome
+    assert "--objective" not in outcome.err
 
 
 def test_images_of_other_channels_than_the_autoencoders_are_refused(finished_vae, tmp_path):
@@ -235,6 +242,78 @@ def test_a_run_that_is_not_finished_is_called_so(finished_vae, tmp_path):
 
 
 def test_an_error_with_two_processes_is_said_once(finished_vae):
-    outcomes = together([script("ldm.cli.main", "evaluate", finished_vae, "--num", 7)] * 2)
+    outcomes = together([script("ldm.cli.main", "evaluate", finished_vae, "--images", 7)] * 2)
     assert [outcome.code for outcome in outcomes] == [2, 2]
     assert sum(outcome.err.count("error:") for outcome in outcomes) == 1
+
+
+def test_figures_of_data_that_changed_are_not_those_of_held_out_images(stage_one, shapes_folder, tmp_path):
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(shapes_folder, images)
+    assert stage_one.run(run, "--data.path", images).code == 0
+    assert evaluated(run, "--images", 2).code == 0
+    (images / "disc" / "00.png").unlink()
+    outcome = evaluated(run)
+    assert outcome.code == 3 and "the data changed" in outcome.err and "--data PATH" in outcome.err, outcome
+    assert evaluated(run, "--data", images).code == 0
+    other = evaluated(run, "--size", 18)
+    assert other.code == 0 and "are not compared" in other.out, other
+
+
+def test_an_old_vae_of_a_run_that_goes_on_is_not_measured(finished_vae, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    (run / "finished.json").write_text('{"step": 3}')
+    outcome = evaluated(run)
+    assert outcome.code == 4 and "is not finished" in outcome.err and "ldm export --checkpoint" in outcome.err, outcome
+
+
+def test_a_broken_config_is_what_is_wrong_and_not_the_lack_of_data(finished_vae, finished_diffusion, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("held_out:", "helt_out:"))
+    for verb in (("evaluate",), ("export", "--format", "diffusers", "--out", tmp_path / "out")):
+        outcome = ran("ldm.cli.main", *verb, run)
+        assert outcome.code == 2 and "config.yaml" in outcome.err and "helt_out" in outcome.err, outcome
+        outcome = ran("ldm.cli.main", *verb, finished_diffusion)
+        assert outcome.code == 4 and f"give {finished_diffusion}/vae" in outcome.err, outcome
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc is a folder in which nobody can make a file")
+@pytest.mark.parametrize("flag", ["--panel", "--out"])
+def test_a_place_that_cannot_be_written_is_no_traceback(finished_vae, flag):
+    outcome = evaluated(finished_vae, "--images", 2, flag, "/proc/x.png")
+    assert outcome.code == 4 and "error: could not write /proc/x.png" in outcome.err, outcome
+    assert "Traceback" not in outcome.err
+
+
+def test_ctrl_c_does_not_promise_that_something_was_saved(monkeypatch, capsys):
+    from ldm.cli import evaluate
+    from ldm.cli import main as command
+
+    def interrupted(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "main", interrupted)
+    monkeypatch.setattr("sys.argv", ["ldm", "evaluate", "runs/vae"])
+    with pytest.raises(SystemExit) as ended:
+        command.entry()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: stopped; nothing was written\n"
+
+
+@pytest.mark.slow
+def test_torchrun_takes_none_of_the_flags_for_its_own(finished_vae, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    flags = ["--images", "5", "--batch-size", "2", "--split", "all", "--device", "cpu", "--size", "16"]
+    command = [*launch, "-m", "ldm", "evaluate", str(finished_vae), *flags, "--out", str(tmp_path / "a.json")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["count"] == 5
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,8 +1,10 @@
 """Work that processes share comes back in order, whole, or not at all."""
 
 import os
+import time
 
 import pytest
+from tqdm import tqdm
 
 from ldm.errors import ConfigError, DataError, exit_code_of
 from ldm.training.processes import Processes
@@ -44,3 +46,40 @@ def test_the_failure_of_one_ends_all_and_is_said_once():
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="--device abacus cannot be used"):
         Processes("abacus")
+
+
+def test_the_main_process_goes_first_and_what_it_finds_is_there_for_the_others(tmp_path):
+    def main(_: list[str]) -> None:
+        processes = Processes("cpu")
+
+        def action() -> str:
+            found = (tmp_path / "downloaded").exists()
+            time.sleep(0 if processes.rank else 0.5)
+            (tmp_path / "downloaded").touch()
+            return f"{processes.rank} {found}"
+
+        print(processes.main_first(action))
+        processes.end()
+
+    outcomes = together([lambda: exit_code_of(main, [])] * 2)
+    assert sorted(outcome.out.strip() for outcome in outcomes) == ["0 False", "1 True"], outcomes
+
+
+def test_an_error_of_another_process_is_not_glued_to_the_main_ones_progress_bar():
+    """The one that has the bar says it, once the bar's line has ended."""
+
+    def main(_: list[str]) -> None:
+        processes = Processes("cpu")
+
+        def work(job: int) -> int:
+            if job == 3:
+                raise DataError("job 3 cannot be done")
+            return job
+
+        with tqdm(total=5, disable=not processes.is_main, mininterval=0) as bar:
+            for _ in processes.results(5, work):
+                bar.update()
+
+    said = [outcome.err for outcome in together([lambda: exit_code_of(main, [])] * 2)]
+    assert sorted(map(bool, said)) == [False, True], said
+    assert max(said).endswith("\nerror: job 3 cannot be done\n") and "it/s" in max(said)

@@ -1,0 +1,29 @@
+"""What a run folder says of itself stays true."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Stage
+
+
+def test_a_finished_run_started_with_fewer_steps_keeps_the_record_of_what_it_did(
+    stage_one: Stage, finished_vae, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    outcome = stage_one.run(run, "--run.steps", 4)
+    assert outcome.code == 0 and "is finished" in outcome.out, outcome
+    assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"data": 1, "step": null}'])
+@pytest.mark.parametrize("name", ["environment.json", "finished.json"])
+def test_a_note_that_lacks_its_entry_is_no_traceback(stage_one: Stage, finished_vae: Path, tmp_path, name, text):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    (run / name).write_text(text)
+    outcome = stage_one.run(run, "--run.steps", 8)
+    assert outcome.code == 4 and f"{name} is damaged" in outcome.err and "Traceback" not in outcome.err, outcome
