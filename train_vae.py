@@ -47,7 +47,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
             CriticObjective(critic), trains=critic, optim=critic.optim, name="critic", starts=critic.begins
         )
         run.watch(CollapseWatch())
-    run.resume(dataset.fingerprint)
+    run.resume(dataset.fingerprint, reconstruction.judges)
     batches = ImageBatches(dataset, data, run.order(training.tolist()))
 
     def train_step(step: int, batch: ImageBatch) -> None:

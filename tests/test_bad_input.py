@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torchvision.models import squeezenet1_1
 
 from tests.conftest import Outcome, Stage, ran, weights
 
@@ -79,6 +81,18 @@ def test_an_autoencoder_to_start_from_that_does_not_fit(stage_one, finished_vae,
     wrong = ("--data.channels", 1) if what == "channels" else ("--autoencoder.bottleneck.channels", 4)
     outcome = stage_one.run(tmp_path / "run", *STOCK, finished_vae, *wrong)
     one_line(outcome, 2, str(finished_vae), wrong[0].removeprefix("--"), "has 3" if what == "channels" else "has 2")
+
+
+def test_other_perceptual_weights_do_not_slip_into_a_run_that_goes_on(stage_one, tmp_path):
+    networks = [squeezenet1_1(), squeezenet1_1()]
+    file, out = tmp_path / "squeeze.pth", tmp_path / "run"
+    settings = ("--objective.perceptual.backbone", "squeeze", "--objective.perceptual.weights", file)
+    torch.save(networks[0].state_dict(), file)
+    assert stage_one.run(out, *settings, "--run.steps", 3).code == 0
+    torch.save(networks[1].state_dict(), file)
+    one_line(stage_one.run(out, *settings), 2, "weights of objective.perceptual changed")
+    torch.save(networks[0].state_dict(), file)
+    assert stage_one.run(out, *settings).code == 0
 
 
 def test_images_that_are_not_numbers_are_named(stage_one, tmp_path):

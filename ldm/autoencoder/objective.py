@@ -37,6 +37,11 @@ class ReconstructionObjective(nn.Module):
         self.held_critic = [critic]  # in a list, or it would become a part of this module
         autoencoder.output_logvar.requires_grad_(settings.distance == "gaussian")
 
+    @property
+    def judges(self) -> str:
+        """What is known of the pretrained network in the loss: a hash of its weights; empty if there is none."""
+        return "" if self.perceptual is None else self.perceptual.backbone.reference
+
     def forward(self, batch: ImageBatch, random: StepRandom) -> Losses:
         images, settings, network = batch.images, self.settings, self.autoencoder.network
         posterior = self.autoencoder.encode(hide_patches(images, settings.hidden, network.factor, random))

@@ -88,13 +88,29 @@ class RunFolder:
                 " give the settings it had (config.yaml in it), or choose another --out"
             )
 
-    def describe_environment(self, fingerprint: str, **facts: Any) -> None:
-        """Write environment.json once; raise DataError if the data are not those the run was started with."""
+    def describe_environment(self, fingerprint: str, judges: str, **facts: Any) -> None:
+        """Write environment.json once.
+
+        Later, raise DataError if the data are not those the run was started with, and ConfigError if `judges`, the
+        hash of the pretrained networks in the loss, is another one.
+        """
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
-            return self.refuse_other_data(fingerprint, "choose another --out")
+            self.refuse_other_data(fingerprint, "choose another --out")
+            if read_entry(file, "judges", str) != judges:
+                raise ConfigError(
+                    f"the weights of objective.perceptual changed since the run in {self.path} began: restore them, or"
+                    " choose another --out"
+                )
+            return
         packages = {name: version(name) for name in PACKAGES}
-        environment = {"data": fingerprint, **facts, "python": platform.python_version(), "packages": packages}
+        environment = {
+            "data": fingerprint,
+            "judges": judges,
+            **facts,
+            "python": platform.python_version(),
+            "packages": packages,
+        }
         write_atomically(file, json.dumps(environment, indent=2).encode())
 
     def refuse_other_data(self, fingerprint: str, way_out: str) -> None:

@@ -103,14 +103,15 @@ class Run:
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
 
-    def resume(self, data: str) -> None:
-        """Go on from the newest whole checkpoint in the folder, if there is one. `data` is the data's fingerprint.
+    def resume(self, data: str, judges: str = "") -> None:
+        """Go on from the newest whole checkpoint in the folder, if there is one.
 
+        `data` is the data's fingerprint, `judges` a hash of the pretrained networks in the loss, if there are any.
         The circumstances are recorded, or compared with those the run began in. Comes after the last `prepare`.
         """
         if not self.dry:
             facts = {"device": self.device.type, "processes": self.processes, "precision": self.settings.precision}
-            self.on_main(lambda: self.folder.describe_environment(data, **facts))
+            self.on_main(lambda: self.folder.describe_environment(data, judges, **facts))
             newest = self.on_main(self.newest_checkpoint)
             if newest is not None:
                 found = checkpoint.load(newest)

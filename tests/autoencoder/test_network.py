@@ -163,7 +163,7 @@ def test_a_stock_network_starts_as_the_autoencoder_it_names(tmp_path: Path):
 
 
 def test_statistics_of_another_length_are_refused(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="must be 2 numbers each"):
+    with pytest.raises(CheckpointError, match="instead of 2 numbers"):
         Autoencoder.load(stock_folder(tmp_path, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
 
 
