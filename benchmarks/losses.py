@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def ran(*command: str) -> float:
 def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> dict[str, float]:
     """The figures of one row, from where they were written or from a run of its own."""
     run = out / f"{data}-{factor}-{name.strip('+ ').replace(' + ', '-').replace(' ', '-').lower()}"
-    report = run / "evaluation.json"
+    report, figures = run / "row.json", run / "evaluation.json"
     command = (
         f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
         f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}'"
@@ -78,10 +79,11 @@ def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) 
     )
     print(f"python {command}", flush=True)
     if not report.exists():
+        shutil.rmtree(run, ignore_errors=True)  # half a row cannot be timed
         seconds = ran(*shlex.split(command))
         judge = f"features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
-        ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(judge), "--out", str(report))
-        found = json.loads(report.read_text())
+        ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(judge), "--out", str(figures))
+        found = json.loads(figures.read_text())
         found["figures"]["seconds"] = seconds
         report.write_text(json.dumps(found, indent=2))
     return json.loads(report.read_text())["figures"]

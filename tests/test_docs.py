@@ -1,0 +1,28 @@
+"""What the pages promise is there: every link, every picture, every setting they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ldm import config
+from ldm.settings import StageOne, StageTwo
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = {*config.setting_names(StageOne), *config.setting_names(StageTwo)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert not [link for link in links if ":" not in link and not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_is_named_exists(page: Path) -> None:
+    named = re.findall(
+        r"(?:--|`)((?:data|autoencoder|denoiser|objective|optim|sampling|run)\.[a-z_.-]+)", page.read_text()
+    )
+    plain = {name.rstrip(".").replace("-", "_") for name in named if not name.endswith((".py", ".md"))}
+    assert plain <= NAMES, plain - NAMES
