@@ -18,7 +18,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from PIL import Image
+
+from ldm import config
+from ldm.autoencoder.model import Autoencoder
+from ldm.data.datasets import open_dataset
+from ldm.data.split import split
+from ldm.evaluation import Reconstructions
+from ldm.pictures import enlarged, grid, save_png
+from ldm.settings import StageOne
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -68,9 +77,26 @@ def ran(*command: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def folder_of(out: Path, data: str, factor: str, name: str) -> Path:
+    """Where the run of a row lies."""
+    return out / f"{data}-{factor}-{name.strip('+ ').replace(' + ', '-').replace(' ', '-').lower()}"
+
+
+@torch.no_grad()
+def picture(out: Path, data: str, factor: str, count: int = 10) -> None:
+    """The same held-out images as every row of a table gives them back, the images themselves on top."""
+    runs = [folder_of(out, data, factor, name) for name in ROWS]
+    settings = config.load(StageOne, runs[0] / "config.yaml", {}).data
+    dataset = open_dataset(settings)
+    _, held_out = split(dataset.groups, settings.held_out, settings.split_seed)
+    images = Reconstructions(dataset, settings, held_out, count).images
+    rows = [images, *(Autoencoder.load(run).reconstruct(images) for run in runs)]
+    save_png(enlarged(grid(torch.cat(rows), columns=count)), out / f"{data}-{factor}.png")
+
+
 def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> dict[str, float]:
     """The figures of one row, from where they were written or from a run of its own."""
-    run = out / f"{data}-{factor}-{name.strip('+ ').replace(' + ', '-').replace(' ', '-').lower()}"
+    run = folder_of(out, data, factor, name)
     report, figures = run / "row.json", run / "evaluation.json"
     command = (
         f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
@@ -111,6 +137,7 @@ def main() -> None:
                 figures = row(out, data, folder, factor, name, options.steps)
                 cells = [form.format(figures[key]) for key, form in COLUMNS.values()]
                 lines.append(f"| {data} {factor} | {name} | {' | '.join(cells)} |")
+            picture(out, data, factor)
     print("\n| data | losses | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
     print("\n".join(lines))
 
