@@ -4,8 +4,8 @@
 
 Emoji (64 x 64, split by group) and 64 x 64 crops of photographs (split by photograph), downsampled by 4 and by 8. The
 perceptual loss sees EfficientNet-Lite0, the judge is EfficientNet-Lite1: nobody is judged by what it was trained on.
-Seconds are of CPU, training only. Both data sets lie in ../shared/data; one that is not there is left out. A row that
-is there already is not run again.
+Seconds are of CPU, of the training command. Both data sets lie in ../shared/data; one that is not there is left out. A
+row that is there already is not run again.
 """
 
 import argparse
@@ -104,13 +104,14 @@ def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) 
         f" {ROWS[name].format(out=out)}"
     )
     print(f"python {command}", flush=True)
-    if not report.exists():
+    if not report.exists() or json.loads(report.read_text())["command"] != command:
         shutil.rmtree(run, ignore_errors=True)  # half a row cannot be timed
         seconds = ran(*shlex.split(command))
         judge = f"features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
         ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(judge), "--out", str(figures))
         found = json.loads(figures.read_text())
         found["figures"]["seconds"] = seconds
+        found["command"] = command
         report.write_text(json.dumps(found, indent=2))
     return json.loads(report.read_text())["figures"]
 
@@ -122,7 +123,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["emoji", "photos"], choices=["emoji", "photos"])
     parser.add_argument("--only", nargs="+", default=list(FACTORS), choices=list(FACTORS))
     options = parser.parse_args()
-    out = options.out.resolve().relative_to(Path.cwd()) if options.out.is_absolute() else options.out
+    out = Path(os.path.relpath(options.out, ROOT))
+    os.chdir(ROOT)
     for number in "01":
         ran("benchmarks/lite.py", f"{out}/lite{number}", number)
     lines = []

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import replace_folder, write_atomically
 from ldm.data.datasets import Dataset
-from ldm.errors import CheckpointError, LDMError
+from ldm.errors import CheckpointError
 from ldm.evaluation import held_out_psnr, latent_statistics, pca_figures
 from ldm.hub import save_component, save_index
 from ldm.pipeline import Description
@@ -29,7 +29,7 @@ def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:  # a full disk reaches safetensors, which has an error of its own for it
         shutil.rmtree(new, ignore_errors=True)
         raise CheckpointError(f"could not write {folder}: {error}; the same command tries again") from error
-    except (LDMError, KeyboardInterrupt):
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     replace_folder(new, folder)

@@ -159,8 +159,8 @@ def report(
             "fewer_images_than_dimensions": len(real) <= real.shape[1],
         }
     digests = [digest for batch in batches for digest in batch.digests]
-    figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     figures |= anchors(pictures, image, latent) | latent_figures(autoencoder, pictures, batches)
+    figures = {name: finite(value) for name, value in figures.items()}
     return {
         "protocol": protocol,
         "figures": figures,
@@ -174,6 +174,13 @@ def report(
         "unreadable": len({reason for batch in batches for reason in batch.unreadable}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def finite(figure: Any) -> Any:
+    """The figure, or each of several, as JSON can hold it: None where it is no finite number."""
+    if isinstance(figure, list):
+        return [finite(value) for value in figure]
+    return figure if figure is None or math.isfinite(figure) else None
 
 
 def _features(batches: list[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,26 @@ def gradients_at(loss: Callable[..., Tensor], places: list[Tensor]) -> tuple[Ten
     return value.detach(), [gradient / scale for gradient in found]
 
 
+class _Known(torch.autograd.Function):
+    """The identity on its first argument; the second half of the others are the gradients at the first half."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *places_and_gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*places_and_gradients[len(places_and_gradients) // 2 :])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        gradients = ctx.saved_tensors
+        return None, *(upstream[0] * gradient for gradient in gradients), *(None for _ in gradients)
+
+
 def with_gradients(value: Tensor, places: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """`value`, as a function of `places` whose gradients are known already."""
-    moved = [((place - place.detach()) * gradient).sum() for place, gradient in zip(places, gradients, strict=True)]
-    return value + torch.stack(moved).sum()
+    """`value`, as a function of `places` whose gradients are known already.
+
+    A gradient that overflowed in half precision stays in the gradient, where the loss scale answers it.
+    """
+    return _Known.apply(value, *places, *gradients)
 
 
 @torch.no_grad()
@@ -62,4 +79,5 @@ def adaptive_weight(distances: Tensor, opinion: Tensor, given: Tensor, layer: nn
             layer.dilation,
         )
     of_distances, of_opinion = mean_over_processes(both).reshape(2, -1).norm(dim=1)
-    return (of_distances / (of_opinion + 1e-8)).clamp(max=MOST)
+    # An overflow in half precision must not reach the value of the loss: that would be the end of the run.
+    return (of_distances / (of_opinion + 1e-8)).nan_to_num(nan=0.0).clamp(max=MOST)

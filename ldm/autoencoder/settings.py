@@ -143,7 +143,7 @@ class Objective:
     critic: Critic | None = None  # null: none
     equivariance: Equivariance | None = None  # null: none
     latent_noise: float = 0.0  # largest strength of noise mixed into the latent in training; 3 is usual, 0 is none
-    hidden: float = 0.0  # largest fraction of patches of the image that the encoder does not see in training
+    hidden: float = 0.0  # largest probability of a patch of the image to be hidden from the encoder in training
 
     def __post_init__(self) -> None:
         for name in ("kl", "latent_noise"):

@@ -40,4 +40,4 @@ class Statistics:
     @property
     def std(self) -> Tensor:
         """One standard deviation per channel."""
-        return (self.squares / self.count - self.mean.square()).sqrt()
+        return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()

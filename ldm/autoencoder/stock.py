@@ -196,8 +196,7 @@ def fold(kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float =
     `mean` and `std` are those of its latents z, one per channel. The 1 x 1 convolutions beside the latent then give
     and take (z - mean) / std / scaling_factor; it is exact wherever the log variance is not clamped.
     """
-    if kl.quant_conv is None or kl.post_quant_conv is None:
-        add_identity_convolutions(kl)
+    add_identity_convolutions(kl)
     mean, std = mean.detach().cpu().double().flatten(), std.detach().cpu().double().flatten() * scaling_factor
     fold_into(kl.quant_conv, kl.post_quant_conv, mean, std)
     kl.register_to_config(scaling_factor=scaling_factor, shift_factor=None, latents_mean=None, latents_std=None)
@@ -207,6 +206,8 @@ def fold(kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float =
 def add_identity_convolutions(kl: "AutoencoderKL") -> None:
     """Some autoencoders (SD3, FLUX) have no quant convolutions; ones that do nothing give the statistics a place."""
     for name, channels in (("quant_conv", 2), ("post_quant_conv", 1)):
+        if getattr(kl, name) is not None:
+            continue
         width = channels * kl.config["latent_channels"]
         convolution = zeroed(torch.nn.Conv2d(width, width, 1))
         torch.nn.init.dirac_(convolution.weight)

@@ -11,8 +11,8 @@ from ldm.shapes import Images
 def hide_patches(images: Images, largest: float, patch: int, random: StepRandom) -> Images:
     """The images with some of their patch x patch squares set to 0, the middle of the range.
 
-    How much of an image is hidden is drawn uniformly from -0.1 to `largest` of its patches, and below 0 means nothing,
-    so that whole images remain in training (l-DeTok, Yang et al. 2025, section 3).
+    The probability of a patch to be hidden is drawn for each image, uniformly from -0.1 to `largest`, and below 0 means
+    never, so that whole images remain in training (l-DeTok, Yang et al. 2025).
     """
     if largest == 0:
         return images
@@ -26,7 +26,7 @@ def hide_patches(images: Images, largest: float, patch: int, random: StepRandom)
 def mix_in_noise(latents: Tensor, strength: float, random: StepRandom) -> Tensor:
     """(1 - t) latents + t * strength * spread * noise, with t uniform in [0, 1) for each sample.
 
-    The noise of denoising tokenizers (l-DeTok, Yang et al. 2025, equation 2; RAE, Zheng et al. 2025). `spread` is the
+    The noise of denoising tokenizers (l-DeTok, Yang et al. 2025; RAE, Zheng et al. 2025). `spread` is the
     standard deviation of the sample's own latent, so that latents cannot escape the noise by growing.
     """
     if strength == 0:

@@ -49,6 +49,7 @@ def with_channels(color: np.ndarray, alpha: np.ndarray | None, settings: Data) -
 def _fractions(values: np.ndarray, settings: Data, bytes_too: bool) -> np.ndarray:
     """Floats as fractions of the way from black to white."""
     low, high = settings.range
+    values = values if values.dtype.itemsize >= 4 else values.astype(np.float32)  # 65535 is infinite in float16
     least, most = values.min(), values.max()
     if bytes_too and (low, high) == (0, 1) and most > 1 and settings.depth != "float32":
         high = 255.0

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from math import prod
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from ldm import config
@@ -18,18 +19,18 @@ def report(
 ) -> None:
     """Print the resolved config, sizes, and time and memory of the whole run; the steps are made and forgotten.
 
-    They are the last steps of the run, in which everything takes part that starts late.
+    They are the last steps of the run, in which everything takes part that starts late; the times are averaged, as some
+    steps may be cheaper than others.
     """
     seconds = []
-    run.step = run.settings.steps - 1
     for micro_batch in range(STEPS * run.settings.accumulation):
         began = time.monotonic()
+        run.step = max(run.settings.steps - 1 - micro_batch // run.settings.accumulation, 0)
         run.turn = micro_batch % run.settings.accumulation
         train_step(run.step, run.to_device(batches[micro_batch]))
         run.history.rows_on_host()  # waits for the device
         seconds.append(time.monotonic() - began)
-    seconds.sort()
-    per_step = seconds[len(seconds) // 2] * run.settings.accumulation
+    per_step = mean(seconds[1:]) * run.settings.accumulation  # the first is slower
     sizes = {name: sum(p.numel() for p in state.module.parameters()) for name, state in run.states.items()}
     parameters = ", ".join(f"{name} {size:,}".strip() for name, size in sizes.items())
     image, code = prod(data.shape), prod(latent)

@@ -161,6 +161,15 @@ def test_known_gradients_are_handed_on_and_the_value_is_untouched():
     torch.testing.assert_close(torch.autograd.grad(total, x)[0], 24 * x.square())
 
 
+def test_a_gradient_that_overflowed_is_one_step_to_skip_and_not_a_loss_that_diverged():
+    x = torch.randn(3, 2, requires_grad=True)
+    total = with_gradients(torch.tensor(1.5), [x], [torch.full((3, 2), torch.inf)])
+    assert total == 1.5 and not bool(torch.autograd.grad(total, x)[0].isfinite().any())
+    layer, given = nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)
+    both = torch.full((1, 1, 2, 2), torch.inf)
+    assert bool(adaptive_weight(both, both, given, layer).isfinite())
+
+
 def test_the_input_of_a_layer_is_seen_only_while_asked_for():
     layer = nn.Conv2d(1, 1, 1)
     with inputs_of(layer) as seen:

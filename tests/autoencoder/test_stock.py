@@ -10,11 +10,12 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from ldm import Autoencoder
-from ldm.autoencoder import compvis
+from ldm.autoencoder import compvis, stock
 from ldm.errors import CheckpointError
 from tests.conftest import Stage
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+OTHER = {"quant_conv": "post_quant_conv", "post_quant_conv": "quant_conv"}
 
 
 @pytest.fixture
@@ -111,3 +112,18 @@ def test_stage_two_and_fine_tuning_refuse_a_run_that_is_not_finished(
     flags = ("--autoencoder.network.kind", "stock", "--autoencoder.network.path", run)
     outcome = stage_one.run(tmp_path / "one", *flags)
     assert outcome.code == 4 and "not finished" in outcome.err, outcome
+
+
+@pytest.mark.parametrize("there", ["quant_conv", "post_quant_conv"])
+def test_a_trained_convolution_is_not_replaced_when_the_other_one_is_missing(there: str) -> None:
+    kl = AutoencoderKL(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        latent_channels=2,
+        **{f"use_{there}": True, f"use_{OTHER[there]}": False},
+    )
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = kl(images).sample
+        folded = stock.fold(kl, torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]))
+        torch.testing.assert_close(folded(images).sample, expected, rtol=1e-4, atol=1e-4)

@@ -169,3 +169,16 @@ def test_a_folder_of_nan_images_is_refused_in_one_line(tmp_path: Path) -> None:
     ) as caught:
         open_dataset(Folder(path=str(tmp_path), channels=1, size=4))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", ["uint8", "uint16", "float32"])
+def test_half_precision_in_a_file_does_not_turn_black(tmp_path: Path, depth: str) -> None:
+    values = np.linspace(0, 1, 48, dtype=np.float16).reshape(4, 4, 3)
+    np.save(tmp_path / "half.npy", values)
+    settings = Folder(path=str(tmp_path), size=4, depth=depth)
+    image = decode(tmp_path / "half.npy", settings, pixel_limit=100)
+    found = (to_float(torch.from_numpy(image)) + 1) / 2
+    assert (
+        np.abs(found.numpy() - values.transpose(2, 0, 1)).max()
+        < {"uint8": 1 / 255, "uint16": 1e-4, "float32": 1e-6}[depth]
+    )
