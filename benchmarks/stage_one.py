@@ -275,7 +275,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--perceptual", default="alex", help="vgg, alex, squeeze, or features with --weights")
     parser.add_argument("--weights", default="", help="a folder, as lite.py makes one")
-    parser.add_argument("--perceptual-size", type=int, default=1, help="what smaller images are enlarged to; 1: none")
+    parser.add_argument("--perceptual-size", type=int, default=64, help="what smaller images are enlarged to")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=15, help="at least 2")
     parser.add_argument("--profile", action="store_true", help="only profile our step")

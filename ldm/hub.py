@@ -22,7 +22,19 @@ from ldm.pipeline import Description, LatentDiffusion, load_denoiser, save_denoi
 from ldm.shapes import to_uint8
 
 
-class StoredDenoiser(nn.Module):
+class Component(nn.Module):
+    """What diffusers asks every component of a pipeline."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+
+class StoredDenoiser(Component):
     """A denoiser together with what is known of it, in the manner of a diffusers component."""
 
     def __init__(self, denoiser: Denoiser, description: Description):
@@ -38,20 +50,12 @@ class StoredDenoiser(nn.Module):
         """Write a `unet` folder."""
         save_component(self.denoiser, self.description, Path(folder))
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
     def forward(self, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The denoised latents."""
         return self.denoiser(noisy, sigma, labels)
 
 
-class StoredAutoencoder(nn.Module):
+class StoredAutoencoder(Component):
     """An autoencoder that is no AutoencoderKL, in the manner of a diffusers component."""
 
     def __init__(self, autoencoder: Autoencoder):
@@ -66,14 +70,6 @@ class StoredAutoencoder(nn.Module):
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write a `vae` folder."""
         self.autoencoder.save(Path(folder))
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
