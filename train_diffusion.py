@@ -1,4 +1,4 @@
-"""Trains the denoiser that a config describes in the latent space of an autoencoder, and exports both together."""
+"""Trains the denoiser that a config describes, in the latent space of an autoencoder or on pixels, and exports both."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from ldm.settings import StageTwo, with_data_of
 
 OPTIONS = {
     "autoencoder": Option(
-        "a finished run of train_vae.py, a diffusers AutoencoderKL folder, or a hub id", "X", required=True
+        "a finished run of train_vae.py, a diffusers AutoencoderKL folder, or a hub id; left out: pixels", "X"
     ),
     "out": Option("the run folder: checkpoints, log, samples and the finished model", "DIR", required=True),
     "cache": Option("where the encoded images are kept, to share them between runs; left out: DIR/latents", "DIR"),
@@ -20,17 +20,17 @@ OPTIONS = {
 def main(arguments: list[str]) -> None:
     command = parse(StageTwo, arguments, prog="train_diffusion.py", description=__doc__, options=OPTIONS)
     options = command.options
-    out, cache = Path(str(options["out"])), options["cache"]
+    out, cache, source = Path(str(options["out"])), options["cache"], options["autoencoder"]
     train(
         command.settings,
         out,
-        source=str(options["autoencoder"]),
+        source=str(source) if source else None,
         cache=Path(str(cache)) if cache else out / "latents",
         dry=bool(options["dry-run"]),
     )
 
 
-def train(settings: StageTwo, out: Path, *, source: str, cache: Path, dry: bool = False) -> None:
+def train(settings: StageTwo, out: Path, *, source: str | None, cache: Path, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split

@@ -32,20 +32,24 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
     from ldm.training.run import Run
 
     data = settings.data
-    run = Run(settings, out, dry=dry)
+    run = Run(settings, out, dry=dry, parts_rest=bool(settings.objective.stages))
     if run.is_finished():
         return
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
-    autoencoder = build(settings.autoencoder, image_channels=data.channels, sides=data.sides)
+    classes = len(dataset.classes)
+    reads_classes = settings.objective.penalties.classification is not None
+    autoencoder = build(settings.autoencoder, image=data.shape, classes=classes if reads_classes else 0)
     critic = build_critic(settings.objective.critic, image_channels=data.channels, steps=settings.run.steps)
-    reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, settings.objective, critic))
-    objective = run.prepare(reconstruction, trains=autoencoder)
-    if critic is not None:
-        judge = run.prepare(
-            CriticObjective(critic), trains=critic, optim=critic.optim, name="critic", starts=critic.begins
+    reconstruction = run.main_first(
+        lambda: ReconstructionObjective(
+            autoencoder, settings.objective, critic, steps=settings.run.steps, classes=classes
         )
+    )
+    objective = run.prepare(reconstruction, trains=autoencoder, span=reconstruction.schedule.span)
+    if critic is not None:
+        judge = run.prepare(CriticObjective(critic), trains=critic, optim=critic.optim, name="critic", span=critic.span)
         run.watch(CollapseWatch())
     run.resume(dataset.fingerprint, reconstruction.judges)
     batches = ImageBatches(dataset, data, run.order(training.tolist()))
@@ -62,7 +66,7 @@ def train(settings: StageOne, out: Path, *, dry: bool = False) -> None:
 
     if dry:
         return dry_run.report(run, train_step, batches, autoencoder.latent_shape(data.sides), data)
-    panel = Reconstructions(dataset, data, held_out if len(held_out) else training)
+    panel = Reconstructions(dataset, data, held_out if len(held_out) else training, objective=settings.objective)
     for step, batch in run.steps(batches):
         train_step(step, batch)
         if run.panel_is_due():

@@ -67,7 +67,7 @@ class Ours:
         torch.manual_seed(0)
         settings = settings_of(options)
         self.run = run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
-        autoencoder = build(settings.autoencoder, image_channels=3, sides=(options.size, options.size))
+        autoencoder = build(settings.autoencoder, image=(3, options.size, options.size))
         critic = build_critic(settings.objective.critic, image_channels=3, steps=settings.run.steps)
         self.reconstruction = ReconstructionObjective(autoencoder, settings.objective, critic)
         self.objective = run.prepare(self.reconstruction, trains=autoencoder)

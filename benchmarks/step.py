@@ -82,7 +82,7 @@ class Peer:
 
 
 def our_autoencoder() -> Autoencoder:
-    return build(StageOne(data=MNIST5k()).autoencoder, image_channels=1, sides=(32, 32))
+    return build(StageOne(data=MNIST5k()).autoencoder, image=(1, 32, 32))
 
 
 def our_step(run: Run, objective: nn.Module, batch: object) -> Step:

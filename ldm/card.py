@@ -57,14 +57,14 @@ def write(folder: Path, name: str, opened: Opened, facts: dict[str, Any], kl_con
 def description(opened: Opened, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     """What it is, and of what shape and scale its latents are."""
     network, count = opened.autoencoder.network, sum(p.numel() for p in opened.autoencoder.network.parameters())
-    scale, channels, side = kl_config["scaling_factor"], kl_config["latent_channels"], 256 // network.factor
+    scale, channels, side = kl_config["scaling_factor"], kl_config["latent_channels"], 256 // network.factors[0]
     known = "over the images it was trained on" if opened.run else "as far as its source states their scale rightly"
     unit = f"Times {scale:g}, latents have zero mean and unit variance per channel, {known}."
     same = f"Latents are as the network was trained, with the scaling factor {scale:g} that it began with."
     return (
         f"A convolutional autoencoder with a Gaussian latent: AutoencoderKL, {count:,} parameters, widths"
         f" {', '.join(map(str, kl_config['block_out_channels']))}. It takes images in [-1, 1] and downsamples by"
-        f" {network.factor}: {network.image_channels} x 256 x 256 becomes {channels} x {side} x {side}.\n\n"
+        f" {network.factors[0]}: {network.image_channels} x 256 x 256 becomes {channels} x {side} x {side}.\n\n"
         f"{same if facts['latent_scale'] == 'source' else unit}"
     )
 

@@ -1,7 +1,7 @@
 """Settings are frozen dataclasses; a YAML file and flags of the same dotted names fill them in, both read strictly.
 
-A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, or one of several
-dataclasses told apart by their `kind`. Whatever is wrong becomes a ConfigError of one line.
+A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
+told apart by their `kind`, or a list of dataclasses. Whatever is wrong becomes a ConfigError of one line.
 """
 
 import math
@@ -109,11 +109,24 @@ class _Reader:
         deeper = any(flag.startswith(f"{path}.") for flag in self.flags)
         if given is MISSING and default is not MISSING and not deeper and path not in self.flags:
             return default
+        if items := sections_of(get_args(kind)[0]) if get_origin(kind) is tuple else []:
+            return self.several(items, given, path)
         sections = sections_of(kind)
         empty = given is MISSING or (given is None and (deeper or NoneType not in _options(kind)))
         if sections and path not in self.flags and (empty or isinstance(given, dict)):
             return self.section(sections, {} if empty else given, f"{path}.", default)
         return self.leaf(kind, given, path)
+
+    def several(self, classes: list[Any], given: Any, path: str) -> tuple[Any, ...]:
+        """A list of sections, which a flag gives as a whole, in YAML's brackets and braces."""
+        if path in self.flags:
+            with suppress(ValueError):
+                given = from_yaml(self.flags[path])
+        if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+            raise self.error(
+                path, f"is {inline(given)}; expected a list of settings: {', '.join(_field_names(classes[0]))}"
+            )
+        return tuple(self.section(classes, each, f"{path}.{number}.", MISSING) for number, each in enumerate(given))
 
     def leaf(self, kind: Any, given: Any, path: str) -> Any:
         """One value that is not a section."""

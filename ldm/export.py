@@ -11,7 +11,6 @@ import torch
 from ldm import card
 from ldm.autoencoder import compvis, stock
 from ldm.autoencoder.model import Autoencoder
-from ldm.autoencoder.tiny import TinyNetwork
 from ldm.errors import CheckpointError, ConfigError
 from ldm.finish import written_whole
 from ldm.runs import FEW, reopen
@@ -54,17 +53,18 @@ def export(wanted: Request) -> dict[str, Any]:
             raise ConfigError(f"--out {wanted.out} is not an earlier export, and --force replaces nothing else")
     opened = reopen(wanted.source, step=wanted.step, ema=wanted.ema, as_trained=wanted.latent_scale == "source")
     autoencoder = opened.autoencoder
-    if isinstance(autoencoder.network, TinyNetwork):
+    if not autoencoder.is_stock:
+        kinds = (autoencoder.described[part]["kind"] for part in ("network", "bottleneck"))
         raise ConfigError(
-            f"{wanted.source} is a tiny autoencoder, which neither diffusers nor CompVis' names have a place for:"
-            " use its vae/ with ldm.Autoencoder.load"
+            f"{wanted.source} is an autoencoder of {' and '.join(kinds)}, which neither diffusers nor CompVis' names"
+            " have a place for: use its vae/ with ldm.Autoencoder.load"
         )
     kl = autoencoder.network.to_stock()
     scale = resolved_scale(wanted, kl.config)
     if opened.step is not None and scale != "source":
         images = opened.measure()
     else:
-        side = 8 * autoencoder.network.factor
+        side = 8 * autoencoder.network.factors[0]
         shape = (FEW, autoencoder.network.image_channels, side, side)
         images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     if scale != "source":

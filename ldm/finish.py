@@ -13,7 +13,7 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import replace_folder, write_atomically
 from ldm.data.datasets import Dataset
 from ldm.errors import CheckpointError
-from ldm.evaluation import held_out_psnr, latent_statistics, pca_figures
+from ldm.evaluation import head_accuracy, held_out_psnr, latent_statistics, pca_figures, restoration_figures
 from ldm.hub import save_component, save_index
 from ldm.pipeline import Description
 from ldm.training.run import Run
@@ -50,6 +50,10 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
         if others:
             figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
             figures |= pca_figures(dataset, data, train, others, autoencoder.latent_shape(data.sides))
+            objective = run.config.objective
+            figures |= restoration_figures(exported, objective, dataset, data, train, others, run.device)
+            if autoencoder.head is not None:
+                figures["head_accuracy"] = head_accuracy(exported, dataset, data, others, run.device)
         write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
         for name, value in figures.items():
             run.say(f"{name:20} {shown(value)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.bottleneck import Posterior
-from ldm.autoencoder.model import Autoencoder, spelled
+from ldm.autoencoder.model import Autoencoder, of_pixels, spelled
 from ldm.autoencoder.statistics import Statistics
 from ldm.checkpoint import read_entry, write_atomically
 from ldm.data.batches import Order, in_chunks
@@ -39,26 +39,29 @@ def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
 class LatentCache:
     """Posterior moments of every image, and of its mirror image where flips are on: flips x images x 2c x h x w.
 
-    Moments, not samples: a cached sample would freeze the noise. The mirror image is encoded, for the mirrored latent
-    is not the latent of the mirrored image. The file is memory-mapped.
+    Moments, not samples: a cached sample would freeze the noise. Of an autoencoder whose code is a point there is the
+    code alone, c x h x w. The mirror image is encoded, for the mirrored latent is not the latent of the mirrored image.
+    The file is memory-mapped.
     """
 
     fingerprint: str
     moments: np.ndarray
+    channels: int  # of a latent
     mean: Tensor  # what standardizes them further, channels x 1 x 1
     std: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one latent."""
-        _, _, moments, height, width = self.moments.shape
-        return moments // 2, height, width
+        return self.channels, *self.moments.shape[3:]
 
     def posterior(self, indices: list[int], flips: list[int] | None = None) -> Posterior:
         """The posteriors of these images; `flips` says, image by image, whether the mirror image is meant."""
         rows = self.moments[[0] * len(indices) if flips is None else flips, indices]
-        mean, logvar = torch.from_numpy(rows).to(torch.get_default_dtype()).chunk(2, dim=1)
-        return Posterior(mean, logvar).standardized(self.mean.to(mean), self.std.to(mean))
+        moments = torch.from_numpy(rows).to(torch.get_default_dtype())
+        mean, logvar = moments[:, : self.channels], moments[:, self.channels :]
+        posterior = Posterior(mean, logvar) if logvar.shape[1] else Posterior.point(mean)
+        return posterior.standardized(self.mean.to(mean), self.std.to(mean))
 
     def standardize(self, autoencoder: Autoencoder, indices: list[int]) -> "LatentCache":
         """Make mean 0 and std 1 what they are over `indices`, for the cached latents and in the autoencoder itself."""
@@ -66,6 +69,7 @@ class LatentCache:
         for start in range(0, len(indices), 256):
             statistics.add(self.posterior(indices[start : start + 256]))
         mean, std = statistics.mean.view(-1, 1, 1), statistics.std.view(-1, 1, 1)
+        std = torch.where(std > 0, std, torch.ones_like(std))  # a channel that never varies keeps its scale
         autoencoder.standardize(mean, std)
         return replace(self, mean=self.mean + self.std * mean, std=self.std * std)
 
@@ -78,16 +82,17 @@ def open_latents(
     Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform.
     """
     expected = fingerprint(autoencoder, dataset.fingerprint, 2 if settings.flip else 1)
+    channels = autoencoder.latent_channels
 
     def build() -> None:
-        if open_cache(folder, expected) is not None:
+        if open_cache(folder, expected, channels) is not None:
             return
         with held(folder):
-            if open_cache(folder, expected) is None:
+            if open_cache(folder, expected, channels) is None:
                 build_cache(folder, expected, autoencoder, dataset, settings, run.device)
 
     run.on_main(build)
-    cache = open_cache(folder, expected)
+    cache = open_cache(folder, expected, channels)
     assert cache is not None
     return cache
 
@@ -109,8 +114,8 @@ def held(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def open_cache(folder: Path, expected: str) -> LatentCache | None:
-    """The cache in a folder, None if there is none, CheckpointError if it was made of something else."""
+def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None:
+    """The cache of latents of so many channels, None if there is none, CheckpointError if it is of something else."""
     description = folder / "cache.json"
     if not description.exists():
         return None
@@ -127,8 +132,7 @@ def open_cache(folder: Path, expected: str) -> LatentCache | None:
             f"the latent cache {folder} is stale: it was made with another autoencoder, other data or another"
             " transform; delete it, or choose another --cache"
         )
-    channels = moments.shape[2] // 2
-    return LatentCache(expected, moments, torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))
+    return LatentCache(expected, moments, channels, torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))
 
 
 @torch.no_grad()
@@ -144,7 +148,8 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     channels, height, width = autoencoder.latent_shape(settings.sides)
     flips = 2 if settings.flip else 1
-    shape = (flips, len(dataset), 2 * channels, height, width)
+    is_distribution = autoencoder.bottleneck.is_distribution
+    shape = (flips, len(dataset), 2 * channels if is_distribution else channels, height, width)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     try:
         # Written, not mapped: where the disk is full, writing to a mapped file kills the process.
@@ -154,8 +159,8 @@ def build_cache(
             for flip in range(flips):
                 for indices, images in in_chunks(dataset, settings, list(range(len(dataset)))):
                     posterior = autoencoder.encode((images.flip(-1) if flip else images).to(device))
-                    both = torch.cat([posterior.mean, posterior.logvar], dim=1)
-                    file.write(both.float().cpu().numpy().astype("<f4").tobytes())
+                    parts = [posterior.mean, posterior.logvar] if is_distribution else [posterior.mean]
+                    file.write(torch.cat(parts, dim=1).float().cpu().numpy().astype("<f4").tobytes())
                     bar.update(len(indices))
             file.flush()
             os.fsync(file.fileno())
@@ -192,23 +197,26 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
         return [seed % 2 for seed in seeds]
 
 
-def open_autoencoder(source: str, settings: DataSettings, data: str) -> tuple[Autoencoder, bool]:
+def open_autoencoder(source: str | None, settings: DataSettings, data: str) -> tuple[Autoencoder, bool]:
     """The autoencoder that stage two stands on, and whether its statistics are those of these very data.
 
-    `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id; `data` is the data's fingerprint.
-    Raises CheckpointError if there is none, or if it takes other images than the settings describe.
+    `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id, or None for the pixels themselves;
+    `data` is the data's fingerprint. Raises CheckpointError if there is none, or if it takes other images than the
+    settings describe.
     """
+    if source is None:
+        return of_pixels(settings.shape).requires_grad_(False), False
     autoencoder = Autoencoder.load(source).requires_grad_(False)
     environment = Path(source) / "environment.json"
     same_data = environment.is_file() and read_entry(environment, "data", str) == data
-    channels, factor = autoencoder.network.image_channels, autoencoder.network.factor
+    channels, factors = autoencoder.network.image_channels, autoencoder.network.factors
     if channels != settings.channels:
         raise CheckpointError(
             f"the autoencoder {source} takes {channels} channels, not data.channels {settings.channels}"
         )
-    if any(side % factor for side in settings.sides):
+    if any(side % factor for side, factor in zip(settings.sides, factors, strict=True)):
         raise CheckpointError(
-            f"the autoencoder {source} downsamples by {factor}, which data.size {spelled(settings.sides)} is not"
+            f"the autoencoder {source} downsamples by {factors[0]}, which data.size {spelled(settings.sides)} is not"
             " divisible by"
         )
     return autoencoder, same_data

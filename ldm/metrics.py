@@ -84,6 +84,30 @@ def patch_pca_psnr(train: Images, held_out: Images, patch: int, numbers: int) ->
     return psnr(patches_of(held_out, patch), reconstruction.view(len(held_out), -1)).mean().item()
 
 
+def linear_restoration_psnr(
+    clean: Images, corrupted: list[Images], held_out: Images, held_out_corrupted: Images, most: int = 1024
+) -> float:
+    """Mean PSNR in dB of held-out images that the best linear denoiser restores (Wiener 1949).
+
+    That is the least-squares map from corrupted images, several versions of each, to clean ones, fitted in float64. It
+    works on whole images of up to `most` values, and on squares of larger ones.
+    """
+    side = min(clean.shape[-2:])
+    if clean[0].numel() > most or clean.shape[-1] != clean.shape[-2]:
+        fits = [n for n in range(1, side + 1) if not any(s % n for s in clean.shape[-2:])]
+        side = max(n for n in fits if clean.shape[1] * n * n <= most)
+    targets = patches(clean, side)
+    mean, moment, cross = targets.mean(0, dtype=torch.float64), 0.0, 0.0
+    for version in corrupted:
+        rows = patches(version, side).double() - mean
+        moment, cross = moment + rows.T @ rows, cross + rows.T @ (targets.double() - mean)
+    assert isinstance(moment, Tensor)
+    ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+    weights = torch.linalg.solve(moment + ridge, cross)
+    restored = ((patches(held_out_corrupted, side).double() - mean) @ weights + mean).to(held_out)
+    return psnr(patches_of(held_out, side), restored.view(len(held_out), -1)).mean().item()
+
+
 def patches(images: Images, patch: int) -> Tensor:
     """Every square of every image as a row: (batch * squares) x (channels * patch * patch)."""
     squares = images.unfold(2, patch, patch).unfold(3, patch, patch)  # b c h w p p

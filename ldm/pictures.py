@@ -40,12 +40,13 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
     image.save(path, pnginfo=text)
 
 
-def reconstruction_panel(images: Images, reconstruction: Images) -> Image.Image:
-    """Three rows: the images, what came back, and four times their difference around gray."""
+def reconstruction_panel(images: Images, reconstruction: Images, seen: Images | None = None) -> Image.Image:
+    """Three rows: the images, what came back, and four times their difference around gray; `seen`, if given, second."""
     difference = (4 * (reconstruction - images)).clamp(-1, 1)
     if images.shape[1] in (2, 4):
         difference[:, -1] = 1.0  # an opaque difference can be seen
-    return enlarged(grid(torch.cat([images, reconstruction, difference]), columns=len(images)))
+    rows = [images, *([] if seen is None else [seen]), reconstruction, difference]
+    return enlarged(grid(torch.cat(rows), columns=len(images)))
 
 
 def enlarged(image: Image.Image, about: int = 640) -> Image.Image:

@@ -4,10 +4,29 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def several() -> bool:
+    """Whether there are other processes to agree with."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of `value` over all processes, without gradient; with one process the value itself."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several():
         return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def shared_mean(value: Tensor) -> Tensor:
+    """The same with gradient, which is averaged on its way back.
+
+    A function of it then has on every process the gradient that it has for the whole batch, once the processes'
+    gradients are averaged.
+    """
+    if not several():
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(value)
     return total / dist.get_world_size()

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +27,14 @@ from ldm.evaluation import pca_figures, plain_images
 from ldm.judges import Distance, Extractor
 from ldm.metrics import frechet_distance, psnr, ssim
 from ldm.nn.weights import sha256_of
+from ldm.probes import FIGURES, Seen, accuracy, described, seen
 from ldm.randomness import generator
 from ldm.shapes import Images, to_float, to_uint8
 from ldm.training.processes import Processes
 
+T = TypeVar("T")
 IMAGES_FOR_JACOBIAN = 32
+IMAGES_FOR_PROBES = 10_000
 PACKAGES = ("ldm", "torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity", "lpips", "numpy", "pillow")
 
 
@@ -45,6 +48,11 @@ class Pictures:
     indices: list[int]
     training: list[int]
 
+    @property
+    def fitted(self) -> list[int]:
+        """Those of `training` that probes are fitted to."""
+        return spread(self.training, IMAGES_FOR_PROBES)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -55,6 +63,9 @@ class Batch:
     digests: list[bytes]  # sha256 of each image's bytes
     statistics: Statistics
     power: Tensor
+    total: Tensor  # of the images, in levels of 8 bits
+    used: Tensor  # of each unit of the code, whether it is anywhere not 0
+    seen: Seen | None  # what probes are given
     shapes: tuple[list[int], list[int]]  # of an image and of a latent, channels first
     unreadable: list[str]  # the images so far that another has replaced
 
@@ -66,43 +77,67 @@ def evaluate(
     *,
     distance: Distance | None = None,
     extractor: Extractor | None = None,
+    probe: str = "none",
     batch_size: int = 32,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
     """The protocol, the figures, and what they were measured on, ready for JSON; the same on every process.
 
-    `on_images` is called with the number of images of each batch as it is done.
+    `probe` says what of a latent its probes are given: none, mean, flat. `on_images` is called with the number of
+    images of each batch as it is done, those that probes are fitted to being counted too.
     """
     autoencoder.to(processes.device).eval()
-    indices = pictures.indices
-    parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
-    def measure(number: int) -> Batch:
-        ((_, images),) = in_chunks(pictures.dataset, pictures.settings, parts[number], batch_size)
-        batch = measured(autoencoder, images.to(processes.device), distance, extractor)
+    def of_batches(indices: list[int], work: Callable[[Images], T]) -> Iterator[T]:
+        parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+        def job(number: int) -> T:
+            ((_, images),) = in_chunks(pictures.dataset, pictures.settings, parts[number], batch_size)
+            return work(images.to(processes.device))
+
+        for part, result in zip(parts, processes.results(len(parts), job), strict=True):
+            on_images(len(part))
+            yield result
+
+    def measure(images: Images) -> Batch:
+        batch = measured(autoencoder, images, distance, extractor, probe)
         return replace(batch, unreadable=pictures.dataset.bad)
 
-    batches = []
-    for batch in processes.results(len(parts), measure):
+    batches: list[Batch] = []
+    for batch in of_batches(pictures.indices, measure):
+        if batches:  # as large as an image: one for all
+            batches[0].total.add_(batch.total)
+            batch = replace(batch, total=batches[0].total)
         batches.append(batch)
-        on_images(len(batch.digests))
-    return next(processes.results(1, lambda _: report(autoencoder, pictures, batches, distance, extractor)))
+    result = next(processes.results(1, lambda _: report(autoencoder, pictures, batches, distance, extractor)))
+    if probe != "none":
+        fitted = list(of_batches(pictures.fitted, lambda images: seen_of(autoencoder, images, probe)))
+        looked_at = [batch.seen for batch in batches if batch.seen is not None]
+        result["protocol"]["probe"], figures = probed(pictures, processes, fitted, looked_at, probe)
+        result["figures"] |= figures
+    return result
 
 
 @torch.no_grad()
-def measured(autoencoder: Autoencoder, images: Images, distance: Distance | None, extractor: Extractor | None) -> Batch:
+def measured(
+    autoencoder: Autoencoder, images: Images, distance: Distance | None, extractor: Extractor | None, probe: str
+) -> Batch:
     """Everything about a batch that the report is made of."""
-    posterior = autoencoder.encode(images)
+    code = autoencoder.code(images)
+    posterior = code.standardized(autoencoder.latent_mean, autoencoder.latent_std)
     decoded = autoencoder.decode(posterior.mode())[..., : images.shape[2], : images.shape[3]]
     if not decoded.isfinite().all():
         raise CheckpointError("the autoencoder gives reconstructions that are not finite numbers")
-    pixels = to_uint8(images)
-    real, reconstruction = to_float(pixels), to_float(to_uint8(decoded))
+    pixels, again = to_uint8(images), to_uint8(decoded)
+    real, reconstruction = to_float(pixels), to_float(again)
     doubles = (real, reconstruction) if real.device.type != "mps" else (real.cpu(), reconstruction.cpu())  # it has none
     values = {
         "psnr": psnr(*doubles),
         "ssim": ssim(*doubles),
         "kl_per_latent_element": posterior.kl() / posterior.mean[0].numel(),
+        "code_l0": (code.mean != 0).flatten(1).sum(1),
+        "energy": pixels.cpu().double().square().flatten(1).sum(1),
+        "error": (pixels.cpu().double() - again.cpu()).square().flatten(1).sum(1),
     }
     if distance is not None:
         values[distance.name] = distance.measure(real, reconstruction)
@@ -112,11 +147,14 @@ def measured(autoencoder: Autoencoder, images: Images, distance: Distance | None
     statistics = Statistics()
     statistics.add(posterior)
     return Batch(
-        {name: value.double().cpu() for name, value in values.items()},
+        {name: value.cpu().double() for name, value in values.items()},
         features,
         [hashlib.sha256(image.cpu().numpy().tobytes()).digest() for image in pixels],
         statistics,
         power_spectrum(posterior.mode()),
+        pixels.cpu().sum(0, dtype=torch.int32),
+        (code.mean != 0).transpose(0, 1).flatten(1).any(1).cpu(),
+        None if probe == "none" else seen(posterior.mode(), images, probe),
         (list(images.shape[1:]), list(posterior.mean.shape[1:])),
         [],
     )
@@ -134,6 +172,7 @@ def report(
     figures: dict[str, Any] = {
         name: torch.cat([batch.values[name] for batch in batches]).mean().item() for name in batches[0].values
     }
+    figures["explained_variance"] = explained_variance(batches, figures.pop("energy"), figures.pop("error"))
     scaled = pictures.settings.resize
     protocol: dict[str, Any] = {
         "views": ("scaled, bicubic and antialiased, to just cover the size; " if scaled else "")
@@ -148,6 +187,7 @@ def report(
         "anchors": f"PCA fitted to {len(pictures.training)} training images" if pictures.training else None,
         "distance": distance and {"name": distance.name, "weights": distance.reference},
         "frechet": None,
+        "probe": None,
     }
     if extractor is not None:
         real, reconstructed = (torch.cat(rows) for rows in zip(*_features(batches), strict=True))
@@ -159,13 +199,14 @@ def report(
             "fewer_images_than_dimensions": len(real) <= real.shape[1],
         }
     digests = [digest for batch in batches for digest in batch.digests]
-    figures |= anchors(pictures, image, latent) | latent_figures(autoencoder, pictures, batches)
+    figures |= anchors(autoencoder, pictures, image, latent) | latent_figures(autoencoder, pictures, batches)
     figures = {name: finite(value) for name, value in figures.items()}
     return {
         "protocol": protocol,
         "figures": figures,
         "autoencoder": {
             "sha256": sha256_of(autoencoder.state_dict()),
+            "bottleneck": autoencoder.bottleneck.settings.kind,
             "parameters": sum(parameter.numel() for parameter in autoencoder.parameters()),
         },
         "data": pictures.dataset.fingerprint,
@@ -189,10 +230,22 @@ def _features(batches: list[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch.features
 
 
-def anchors(pictures: Pictures, image: list[int], latent: list[int]) -> dict[str, float | None]:
+def explained_variance(batches: list[Batch], energy: float, error: float) -> float | None:
+    """1 - ‖image - reconstruction‖² / ‖image - mean image‖², from the mean of ‖image‖² and that of the numerator.
+
+    None where all images are the same.
+    """
+    total = batches[0].total.double() / sum(len(batch.digests) for batch in batches)
+    around = energy - total.square().sum().item()
+    return 1 - error / around if around > 1e-12 * energy else None
+
+
+def anchors(
+    autoencoder: Autoencoder, pictures: Pictures, image: list[int], latent: list[int]
+) -> dict[str, float | None]:
     """PSNR in dB of PCA with as many numbers, per image and per patch; None without training images to fit it to."""
-    factor = image[1] // latent[1]
-    if not pictures.training or [latent[1] * factor, latent[2] * factor] != image[1:]:
+    factors = autoencoder.network.factors
+    if not pictures.training or [side * factor for side, factor in zip(latent[1:], factors, strict=True)] != image[1:]:
         return {"pca_psnr": None, "patch_pca_psnr": None}
     channels, height, width = latent
     return pca_figures(
@@ -205,14 +258,39 @@ def latent_figures(autoencoder: Autoencoder, pictures: Pictures, batches: list[B
     statistics, device = Statistics(), next(autoencoder.parameters()).device
     for batch in batches:
         statistics.join(batch.statistics)
+    used = torch.stack([batch.used for batch in batches]).any(0)
     few = spread(pictures.indices, IMAGES_FOR_JACOBIAN)
     images = plain_images(pictures.dataset, pictures.settings, few).to(device)
     return {
+        "dead_units": 1 - used.double().mean().item(),
         "latent_mean": statistics.mean.tolist(),
         "latent_std": statistics.std.tolist(),
         "latent_spectrum_slope": slope_of(torch.stack([batch.power for batch in batches]).sum(0)),
         "encoder_jacobian": encoder_jacobian(autoencoder, images, generator(0, "jacobian")),
     }
+
+
+@torch.no_grad()
+def seen_of(autoencoder: Autoencoder, images: Images, probe: str) -> Seen:
+    """What probes are given of these images."""
+    latents = autoencoder.encode(images).mode()
+    if not latents.isfinite().all():
+        raise CheckpointError("the autoencoder gives latents that are not finite numbers")
+    return seen(latents, images, probe)
+
+
+def probed(
+    pictures: Pictures, processes: Processes, fitted: list[Seen], measured: list[Seen], probe: str
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the probes are, for the protocol, and how many of the measured images they put right."""
+    device = processes.device if processes.device.type != "mps" else torch.device("cpu")  # it has no float64
+    train, test = (Seen.joined(parts, device) for parts in (fitted, measured))
+    labels, truth = (
+        torch.from_numpy(pictures.dataset.labels[indices]).to(device) for indices in (pictures.fitted, pictures.indices)
+    )
+    names = list(FIGURES)
+    values = processes.results(len(names), lambda number: accuracy(names[number], train, labels, test, truth))
+    return described(probe, train, pictures.settings.shape), dict(zip(names, values, strict=True))
 
 
 def spread(indices: list[int], count: int) -> list[int]:

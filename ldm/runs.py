@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ldm import checkpoint
-from ldm.autoencoder.model import Autoencoder, assemble
+from ldm.autoencoder.model import Autoencoder, assemble, classes_of
 from ldm.data.datasets import open_dataset
 from ldm.data.split import split
 from ldm.errors import CheckpointError, ConfigError
@@ -76,7 +76,8 @@ def reopen(
     if finished and step is None and average == settings.run.ema and not as_trained:
         return Opened(Autoencoder.load(source).requires_grad_(False), folder, settings, None, average)
     found = checkpoint_of(folder, step, warn)
-    autoencoder = assemble(settings.autoencoder, image_channels=settings.data.channels)
+    classes = classes_of(found.tensors.get("model", {}))
+    autoencoder = assemble(settings.autoencoder, image=settings.data.shape, classes=classes)
     try:
         weights = found.tensors["model"] | ({} if average == "none" else found.tensors[f"ema-{average}"])
         autoencoder.load_state_dict(weights)

@@ -27,7 +27,7 @@ class StageOne:
 
 @dataclass(frozen=True)
 class StageTwo:
-    """train_diffusion.py: a denoiser on the latents of an autoencoder."""
+    """train_diffusion.py: a denoiser on the latents of an autoencoder, or on the pixels."""
 
     data: DataSettings | None = None  # left out: the data of the autoencoder's run, with its held-out split
     denoiser: Denoiser = field(default_factory=Denoiser)
@@ -37,10 +37,14 @@ class StageTwo:
     run: Run = field(default_factory=Run)
 
 
-def with_data_of(source: str, settings: StageTwo) -> tuple[StageTwo, DataSettings]:
+def with_data_of(source: str | None, settings: StageTwo) -> tuple[StageTwo, DataSettings]:
     """The settings and their data; if they name none of their own, those of the stage-one run in `source`."""
     if settings.data is not None:
         return settings, settings.data
+    if source is None:
+        raise ConfigError(
+            "the config has no data section, and there is no --autoencoder whose data could be taken: give one of them"
+        )
     file = Path(source) / "config.yaml"
     if not file.is_file():
         raise ConfigError(

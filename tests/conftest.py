@@ -54,8 +54,8 @@ objective:
   perceptual: {{backbone: random, size: 32}}
   critic: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1, optim: {{warmup: 2}}}}
   equivariance: {{}}
-  latent_noise: 0.5
-  hidden: 0.3
+  latent_corruption: {{kind: interpolation, strength: 0.5}}
+  corruption: {{kind: mask, fraction: [0, 0.3], whole: 0.1}}
 optim: {{lr: 2e-3, warmup: 2}}
 run: {{steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}}
 """

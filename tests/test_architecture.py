@@ -14,8 +14,18 @@ from tests.conftest import ROOT
 
 # Floor by floor, lowest first (DESIGN, section 2). A name stands for a file or for a folder with all that is in it.
 FLOORS = [
-    ["shapes", "errors", "plain_yaml", "config", "command_line", "randomness", "losses", "processes"],
-    ["checkpoint", "metrics", "pictures", "nn", "data", "entropy"],
+    [
+        "shapes",
+        "errors",
+        "plain_yaml",
+        "config",
+        "command_line",
+        "randomness",
+        "losses",
+        "processes",
+        "corruption",
+    ],
+    ["checkpoint", "metrics", "pictures", "probes", "nn", "data", "entropy"],
     ["autoencoder", "diffusion", "training"],
     [
         "settings",
@@ -34,8 +44,9 @@ FLOORS = [
     ],
     ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]
-# The settings beside the things they configure lie on the ground, wherever they are: every floor may read them.
-LOWEST = re.compile(r"\w+\.settings")
+# The settings beside the things they configure lie on the ground, wherever they are: every floor may read them. A
+# corruption and a penalty are their settings.
+LOWEST = re.compile(r"\w+\.settings|autoencoder\.penalty")
 STRANGERS = [
     {"autoencoder", "diffusion"},
     *({name, other} for name in FLOORS[1] for other in FLOORS[1] if name < other),

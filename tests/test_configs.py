@@ -8,7 +8,7 @@ from ldm import config
 from ldm.settings import StageOne, StageTwo
 from tests.conftest import ROOT
 
-STAGES = {"vae": StageOne, "diffusion": StageTwo}
+STAGES = {"vae": StageOne, "autoencoder": StageOne, "diffusion": StageTwo}
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -17,5 +17,5 @@ def test_a_config_is_read_and_its_head_says_how_to_run_it(file: Path) -> None:
     settings = config.load(STAGES[file.parent.name], file, {})
     assert config.load(type(settings), file, {"run.steps": "7"}).run.steps == 7
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    script = "train_vae.py" if file.parent.name == "vae" else "train_diffusion.py"
+    script = "train_diffusion.py" if file.parent.name == "diffusion" else "train_vae.py"
     assert any(f"{script} {file.relative_to(ROOT)}" in line for line in head)

@@ -53,8 +53,7 @@ def test_a_figure_that_is_not_defined_is_left_out(shapes_folder: Path, tmp_path:
     panel = evaluation.Reconstructions(open_dataset(settings), settings, np.arange(5))
     autoencoder = build(
         AutoencoderSettings(KLNetwork(widths=(4, 4), norm_groups=2), Gaussian(channels=2)),
-        image_channels=3,
-        sides=(4, 4),
+        image=(3, 4, 4),
     )
     found = panel.draw(autoencoder, tmp_path / "panel.png")
     assert set(found) == {"panel_psnr", "encoder_jacobian"}

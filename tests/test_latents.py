@@ -36,7 +36,7 @@ def untrained(seed: int = 0) -> Autoencoder:
     """An autoencoder whose latents are neither centered nor of unit variance."""
     torch.manual_seed(seed)
     settings = AutoencoderSettings(network=KLNetwork(widths=(8, 8), norm_groups=4), bottleneck=Gaussian(channels=2))
-    autoencoder = build(settings, image_channels=3, sides=(16, 16)).eval().requires_grad_(False)
+    autoencoder = build(settings, image=(3, 16, 16)).eval().requires_grad_(False)
     autoencoder.network.quant_conv.bias.copy_(torch.tensor([0.5, -3.0, -4.0, -1.0]))
     return autoencoder
 
@@ -54,7 +54,7 @@ def dataset(shapes_folder: Path) -> Dataset:
 def cached(folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
     expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.settings.flip else 1)
     build_cache(folder, expected, autoencoder, dataset, dataset.settings, CPU)
-    cache = open_cache(folder, expected)
+    cache = open_cache(folder, expected, autoencoder.latent_channels)
     assert cache is not None
     return cache
 
@@ -99,7 +99,7 @@ def test_without_flips_only_plain_views_are_encoded(tmp_path, autoencoder, datas
     settings = replace(dataset.settings, flip=False)
     expected = fingerprint(autoencoder, dataset.fingerprint, 1)
     build_cache(tmp_path, expected, autoencoder, dataset, settings, CPU)
-    found = open_cache(tmp_path, expected)
+    found = open_cache(tmp_path, expected, 2)
     assert found.moments.shape[0] == 1
     close(found.posterior([4, 2]).mean, autoencoder.encode(plain(dataset, [4, 2])).mean)
 
@@ -128,7 +128,7 @@ def test_a_stale_cache_is_refused_by_name(tmp_path, autoencoder, dataset):
         fingerprint(autoencoder, dataset.fingerprint, 1),
     ):
         with pytest.raises(CheckpointError, match="stale") as caught:
-            open_cache(tmp_path, other)
+            open_cache(tmp_path, other, 2)
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -159,7 +159,7 @@ def test_a_damaged_cache_is_refused_by_name(tmp_path, cache, autoencoder, datase
             if data is not None:
                 (folder / file).write_bytes(data)
         with pytest.raises(CheckpointError, match="damaged") as caught:
-            open_cache(folder, original.fingerprint)
+            open_cache(folder, original.fingerprint, 2)
         assert str(folder) in str(caught.value) and "delete it" in str(caught.value)
 
 
@@ -171,7 +171,7 @@ def test_a_changed_byte_of_the_header_never_gives_other_shapes(tmp_path, autoenc
     for place in range(128):
         path.write_bytes(data[:place] + bytes([data[place] ^ int(changed.integers(1, 256))]) + data[place + 1 :])
         try:
-            found = open_cache(tmp_path, original.fingerprint)
+            found = open_cache(tmp_path, original.fingerprint, 2)
         except CheckpointError:
             continue
         assert found.moments.shape == shape and found.moments.dtype == np.float32
@@ -179,7 +179,7 @@ def test_a_changed_byte_of_the_header_never_gives_other_shapes(tmp_path, autoenc
 
 def test_half_a_cache_is_none_and_is_built_anew(tmp_path, cache, autoencoder, dataset):
     (tmp_path / "moments.npy").write_bytes(b"half a cache")
-    assert open_cache(tmp_path, cache.fingerprint) is None
+    assert open_cache(tmp_path, cache.fingerprint, 2) is None
     assert np.array_equal(cached(tmp_path, autoencoder, dataset).moments, cache.moments)
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_cache(tmp_path, cache, autoencode
     with pytest.raises(OSError) as caught:
         build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, dataset.settings, CPU)
     assert caught.value.errno == errno.ENOSPC and str(tmp_path) in caught.value.filename
-    assert open_cache(tmp_path, cache.fingerprint) is None
+    assert open_cache(tmp_path, cache.fingerprint, 2) is None
 
 
 # ---- standardizing

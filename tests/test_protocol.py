@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.autoencoder.bottleneck import Gaussian
-from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.model import Autoencoder, assemble, of_pixels
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
+from ldm.autoencoder.settings import LinearNetwork, Sparse
+from ldm.autoencoder.statistics import Statistics
 from ldm.data.datasets import open_dataset
 from ldm.data.settings import Folder
 from ldm.errors import CheckpointError
+from ldm.evaluation import pca_figures, plain_images
 from ldm.judges import open_distance, open_extractor
 from ldm.protocol import Pictures, evaluate
 from ldm.training.processes import Processes
@@ -25,22 +30,22 @@ CPU = torch.device("cpu")
 class Squares(nn.Module):
     """Moves every 2 x 2 square of pixels into 12 channels and back, and the decoder adds an error."""
 
-    factor, image_channels = 2, 3
+    factors, image_channels = (2, 2), 3
 
     def __init__(self, error: float):
         super().__init__()
         self.error = nn.Parameter(torch.tensor(error))
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         means = F.pixel_unshuffle(images, 2)
         return torch.cat([means, torch.full_like(means, -30.0)], 1)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
         return F.pixel_shuffle(latents, 2) + self.error
 
 
 def squares(error: float) -> Autoencoder:
-    return Autoencoder(Squares(error), Gaussian(GaussianSettings(channels=12)), 12)  # type: ignore[arg-type]
+    return Autoencoder(Squares(error), Gaussian(GaussianSettings(channels=12)))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -101,3 +106,94 @@ def test_the_weights_are_named_by_their_hash(pictures, processes):
 def test_an_autoencoder_that_gives_no_numbers_is_refused(pictures, processes):
     with pytest.raises(CheckpointError, match="not finite"):
         evaluate(squares(float("nan")), pictures, processes)
+
+
+@pytest.fixture(scope="module")
+def halves(pictures: Pictures) -> Pictures:
+    """The same drawings, every third of them measured and the others trained on."""
+    measured = list(range(0, 60, 3))
+    training = [index for index in range(60) if index % 3]
+    return Pictures(pictures.dataset, pictures.settings, "held-out", measured, training)
+
+
+def test_variance_is_explained_as_far_as_the_error_is_smaller_than_it(pictures, processes):
+    images = ((plain_images(pictures.dataset, pictures.settings, pictures.indices).double() + 1) * 127.5).round()
+    around = (images - images.mean(0)).square().sum().item()
+    for level in (0, 1):  # more would be clipped
+        found = evaluate(squares(2 * level / 255), pictures, processes)["figures"]["explained_variance"]
+        assert found == pytest.approx(1 - level**2 * images.numel() / around, abs=1e-9)
+
+
+def test_no_variance_is_explained_where_there_is_none(pictures, processes):
+    one = Pictures(pictures.dataset, pictures.settings, "all", [5], [])
+    assert evaluate(squares(0.0), one, processes)["figures"]["explained_variance"] is None
+
+
+def sparse(image: tuple[int, int, int], k: int) -> Autoencoder:
+    torch.manual_seed(0)
+    bottleneck = Sparse(channels=40, k=k)
+    return assemble(AutoencoderSettings(network=LinearNetwork(), bottleneck=bottleneck), image=image).eval()
+
+
+def test_of_a_sparse_code_the_elements_and_the_units_that_are_not_0_are_counted(halves, processes):
+    autoencoder = sparse((3, 16, 16), 4)
+    autoencoder.standardize(torch.full((40,), 0.3), torch.full((40,), 2.0))  # after which nothing is 0
+    with torch.no_grad():
+        images = plain_images(halves.dataset, halves.settings, halves.indices)
+        code = autoencoder.network.encode(images).relu()[:, :, 0, 0].numpy()
+    code[np.argsort(np.argsort(-code, 1), 1) >= 4] = 0
+    report = evaluate(autoencoder, halves, processes, batch_size=7)
+    assert report["autoencoder"]["bottleneck"] == "sparse"
+    assert report["figures"]["code_l0"] == pytest.approx((code != 0).sum(1).mean())
+    assert report["figures"]["dead_units"] == pytest.approx((code == 0).all(0).mean()) and (code == 0).all(0).any()
+
+
+def test_a_dense_code_has_all_its_elements(pictures, processes):
+    found = evaluate(squares(0.0), pictures, processes)["figures"]
+    assert found["code_l0"] == 12 * 8 * 8 and found["dead_units"] == 0  # no pixel of 8 bits is 0 in [-1, 1]
+
+
+def test_the_kl_of_a_code_that_is_no_distribution_is_not_defined(halves, processes):
+    assert evaluate(sparse((3, 16, 16), 0), halves, processes)["figures"]["kl_per_latent_element"] is None
+
+
+@pytest.mark.parametrize("size", [16, (12, 18)])
+def test_where_one_patch_is_the_whole_image_there_is_one_pca(shapes_folder, processes, size):
+    settings = Folder(path=str(shapes_folder), size=size)
+    pictures = Pictures(open_dataset(settings), settings, "held-out", list(range(9)), list(range(9, 60)))
+    found = evaluate(sparse(settings.shape, 0), pictures, processes)["figures"]
+    expected = pca_figures(pictures.dataset, settings, pictures.training, pictures.indices, (40, 1, 1))
+    assert found["pca_psnr"] == expected["pca_psnr"] is not None
+    assert found["patch_pca_psnr"] is expected["patch_pca_psnr"] is None
+
+
+def test_probes_of_latents_that_are_the_pixels_find_what_probes_of_the_pixels_find(halves, processes):
+    autoencoder, statistics = of_pixels((3, 16, 16)), Statistics()
+    statistics.add(autoencoder.encode(plain_images(halves.dataset, halves.settings, halves.training)))
+    autoencoder.standardize(statistics.mean, statistics.std)
+    report = evaluate(autoencoder, halves, processes, probe="flat")
+    found, probe = report["figures"], report["protocol"]["probe"]
+    for name in ("knn_accuracy", "linear_accuracy"):
+        assert found[name] == found[f"pixel_{name}"] > 0.5
+    assert probe["features"] == "flat" and probe["dimensions"] == probe["pixel_dimensions"] == 3 * 16 * 16
+    assert probe["training_images"] == 40 and probe["neighbours"] == 20
+
+
+def test_the_mean_of_each_channel_is_what_the_mean_probe_is_given(halves, processes):
+    """The brightness of the whole drawing in its 12 channels says little of its shape."""
+    report = evaluate(squares(0.0), halves, processes, probe="mean", batch_size=7)
+    assert report["protocol"]["probe"]["dimensions"] == 12
+    whole = evaluate(squares(0.0), halves, processes, probe="mean")
+    for name in ("knn_accuracy", "linear_accuracy", "pixel_knn_accuracy", "pixel_linear_accuracy"):
+        assert report["figures"][name] == whole["figures"][name]
+
+
+def test_progress_counts_the_images_that_probes_are_fitted_to(halves, processes):
+    done: list[int] = []
+    evaluate(squares(0.0), halves, processes, probe="flat", on_images=done.append)
+    assert sum(done) == 20 + 40
+
+
+def test_without_a_probe_none_is_named(halves, processes):
+    report = evaluate(squares(0.0), halves, processes)
+    assert report["protocol"]["probe"] is None and "knn_accuracy" not in report["figures"]

@@ -1,21 +1,32 @@
 """What stands between encoder and decoder: it turns the encoder's output into a posterior over the latent."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
+from ldm.autoencoder.settings import Identity as IdentitySettings
+from ldm.autoencoder.settings import Sparse as SparseSettings
+from ldm.processes import mean_over_processes
 from ldm.shapes import Latents, Scalars, full_precision
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """A diagonal Gaussian over the latent: `mean` and `logvar` (log variance), both batch x channels x h x w."""
+    """A diagonal Gaussian over the latent: `mean` and `logvar` (log variance), both batch x channels x h x w.
+
+    That of a code that is no distribution is a point: its log variance is -inf.
+    """
 
     mean: Latents
     logvar: Tensor
+
+    @classmethod
+    def point(cls, code: Tensor) -> Self:
+        """All probability at one code."""
+        return cls(code, torch.full_like(code, -torch.inf, requires_grad=False))
 
     def sample(self, generator: torch.Generator | None = None) -> Latents:
         """mean + exp(logvar / 2) * noise, with unit Gaussian noise drawn on the CPU from `generator`."""
@@ -31,7 +42,7 @@ class Posterior:
         return self.mean
 
     def kl(self) -> Scalars:
-        """KL to the unit Gaussian in nats, summed over the latent: one number per sample, never negative."""
+        """KL to the unit Gaussian in nats, summed over the latent: one number per sample; of a point infinite."""
         per_element = 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
         return per_element.flatten(1).sum(1)
 
@@ -40,16 +51,75 @@ class Posterior:
         return type(self)((self.mean - mean) / std, self.logvar - 2 * std.log())
 
 
-class Gaussian:
+class Bottleneck(nn.Module):
+    """`channels` of the latent, made of `encoder_channels` of the encoder's output."""
+
+    is_distribution = False  # whether there is a KL
+    unit_norm = False  # whether the decoder's columns are taken with length 1
+
+    def __init__(self, settings: Any, encoder_channels: int):
+        super().__init__()
+        self.settings, self.channels, self.encoder_channels = settings, settings.channels, encoder_channels
+
+    def forward(self, moments: Tensor) -> Posterior:
+        """The posterior of each image."""
+        raise NotImplementedError
+
+
+class Gaussian(Bottleneck):
     """Half of the encoder's output channels are means, the other half log variances, kept in [-30, 20]."""
 
-    def __init__(self, settings: GaussianSettings):
-        self.channels = settings.channels
-        self.encoder_channels = 2 * settings.channels
+    is_distribution = True
 
-    def __call__(self, moments: Tensor) -> Posterior:
+    def __init__(self, settings: GaussianSettings):
+        super().__init__(settings, 2 * settings.channels)
+
+    def forward(self, moments: Tensor) -> Posterior:
         mean, logvar = full_precision(moments).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
 
-BOTTLENECKS = {GaussianSettings: Gaussian}
+class Identity(Bottleneck):
+    """The encoder's output is the code."""
+
+    def __init__(self, settings: IdentitySettings):
+        super().__init__(settings, settings.channels)
+
+    def forward(self, moments: Tensor) -> Posterior:
+        return Posterior.point(full_precision(moments))
+
+
+class Sparse(Bottleneck):
+    """An activation that is 0 for most units, and perhaps only the k largest values of each position (k-sparse
+    autoencoders, Makhzani and Frey 2014).
+
+    Remembers the last step of training in which each unit was above 0 anywhere, on any process.
+    """
+
+    fired: Tensor
+
+    def __init__(self, settings: SparseSettings):
+        super().__init__(settings, settings.channels)
+        self.activation, self.k, self.unit_norm = settings.activation, settings.k, settings.unit_norm
+        self.register_buffer("fired", torch.zeros(settings.channels, dtype=torch.int64))
+
+    def forward(self, moments: Tensor) -> Posterior:
+        moments = full_precision(moments)
+        code = moments.sigmoid() if self.activation == "sigmoid" else moments.relu()
+        if self.k:
+            kept = code.topk(self.k, dim=1)
+            code = torch.zeros_like(code).scatter(1, kept.indices, kept.values)
+        return Posterior.point(code)
+
+    @torch.no_grad()
+    def remember(self, code: Tensor, step: int) -> None:
+        """Note which units are above 0 in this step of training."""
+        fires = mean_over_processes((code > 0).any(0).flatten(1).any(1).float()) > 0
+        self.fired.masked_fill_(fires, step)
+
+    def is_dead(self, step: int) -> Tensor:
+        """Which units have been 0 for more than `patience` steps: one truth value each."""
+        return self.fired < step - self.settings.patience
+
+
+BOTTLENECKS: dict[type, Any] = {GaussianSettings: Gaussian, IdentitySettings: Identity, SparseSettings: Sparse}

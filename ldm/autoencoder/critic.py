@@ -30,6 +30,7 @@ class Critic(nn.Module):
     def __init__(self, settings: CriticSettings, *, image_channels: int, steps: int):
         super().__init__()
         self.settings, self.optim, self.factor = settings, settings.optim, 2**settings.layers
+        self.steps = steps
         self.first_step = round(settings.start * steps)  # in updates of the autoencoder
         self.warmup = max(round(settings.warmup * steps), 1)
         self.has_begun = False
@@ -47,15 +48,15 @@ class Critic(nn.Module):
 
     def forward(self, images: Images) -> Tensor:
         """Logits, batch x 1 x h x w."""
-        return full_precision(self.layers(padded(images, self.factor)))
+        return full_precision(self.layers(padded(images, (self.factor, self.factor))))
 
     def learns(self, step: int) -> bool:
         """Whether the critic is trained in this step of the run, counted from 0."""
         return step >= self.first_step
 
-    def begins(self) -> int:
-        """The first step in which it learns."""
-        return self.first_step
+    def span(self, step: int) -> tuple[int, int]:
+        """The first step in which it learns, and the end of the run."""
+        return self.first_step, self.steps
 
     def influence(self, step: int) -> float:
         """How much of its opinion the autoencoder is told in this step: 0 at first, rising to 1 over the warm-up."""

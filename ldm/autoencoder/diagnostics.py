@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.penalty import jacobian_norms
 from ldm.autoencoder.statistics import Statistics
 from ldm.shapes import Images, Latents
 
@@ -56,20 +57,20 @@ def encoder_jacobian(
 
     sqrt(E ‖J‖² / elements), with J the Jacobian of the mean code and each channel divided by its standard deviation
     over these images, so scaling the latents changes nothing, whether or not the statistics undo it. The pixels are in
-    [-1, 1]. J is never formed: E ‖Jᵀu‖² = ‖J‖² for random signs u (Hutchinson), one backward pass per image.
+    [-1, 1]. It is the root of what penalties.contraction punishes, estimated with one probe per image.
     """
     statistics = Statistics()
     for part in images.split(at_once):
         with torch.no_grad():
             statistics.add(autoencoder.encode(part))
     std = statistics.std.to(images).view(-1, 1, 1)
+    std = torch.where(std > 0, std, torch.full_like(std, torch.inf))  # a channel that never varies does not move
     total, elements = 0.0, 0
     for part in images.split(at_once):
         with torch.enable_grad():
             pixels = part.detach().requires_grad_()
             codes = autoencoder.encode(pixels).mean
         signs = torch.randint(0, 2, codes.shape, generator=generator).to(codes) * 2 - 1
-        (pulled_back,) = torch.autograd.grad(codes, pixels, signs / std)
-        total += pulled_back.double().square().sum().item()
+        total += jacobian_norms(codes, pixels, std, signs[None]).double().sum().item()
         elements += codes.numel()
     return math.sqrt(total / elements)

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its image, pixel by pixel."""
+"""How far a reconstruction is from its image, value by value."""
 
 import math
 from collections.abc import Callable
@@ -12,28 +12,41 @@ CORNER = 0.1  # of the Huber distance, where images are in [-1, 1]
 
 
 def l1(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
-    """Mean absolute difference per image value."""
-    return (images - reconstruction).abs().mean()
+    """Absolute difference."""
+    return (images - reconstruction).abs()
 
 
 def mse(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
-    """Mean squared difference per image value."""
-    return (images - reconstruction).square().mean()
+    """Squared difference."""
+    return (images - reconstruction).square()
 
 
 def huber(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
-    """Per image value, d - 0.05 where the absolute difference d is above 0.1, and d² / 0.2 below."""
-    return F.smooth_l1_loss(reconstruction, images, beta=CORNER)
+    """d - 0.05 where the absolute difference d is above 0.1, and d² / 0.2 below."""
+    return F.smooth_l1_loss(reconstruction, images, beta=CORNER, reduction="none")
 
 
 def gaussian(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
-    """Negative log likelihood, in nats per image value, of the image around its reconstruction.
+    """Negative log likelihood in nats of each value of the image around its reconstruction.
 
     `logvar` (channels x 1 x 1) is the log of the variance and is learned (Rybkin et al. 2021); with a KL weight of 1
     the whole objective is then the negative evidence lower bound per image value.
     """
     squared = (images - reconstruction).square() / logvar.exp()
-    return 0.5 * (squared + logvar + math.log(2 * math.pi)).mean()
+    return 0.5 * (squared + logvar + math.log(2 * math.pi))
+
+
+def emphasized(distance: Tensor, touched: Tensor | None, emphasis: float | None) -> Tensor:
+    """The mean of a distance in which elements that a corruption touched weigh `emphasis`, and the others the rest.
+
+    Vincent et al. 2010, equation 16, over the sum of the weights: 1 looks at touched elements alone. Without an
+    emphasis, and where everything was touched, all weigh the same.
+    """
+    if touched is None or emphasis is None:
+        return distance.mean()
+    weight = touched.to(distance.dtype) * (2 * emphasis - 1) + (1 - emphasis)
+    weight = weight.expand_as(distance)
+    return (weight * distance).sum() / weight.sum().clamp_min(1e-12)
 
 
 DISTANCES: dict[str, Callable[[Images, Images, Tensor], Tensor]] = {

@@ -3,9 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import safetensors.torch
 import torch
@@ -14,11 +13,11 @@ from torch.nn import functional as F
 
 from ldm import config
 from ldm.autoencoder import stock
-from ldm.autoencoder.bottleneck import BOTTLENECKS, Gaussian, Posterior
+from ldm.autoencoder.bottleneck import BOTTLENECKS, Bottleneck, Gaussian, Posterior
 from ldm.autoencoder.network import NETWORKS, StockNetwork
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.autoencoder.tiny import TinyNetwork
+from ldm.autoencoder.settings import Identity, PixelNetwork
 from ldm.checkpoint import read_json
 from ldm.errors import CheckpointError, ConfigError
 from ldm.shapes import Images, Latents, full_precision
@@ -36,22 +35,23 @@ class Autoencoder(nn.Module):
     `latent_mean` and `latent_std` (one number per channel) are 0 and 1 until `standardize` is told what they are over
     the training set; from then on `encode` gives, and `decode` takes, latents of zero mean and unit variance.
     `output_logvar` is the log variance per image channel of the decoder's Gaussian likelihood, for the objective that
-    learns it; no image depends on it.
+    learns it; no image depends on it. `head` reads a class from the code, where fine-tuning wants that.
+
+    `hidden`, batch x h x w, names latent positions whose patch is hidden, for the networks that can leave them out.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(
-        self, network: StockNetwork | TinyNetwork, bottleneck: Callable[[Tensor], Posterior], latent_channels: int
-    ):
+    def __init__(self, network: Any, bottleneck: Bottleneck, *, classes: int = 0):
         super().__init__()
-        self.network = network
-        self.bottleneck = bottleneck
-        self.latent_channels = latent_channels
+        channels = bottleneck.channels
+        self.network, self.bottleneck, self.latent_channels = network, bottleneck, channels
+        self.described: dict[str, Any] = {}  # the settings it was made from, and the shape of its images
+        self.head = nn.Linear(channels, classes) if classes else None
         self.output_logvar = nn.Parameter(torch.zeros(network.image_channels, 1, 1), requires_grad=False)
-        self.register_buffer("latent_mean", torch.zeros(latent_channels, 1, 1))
-        self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
+        self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("latent_std", torch.ones(channels, 1, 1))
 
     @classmethod
     def load(cls, source: str | Path) -> "Autoencoder":
@@ -67,20 +67,25 @@ class Autoencoder(nn.Module):
     def of_stock(cls, kl: "AutoencoderKL") -> Self:
         """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
         channels = kl.config["latent_channels"]
-        autoencoder = cls(StockNetwork(kl), Gaussian(GaussianSettings(channels=channels)), channels)
+        autoencoder = cls(StockNetwork(kl), Gaussian(GaussianSettings(channels=channels)))
         autoencoder.standardize(*stock.statistics(kl.config))
         return autoencoder.to(kl.device).eval()
 
-    def save(self, folder: Path) -> None:
-        """Write what `load` reads, and diffusers too unless the network is tiny, which no class of diffusers fits.
+    @property
+    def is_stock(self) -> bool:
+        """Whether it fits diffusers' AutoencoderKL."""
+        return isinstance(self.network, StockNetwork) and self.bottleneck.is_distribution
 
-        It is a stock AutoencoderKL folder with the statistics folded in; of a tiny one, a folder of our own.
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads, and diffusers too where it has a class for it.
+
+        It is then a stock AutoencoderKL folder with the statistics folded in; otherwise, a folder of our own.
         """
-        if isinstance(self.network, TinyNetwork):
-            write_ours(self, self.network, folder)
-        else:
+        if self.is_stock:
             kl = stock.fold(self.network.to_stock(), self.latent_mean, self.latent_std)
             kl.save_pretrained(str(folder), safe_serialization=True)
+        else:
+            write_ours(self, folder)
 
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""
@@ -88,35 +93,63 @@ class Autoencoder(nn.Module):
             if re.match(r"(encoder|quant_conv)\.", name):
                 parameter.requires_grad_(False)
 
-    def encode(self, images: Images) -> Posterior:
-        """The posterior of each image; an image whose sides the factor does not divide is first padded."""
-        posterior = self.bottleneck(self.network.encode(padded(images, self.network.factor)))
-        return posterior.standardized(self.latent_mean, self.latent_std)
+    def encode(self, images: Images, hidden: Tensor | None = None) -> Posterior:
+        """The posterior of each image; an image whose sides the factors do not divide is first padded."""
+        return self.code(images, hidden).standardized(self.latent_mean, self.latent_std)
 
-    def decode(self, latents: Latents) -> Images:
+    def code(self, images: Images, hidden: Tensor | None = None) -> Posterior:
+        """The posterior as the bottleneck gives it, before it is standardized: a sparse code has its zeros."""
+        images = padded(images, self.network.factors)
+        if hasattr(self.network, "image") and tuple(images.shape[1:]) != self.network.image:
+            only, given = (spelled(tuple(sides)) for sides in (self.network.image[1:], images.shape[2:]))
+            raise ConfigError(f"{self.network.factor_setting} takes images of size {only} alone, not of {given}")
+        return self.bottleneck(self.network.encode(images, hidden))
+
+    def decode(self, latents: Latents, hidden: Tensor | None = None) -> Images:
         """The image of each latent, in [-1, 1] as far as the decoder learned it; not clamped."""
-        return full_precision(self.network.decode(latents * self.latent_std + self.latent_mean))
+        return self.decode_code(latents * self.latent_std + self.latent_mean, hidden)
+
+    def decode_code(self, code: Tensor, hidden: Tensor | None = None) -> Images:
+        """The image of a code that is not standardized."""
+        return full_precision(self.network.decode(self.to_columns(code), hidden))
+
+    def to_columns(self, code: Tensor) -> Tensor:
+        """The code in units of the decoder's columns: these have length 1 where the bottleneck says so."""
+        if not self.bottleneck.unit_norm:
+            return code
+        lengths = self.network.first_decoding.transpose(0, 1).flatten(1).norm(dim=1)
+        return code / lengths.clamp_min(1e-8).to(code.dtype).view(-1, 1, 1)
 
     def reconstruct(self, images: Images) -> Images:
         """Each image through the mode of its posterior and back, at its own size."""
         height, width = images.shape[-2:]
         return self.decode(self.encode(images).mode())[..., :height, :width]
 
+    def score(self, noisy: Images, sigma: float | Tensor) -> Images:
+        """∇ log p_σ(noisy) = (reconstruct(noisy) − noisy) / σ² (Vincent 2011), `sigma` one number, or one per image.
+
+        Exact as far as the autoencoder was trained to undo Gaussian noise of this very strength under the distance mse.
+        """
+        return (self.reconstruct(noisy) - noisy) / torch.as_tensor(sigma).to(noisy).view(-1, 1, 1, 1) ** 2
+
     def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Take `mean` and `std` (one per channel) of latents as they come out now, and make them 0 and 1."""
+        """Take `mean` and `std` (one per channel) of latents as they come out now, and make them 0 and 1.
+
+        A channel that never varies keeps its scale.
+        """
         mean, std = mean.to(self.latent_mean).view(-1, 1, 1), std.to(self.latent_std).view(-1, 1, 1)
         self.latent_mean += self.latent_std * mean
-        self.latent_std *= std
+        self.latent_std *= torch.where(std > 0, std, torch.ones_like(std))
 
     def latent_shape(self, sides: tuple[int, int]) -> tuple[int, int, int]:
         """Channels, height, width of the latent of an image of this height and width."""
-        height, width = (-(-side // self.network.factor) for side in sides)
+        height, width = (-(-side // factor) for side, factor in zip(sides, self.network.factors, strict=True))
         return self.latent_channels, height, width
 
 
-def padded(images: Images, factor: int) -> Images:
-    """Images extended to the right and below until `factor` divides both sides: reflected, or repeated when tiny."""
-    down, right = -images.shape[-2] % factor, -images.shape[-1] % factor
+def padded(images: Images, factors: tuple[int, int]) -> Images:
+    """Images extended to the right and below until `factors` divide the sides: reflected, or repeated when tiny."""
+    down, right = -images.shape[-2] % factors[0], -images.shape[-1] % factors[1]
     if not down and not right:
         return images
     reflects = down < images.shape[-2] and right < images.shape[-1]
@@ -128,27 +161,41 @@ def spelled(sides: tuple[int, ...]) -> str:
     return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))
 
 
-def assemble(settings: AutoencoderSettings, *, image_channels: int) -> Autoencoder:
-    """An untrained autoencoder, or the existing one that the settings start from, with the statistics that it has."""
+def assemble(settings: AutoencoderSettings, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
+    """An untrained autoencoder, or the existing one that the settings start from, with the statistics that it has.
+
+    `image` is channels, height, width of what it is trained on; `classes` is for a head, and 0 for none.
+    """
     bottleneck = BOTTLENECKS[type(settings.bottleneck)](settings.bottleneck)
     network = NETWORKS[type(settings.network)](
-        settings.network, image_channels=image_channels, latent_channels=bottleneck.channels
+        settings.network,
+        image=image,
+        encoder_channels=bottleneck.encoder_channels,
+        latent_channels=bottleneck.channels,
     )
-    autoencoder = Autoencoder(network, bottleneck, bottleneck.channels)
-    if isinstance(network, StockNetwork):
+    autoencoder = Autoencoder(network, bottleneck, classes=classes)
+    if autoencoder.is_stock:
         autoencoder.standardize(*stock.statistics(network.config))
+    autoencoder.described = {**config.to_dict(settings), "image": list(image)}
     return autoencoder
 
 
-def build(settings: AutoencoderSettings, *, image_channels: int, sides: tuple[int, int]) -> Autoencoder:
-    """What `assemble` gives, ready to be trained on images of this height and width."""
-    autoencoder = assemble(settings, image_channels=image_channels)
-    factor = autoencoder.network.factor
-    if any(side % factor for side in sides):
-        below, above = (tuple(toward(side / factor) * factor for side in sides) for toward in (math.floor, math.ceil))
+def build(settings: AutoencoderSettings, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
+    """What `assemble` gives, ready to be trained on images of these channels, height and width."""
+    if settings.network.kind == "pixels":
+        raise ConfigError(
+            "autoencoder.network.kind pixels has nothing to train: give train_diffusion.py no --autoencoder for it"
+        )
+    autoencoder, sides = assemble(settings, image=image, classes=classes), image[1:]
+    factors = autoencoder.network.factors
+    if any(side % factor for side, factor in zip(sides, factors, strict=True)):
+        below, above = (
+            tuple(toward(side / factor) * factor for side, factor in zip(sides, factors, strict=True))
+            for toward in (math.floor, math.ceil)
+        )
         near = " or ".join(spelled(nearest) for nearest in (below, above) if all(nearest))
         raise ConfigError(
-            f"data.size {spelled(sides)} is not divisible by {factor}, the downsampling of"
+            f"data.size {spelled(sides)} is not divisible by {factors[0]}, the downsampling of"
             f" {autoencoder.network.factor_setting}: use {near}"
         )
     if settings.trains == "decoder":
@@ -161,11 +208,15 @@ def build(settings: AutoencoderSettings, *, image_channels: int, sides: tuple[in
     return autoencoder
 
 
-def write_ours(autoencoder: Autoencoder, network: TinyNetwork, folder: Path) -> None:
+def of_pixels(image: tuple[int, int, int]) -> Autoencoder:
+    """The autoencoder that does nothing, for images of these channels, height and width."""
+    settings = AutoencoderSettings(network=PixelNetwork(), bottleneck=Identity(channels=image[0]))
+    return assemble(settings, image=image).eval()
+
+
+def write_ours(autoencoder: Autoencoder, folder: Path) -> None:
     """A folder in our own format: settings as JSON, and weights with the statistics beside them."""
-    bottleneck = config.to_dict(GaussianSettings(channels=autoencoder.latent_channels))
-    described = {"network": config.to_dict(network.settings), "bottleneck": bottleneck}
-    facts = {"_class_name": stock.OURS, "image_channels": network.image_channels, **described}
+    facts = {"_class_name": stock.OURS, **autoencoder.described}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(facts, indent=2))
     weights = {name: value.detach().cpu().contiguous() for name, value in autoencoder.state_dict().items()}
@@ -177,11 +228,18 @@ def read_ours(folder: Path) -> Autoencoder:
     try:
         facts = read_json(folder / "config.json")
         described = {name: facts[name] for name in ("network", "bottleneck")}
-        autoencoder = assemble(config.from_dict(AutoencoderSettings, described), image_channels=facts["image_channels"])
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
         stock.refuse_infinite(tensors)
+        channels, height, width = map(int, facts["image"])
+        settings = config.from_dict(AutoencoderSettings, described)
+        autoencoder = assemble(settings, image=(channels, height, width), classes=classes_of(tensors))
         autoencoder.load_state_dict(tensors)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
     return autoencoder.eval()
+
+
+def classes_of(tensors: dict[str, Tensor]) -> int:
+    """How many classes the head among these weights of an autoencoder tells apart; 0 if there is none."""
+    return len(tensors["head.weight"]) if "head.weight" in tensors else 0

@@ -1,14 +1,25 @@
-"""The networks an autoencoder can be made of: images to moments of the latent, and latents to images."""
+"""The networks an autoencoder can be made of: images to moments of the latent, and latents to images.
+
+All say how many pixels high and wide one latent position is (`factors`), which weight a code meets first
+(`first_decoding`) and which layer makes the image (`last_layer`). `hidden` matters to those that can leave patches out.
+"""
 
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
 from ldm.autoencoder import stock
+from ldm.autoencoder.dense import DenseNetwork
+from ldm.autoencoder.pixels import PixelNetwork
 from ldm.autoencoder.settings import KLNetwork as KLSettings
+from ldm.autoencoder.settings import LinearNetwork as LinearSettings
+from ldm.autoencoder.settings import MLPNetwork as MLPSettings
+from ldm.autoencoder.settings import PixelNetwork as PixelSettings
 from ldm.autoencoder.settings import StockNetwork as StockSettings
 from ldm.autoencoder.settings import TinyNetwork as TinySettings
+from ldm.autoencoder.settings import ViTNetwork as ViTSettings
 from ldm.autoencoder.tiny import TinyNetwork
+from ldm.autoencoder.vit import ViTNetwork
 from ldm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,8 +44,12 @@ class StockNetwork(nn.Module):
         self.post_quant_conv: nn.Module = kl.post_quant_conv or nn.Identity()
 
     @classmethod
-    def start(cls, settings: StockSettings, *, image_channels: int, latent_channels: int) -> Self:
+    def start(
+        cls, settings: StockSettings, *, image: tuple[int, int, int], encoder_channels: int, latent_channels: int
+    ) -> Self:
         """The autoencoder that the settings name; ConfigError if its channels are not those that are asked for."""
+        if encoder_channels != 2 * latent_channels:
+            raise ConfigError("autoencoder.network.kind stock needs autoencoder.bottleneck.kind gaussian")
         try:
             network = cls(stock.read(settings.path))
         except CheckpointError as error:
@@ -42,7 +57,7 @@ class StockNetwork(nn.Module):
         network.factor_setting = f"autoencoder.network.path {settings.path}"
         for name, asked, there in (
             ("autoencoder.bottleneck.channels", latent_channels, network.config["latent_channels"]),
-            ("data.channels", image_channels, network.image_channels),
+            ("data.channels", image[0], network.image_channels),
         ):
             if asked != there:
                 raise ConfigError(f"{name} is {asked}, but autoencoder.network.path {settings.path} has {there}")
@@ -53,7 +68,7 @@ class StockNetwork(nn.Module):
         self.config = config
         self.image_channels: int = config["in_channels"]
         levels = len(config["block_out_channels"])
-        self.factor: int = 2 ** (levels - 1)  # how many pixels wide one latent position is
+        self.factors = (2 ** (levels - 1),) * 2  # how many pixels high and wide one latent position is
         self.factor_setting = f"autoencoder.network.widths with {levels} levels"
 
     @property
@@ -61,10 +76,15 @@ class StockNetwork(nn.Module):
         """The convolution that makes the image."""
         return self.decoder.conv_out  # type: ignore[return-value]
 
-    def encode(self, images: Tensor) -> Tensor:
+    @property
+    def first_decoding(self) -> Tensor:
+        """The weight that the code meets first: outputs x latent channels x 1 x 1."""
+        return self.post_quant_conv.weight  # type: ignore[return-value]
+
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.quant_conv(self.encoder(images))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))
 
     def to_stock(self) -> "AutoencoderKL":
@@ -75,7 +95,9 @@ class StockNetwork(nn.Module):
 class KLNetwork(StockNetwork):
     """A new one: diffusers' convolutional encoder and decoder and two 1 x 1 convolutions."""
 
-    def __init__(self, settings: KLSettings, *, image_channels: int, latent_channels: int):
+    def __init__(
+        self, settings: KLSettings, *, image: tuple[int, int, int], encoder_channels: int, latent_channels: int
+    ):
         nn.Module.__init__(self)
         from diffusers.models.autoencoders.vae import Decoder, Encoder
 
@@ -85,7 +107,7 @@ class KLNetwork(StockNetwork):
                     f"autoencoder.network.norm_groups {settings.norm_groups} does not divide {width}, one of"
                     " autoencoder.network.widths"
                 )
-        levels = len(settings.widths)
+        levels, image_channels = len(settings.widths), image[0]
         shared: dict[str, Any] = {
             "block_out_channels": settings.widths,
             "layers_per_block": settings.blocks,
@@ -98,11 +120,18 @@ class KLNetwork(StockNetwork):
             {**shared, **channels, "down_block_types": down, "up_block_types": up}
             | {"scaling_factor": 1.0, "force_upcast": False}
         )
-        moments = 2 * latent_channels
-        self.encoder = Encoder(image_channels, moments, down_block_types=down, double_z=False, **shared)
+        self.encoder = Encoder(image_channels, encoder_channels, down_block_types=down, double_z=False, **shared)
         self.decoder = Decoder(latent_channels, image_channels, up_block_types=up, **shared)
-        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.quant_conv = nn.Conv2d(encoder_channels, encoder_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
 
-NETWORKS: dict[type, Any] = {KLSettings: KLNetwork, TinySettings: TinyNetwork, StockSettings: StockNetwork.start}
+NETWORKS: dict[type, Any] = {
+    KLSettings: KLNetwork,
+    TinySettings: TinyNetwork,
+    StockSettings: StockNetwork.start,
+    LinearSettings: DenseNetwork,
+    MLPSettings: DenseNetwork,
+    ViTSettings: ViTNetwork,
+    PixelSettings: PixelNetwork,
+}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ldm.autoencoder.penalty import Penalties
+from ldm.corruption import Corruption
 from ldm.training.settings import Optim
 
 
@@ -52,6 +54,62 @@ class StockNetwork:
             raise ValueError("path is empty: name the autoencoder to start from")
 
 
+Activation = Literal["none", "relu", "silu", "tanh", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class LinearNetwork:
+    """One matrix from the whole image to the code, and one back: at its best the principal components."""
+
+    kind: Literal["linear"] = "linear"
+    tied: bool = False  # the decoder's matrix is the encoder's, transposed
+
+
+@dataclass(frozen=True)
+class MLPNetwork:
+    """Fully connected layers over the whole image; the decoder mirrors the encoder."""
+
+    kind: Literal["mlp"] = "mlp"
+    widths: tuple[int, ...] = (512, 256)  # of the layers between image and code
+    activation: Activation = "silu"  # of these layers; that of the code belongs to the bottleneck
+    tied: bool = False  # the decoder's matrices are the encoder's, transposed
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be one or more positive numbers, not {self.widths}; kind linear has none")
+
+
+@dataclass(frozen=True)
+class ViTNetwork:
+    """A vision transformer whose encoder sees visible patches only, with a lighter decoder (MAE, He et al. 2022)."""
+
+    kind: Literal["vit"] = "vit"
+    patch: int = 4  # pixels wide
+    width: int = 128  # of the encoder's tokens
+    depth: int = 6  # blocks of the encoder
+    heads: int = 4  # of its attention
+    decoder_width: int = 64
+    decoder_depth: int = 2
+    decoder_heads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "depth", "decoder_depth", "heads", "decoder_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
+            if getattr(self, width) < 4 or getattr(self, width) % 4:
+                raise ValueError(f"{width} must be a multiple of 4, not {getattr(self, width)}")
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}")
+
+
+@dataclass(frozen=True)
+class PixelNetwork:
+    """No network: the latents are the pixels. What train_diffusion.py takes where no autoencoder is given."""
+
+    kind: Literal["pixels"] = "pixels"
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """A diagonal Gaussian posterior over the latent: the variational bottleneck."""
@@ -60,16 +118,57 @@ class Gaussian:
     channels: int = 4  # latent channels
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise ValueError(f"channels must be at least 1, not {self.channels}")
+        refuse_no_channels(self.channels)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The code is what the encoder says; only its size holds it back, or a corruption, or a penalty."""
+
+    kind: Literal["identity"] = "identity"
+    channels: int = 4  # latent channels; of a linear or an MLP network, all the numbers of a code
+
+    def __post_init__(self) -> None:
+        refuse_no_channels(self.channels)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A code of which most is 0: by a penalty on it, or because only the largest of its values are kept."""
+
+    kind: Literal["sparse"] = "sparse"
+    channels: int = 256  # units, at each position of the latent
+    activation: Literal["relu", "sigmoid"] = "relu"  # sigmoid is for penalties.rate
+    k: int = 0  # how many of the units are kept at each position, the largest; 0: all
+    unit_norm: bool = (
+        True  # give every unit a column of length 1 in the decoder, so that codes cannot shrink for nothing
+    )
+    patience: int = 200  # steps without a value above 0 after which a unit counts as dead
+
+    def __post_init__(self) -> None:
+        refuse_no_channels(self.channels)
+        if not 0 <= self.k <= self.channels:
+            raise ValueError(f"k must be from 0 to channels {self.channels}, not {self.k}")
+        if self.k and self.activation == "sigmoid":
+            raise ValueError("k keeps the largest values and sets the others to 0, which sigmoid never is: use relu")
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least 1, not {self.patience}")
+
+
+def refuse_no_channels(channels: int) -> None:
+    """Raise ValueError for less than one."""
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, not {channels}")
 
 
 @dataclass(frozen=True)
 class Autoencoder:
     """Encoder, bottleneck, decoder."""
 
-    network: KLNetwork | TinyNetwork | StockNetwork = field(default_factory=KLNetwork)
-    bottleneck: Gaussian = field(default_factory=Gaussian)
+    network: KLNetwork | TinyNetwork | StockNetwork | LinearNetwork | MLPNetwork | ViTNetwork | PixelNetwork = field(
+        default_factory=KLNetwork
+    )
+    bottleneck: Gaussian | Identity | Sparse = field(default_factory=Gaussian)
     trains: Literal["all", "decoder"] = "all"  # decoder: the encoder, and so every latent, stays as it is
 
 
@@ -134,20 +233,41 @@ class Equivariance:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the run: what trains, on what target, with what corruption, for how long."""
+
+    share: float = 1.0  # of the run's steps, in proportion to the shares of the other stages
+    layer: int = 0  # of a linear or an MLP network, 1 being next to the image; 0: all of the network at once
+    trains: Literal["all", "encoder", "decoder"] = "all"  # of the layer, or of the network; the rest is frozen
+    target: Literal["below", "images"] = "below"  # what a layer gives back: what it was given, or the images
+    corruption: Corruption | None = None  # of what is given; null: that of the objective, where layer is 0
+    classification: bool = True  # whether penalties.classification counts in this stage
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < float("inf"):
+            raise ValueError(f"share must be positive, not {self.share}")
+        if self.layer < 0:
+            raise ValueError(f"layer must be 0 or more, not {self.layer}")
+
+
+@dataclass(frozen=True)
 class Objective:
-    """distance + perceptual + kl * KL, all per image value, + the critic's opinion."""
+    """distance + perceptual + kl * KL, all per image value, + the penalties + the critic's opinion."""
 
     distance: Literal["l1", "mse", "huber", "gaussian"] = "l1"  # gaussian: a likelihood whose variance is learned
     kl: float = 1e-6  # weight of the KL, summed over the latent and divided by the number of image values
+    corruption: Corruption | None = None  # what is done to the images before the encoder sees them; null: nothing
+    latent_corruption: Corruption | None = None  # what is done to the latent before the decoder sees it; null: nothing
+    emphasis: float | None = None  # share of touched elements in the distance, of untouched the rest; null: all equal
+    target: Literal["images", "normalized-patches"] = "images"  # the latter: each patch with mean 0 and variance 1
+    penalties: Penalties = field(default_factory=Penalties)
     perceptual: Perceptual | None = None  # null: none
     critic: Critic | None = None  # null: none
     equivariance: Equivariance | None = None  # null: none
-    latent_noise: float = 0.0  # largest strength of noise mixed into the latent in training; 3 is usual, 0 is none
-    hidden: float = 0.0  # largest probability of a patch of the image to be hidden from the encoder in training
+    stages: tuple[Stage, ...] = ()  # what trains when: a list of {share, layer, trains, target, corruption}; none: all
 
     def __post_init__(self) -> None:
-        for name in ("kl", "latent_noise"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not 0 <= self.hidden < 1:
-            raise ValueError(f"hidden must be a fraction from 0 to below 1, not {self.hidden}")
+        if not 0 <= self.kl < float("inf"):
+            raise ValueError(f"kl must be 0 or more, not {self.kl}")
+        if self.emphasis is not None and not 0 <= self.emphasis <= 1:
+            raise ValueError(f"emphasis must be from 0 to 1, not {self.emphasis}")

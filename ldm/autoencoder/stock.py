@@ -89,7 +89,7 @@ def read(source: str | Path) -> "AutoencoderKL":
             raise ValueError("its config.json is not an object of JSON")
         refuse_damaged(place)
         if is_ours(place):
-            raise ValueError("it holds a tiny autoencoder of ldm, which diffusers does not know")
+            raise ValueError("it holds an autoencoder of ldm that diffusers does not know")
         return from_pretrained(str(place) if place.exists() else str(source))
 
 

@@ -31,10 +31,13 @@ class TinyNetwork(nn.Module):
     depends on its neighbourhood alone, so memory grows with the image and no faster.
     """
 
-    def __init__(self, settings: TinySettings, *, image_channels: int, latent_channels: int):
+    def __init__(
+        self, settings: TinySettings, *, image: tuple[int, int, int], encoder_channels: int, latent_channels: int
+    ):
         super().__init__()
+        image_channels = image[0]
         self.settings, self.image_channels = settings, image_channels
-        self.factor = 2**settings.levels  # how many pixels wide one latent position is
+        self.factors = (2**settings.levels,) * 2  # how many pixels high and wide one latent position is
         self.factor_setting = f"autoencoder.network.levels {settings.levels}"
         width, blocks = settings.width, range(settings.blocks)
         encoder: list[nn.Module] = [convolution(image_channels, width), Block(width)]
@@ -42,7 +45,7 @@ class TinyNetwork(nn.Module):
         for _ in range(settings.levels):
             encoder += [convolution(width, width, stride=2), *(Block(width) for _ in blocks)]
             decoder += [*(Block(width) for _ in blocks), nn.Upsample(scale_factor=2), convolution(width, width)]
-        self.encoder = nn.Sequential(*encoder, convolution(width, 2 * latent_channels))
+        self.encoder = nn.Sequential(*encoder, convolution(width, encoder_channels))
         self.decoder = nn.Sequential(*decoder, Block(width), convolution(width, image_channels))
 
     @property
@@ -50,8 +53,13 @@ class TinyNetwork(nn.Module):
         """The convolution that makes the image."""
         return self.decoder[-1]  # type: ignore[return-value]
 
-    def encode(self, images: Tensor) -> Tensor:
+    @property
+    def first_decoding(self) -> Tensor:
+        """The weight that the code meets first: outputs x latent channels x 3 x 3."""
+        return self.decoder[0].weight  # type: ignore[return-value]
+
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.encoder(images)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.decoder(latents)

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ldm.protocol import Pictures
 
 SPLITS = ("held-out", "training", "all")
+PROBES = ("mean", "flat", "none")
+MOST_SHOWN = 16  # channels, one by one
+MOST_FEATURES = 2**14  # of a probe: 10,000 images of so many numbers are 1.3 GB in float64
 NETWORKS = (*get_args(get_type_hints(Perceptual)["backbone"]), "none")
 LATENT_FIGURES = {
     "kl_per_latent_element": "KL per latent element, nats",
@@ -42,6 +46,8 @@ def parser() -> Parser:
     fid = ("inception", *NETWORKS)
     add("--fid", choices=fid, default="none", help="the network of the Fréchet distance (%(default)s)")
     add("--fid-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
+    probe = "what of a latent kNN and a linear classifier are given: the mean over positions, or all (%(default)s)"
+    add("--probe", choices=PROBES, default="none", help=probe)
     add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where the figures and the protocol are written")
@@ -58,6 +64,10 @@ def asked(arguments: list[str]) -> argparse.Namespace:
     for name in ("lpips", "fid"):
         if getattr(options, f"{name}_weights") and (kind := getattr(options, name)) in ("none", "random"):
             raise ConfigError(f"--{name}-weights is for a network that has weights: --{name} is {kind}")
+    if options.probe != "none" and split_of(options) != "held-out":
+        raise ConfigError(
+            f"--probe {options.probe} is fitted to the training images and measured on others: use --split held-out"
+        )
     if options.panel and options.panel.suffix.lower() != ".png":
         raise ConfigError(f"--panel {options.panel} must end in .png")
     for name in ("out", "panel"):  # now, and not after the work
@@ -67,6 +77,11 @@ def asked(arguments: list[str]) -> argparse.Namespace:
                 f"--{name} {path} cannot be written: {'it is' if path.is_dir() else 'it is in no'} folder"
             )
     return options
+
+
+def split_of(options: argparse.Namespace) -> str:
+    """Which of the images are measured."""
+    return options.split or ("all" if options.data else "held-out")
 
 
 def main(arguments: list[str]) -> None:
@@ -91,18 +106,21 @@ def main(arguments: list[str]) -> None:
         distance = open_distance(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
         data = chosen_data(options, settings, size, channels)
-        return autoencoder, distance, extractor, chosen_pictures(options, data, settings, processes.is_main)
+        pictures = chosen_pictures(options, data, settings, processes.is_main)
+        if options.probe != "none":
+            refuse_what_no_probe_can(options.probe, autoencoder, pictures)
+        return autoencoder, distance, extractor, pictures
 
     autoencoder, distance, extractor, pictures = processes.main_first(prepared)
-    with tqdm(
-        total=len(pictures.indices), desc="evaluating", unit="image", delay=1, disable=not processes.is_main
-    ) as bar:
+    total = len(pictures.indices) + (len(pictures.fitted) if options.probe != "none" else 0)
+    with tqdm(total=total, desc="evaluating", unit="image", delay=1, disable=not processes.is_main) as bar:
         result = evaluate(
             autoencoder,
             pictures,
             processes,
             distance=distance,
             extractor=extractor,
+            probe=options.probe,
             batch_size=options.batch_size,
             on_images=bar.update,
         )
@@ -158,20 +176,34 @@ def chosen_pictures(
     from ldm.data.split import split
     from ldm.protocol import Pictures, spread
 
-    wanted = options.split or ("all" if options.data else "held-out")
+    wanted = split_of(options)
     dataset = open_dataset(data, progress=progress)
     if options.data is None and of_run is not None:
         refuse_other_data(options, dataset.fingerprint, data.sides == of_run.sides, progress)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     indices = {"held-out": held_out.tolist(), "training": training.tolist(), "all": list(range(len(dataset)))}[wanted]
     if not indices:
-        raise DataError("there are no held-out images (data.held_out is 0): choose --split training or all")
+        advice = "choose --split training or all" if options.probe == "none" else "--probe needs some"
+        raise DataError(f"there are no held-out images (data.held_out is 0): {advice}")
     if options.images is not None and options.images > len(indices):
         raise ConfigError(f"--images {options.images} is more than the {len(indices)} {wanted} images")
     if options.fid != "none" and (options.images or len(indices)) < 2:
         raise ConfigError("--fid needs at least 2 images")
     anchors = [] if options.data and wanted == "all" else training.tolist()
     return Pictures(dataset, data, wanted, spread(indices, options.images or len(indices)), anchors)
+
+
+def refuse_what_no_probe_can(probe: str, autoencoder: "Autoencoder", pictures: "Pictures") -> None:
+    """Raise an error where there are no classes to tell apart, or too many features to do it with."""
+    if len(set(pictures.dataset.labels[pictures.fitted].tolist())) < 2:
+        raise DataError(
+            f"--probe {probe} needs training images of at least two classes: a folder has one sub-folder for each"
+        )
+    numbers = math.prod(autoencoder.latent_shape(pictures.settings.sides))
+    if probe == "flat" and numbers > MOST_FEATURES:
+        raise ConfigError(
+            f"--probe flat takes latents of up to {MOST_FEATURES} numbers, not of {numbers}: use --probe mean"
+        )
 
 
 def finish(
@@ -207,6 +239,8 @@ def table(result: dict[str, Any]) -> str:
     rows += [("PSNR", shown(figures["psnr"], " dB")), ("SSIM", shown(figures["ssim"]))]
     for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
         without = "not defined: too few training images" if protocol["anchors"] else "not measured: no training images"
+        if name == "patch_pca_psnr" and protocol["latent"][1:] == [1, 1]:
+            without = "the same: there is one patch"
         rows.append((f"  PSNR of {title}", shown(figures[name], " dB", without)))
     for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
         if judge := protocol[key]:
@@ -216,13 +250,38 @@ def table(result: dict[str, Any]) -> str:
             rows.append((title, shown(figures[judge["name"]]) + note))
         else:
             rows.append((key, f"not measured: ask with {advice}"))
+    rows += probe_rows(figures, protocol["probe"]) + code_rows(result)
     rows += [(title, shown(figures[name])) for name, title in LATENT_FIGURES.items()]
     width = max(len(title) for title, _ in rows)
     return "\n".join(f"{title:{width}}  {text}" for title, text in rows)
 
 
+def probe_rows(figures: dict[str, Any], probe: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The accuracies of the probes, each beside that of pixels."""
+    if probe is None:
+        return [("probe", "not measured: ask with --probe mean, where images have classes")]
+    given = f" (of {probe['dimensions']} numbers, {probe['training_images']} training images)"
+    rows = []
+    for title, name in (("kNN accuracy", "knn_accuracy"), ("linear accuracy", "linear_accuracy")):
+        rows += [(title, shown(figures[name]) + given), ("  of the pixels", shown(figures[f"pixel_{name}"]))]
+        given = ""
+    return rows
+
+
+def code_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the code explains and, of a sparse one, how much of it is used."""
+    figures, rows = result["figures"], [("explained variance", shown(result["figures"]["explained_variance"]))]
+    if result["autoencoder"]["bottleneck"] == "sparse":
+        of_all = f" of {math.prod(result['protocol']['latent'])}"
+        rows.append(("code elements not 0", shown(figures["code_l0"], of_all)))
+        rows.append(("units that are always 0", shown(100 * figures["dead_units"], " %")))
+    return rows
+
+
 def shown(value: Any, unit: str = "", without: str = "not defined") -> str:
-    """A figure, or several."""
+    """A figure, or several: of many, the smallest and the largest."""
     if value is None:
         return without
+    if isinstance(value, list) and len(value) > MOST_SHOWN:
+        return f"{min(value):.4g} to {max(value):.4g}, in {len(value)} channels"
     return " ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value])) + unit

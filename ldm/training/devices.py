@@ -36,8 +36,8 @@ def cpu_has_bf16() -> bool:
     return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
 
 
-def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
-    """The Accelerator of a run: device, process group, autocast, trackers."""
+def accelerator_for(settings: RunSettings, out: Path, *, parts_rest: bool = False) -> Accelerator:
+    """The Accelerator of a run: device, process group, autocast, trackers; `parts_rest` as `Run` has it."""
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[settings.precision]):
         raise ConfigError("set the precision with --run.precision, not with accelerate's --mixed_precision")
     trackers = [tracker.value for tracker in get_available_trackers()]
@@ -52,7 +52,7 @@ def accelerator_for(settings: RunSettings, out: Path) -> Accelerator:
         log_with=settings.report_to or None,
         project_dir=str(out),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=parts_rest),
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )

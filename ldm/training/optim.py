@@ -39,6 +39,9 @@ class GuardedAdamW:
     @torch.no_grad()
     def step(self, lr: float, loss: Tensor) -> Tensor:
         """One update; returns the norm of the gradient before clipping. Gradients are gone afterwards."""
+        for parameter in self.parameters:
+            if not parameter.requires_grad:  # frozen for now: no momentum may move it, and no decay
+                parameter.grad = None
         if self.scaler is not None:
             self.scaler.unscale_(self.adamw)
         gradients = [p.grad for p in self.parameters if p.grad is not None]

@@ -28,13 +28,16 @@ CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small
 
 
 class Run:
-    """A run over one folder. `settings` is the whole config of a script; `run` and `optim` of it are read here."""
+    """A run over one folder. `settings` is the whole config of a script; `run` and `optim` of it are read here.
 
-    def __init__(self, settings: Any, out: Path, *, dry: bool = False):
+    `parts_rest` says that not every step trains every parameter, which several processes must know beforehand.
+    """
+
+    def __init__(self, settings: Any, out: Path, *, dry: bool = False, parts_rest: bool = False):
         precision = resolved_precision(settings.run.precision)
         self.config = replace(settings, run=replace(settings.run, precision=precision))
         self.settings, self.dry = self.config.run, dry
-        self.accelerator = accelerator_for(self.settings, out)
+        self.accelerator = accelerator_for(self.settings, out, parts_rest=parts_rest)
         self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.folder = RunFolder(out)
@@ -88,20 +91,25 @@ class Run:
         trains: nn.Module,
         optim: Optim | None = None,
         name: str = "",
-        starts: Callable[[], int] = lambda: 0,
+        span: Callable[[int], tuple[int, int]] | None = None,
     ) -> nn.Module:
         """Make an objective ready on all processes; `trains` is the part of it that is optimized and saved.
 
-        The main objective has no name, and its module is averaged too. A further one, as a critic's, has a name, its
-        own optimizer settings, and perhaps a step at which its learning rate `starts`.
+        The main objective has no name, and its module is averaged too. A further one, as a critic's, has a name and its
+        own optimizer settings. The learning rate goes through its schedule once in the run, or once in every `span`: of
+        a step the first step that belongs together with it, and the first one that no longer does.
         """
         objective.to(self.device)
         scaler = self.accelerator.scaler
         scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
         settings = optim or self.config.optim
-        self.states[name] = State(trains, settings, scaler, name=name, averaged=not name, starts=starts)
+        self.states[name] = State(trains, settings, scaler, name=name, averaged=not name, span=span or self.whole)
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
+
+    def whole(self, step: int) -> tuple[int, int]:
+        """All steps of the run belong together."""
+        return 0, self.settings.steps
 
     def resume(self, data: str, judges: str = "") -> None:
         """Go on from the newest whole checkpoint in the folder, if there is one.
@@ -174,7 +182,7 @@ class Run:
         total = total if accumulation == 1 else total / accumulation
         (total if state.scaler is None else state.scaler.scale(total)).backward()
         if self.turn == accumulation - 1:
-            lr = state.lr(self.step, self.settings.steps)
+            lr = state.lr(self.step)
             self.gradients["_".join(filter(None, [of, "gradient"]))] = state.advance(self.step + 1, lr, total.detach())
 
     def log(self, terms: dict[str, Tensor]) -> None:
@@ -224,7 +232,7 @@ class Run:
 
     def read_history(self) -> None:
         """Write what was kept as one line of the log, and hear what those who watch it have to say."""
-        line = self.history.read(self.step, self.states[""].lr(self.step - 1, self.settings.steps))
+        line = self.history.read(self.step, self.states[""].lr(self.step - 1))
         for judge in list(self.watches):
             if warning := judge(line):
                 self.say(f"warning: {warning}")

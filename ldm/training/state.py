@@ -17,8 +17,8 @@ from ldm.training.settings import Optim as OptimSettings
 class State:
     """A module that is trained, with its optimizer and, where `averaged`, its averages.
 
-    Several in one run are told apart by `name`; the main one has none. The learning rate counts from step
-    `starts()` on.
+    Several in one run are told apart by `name`; the main one has none. The learning rate goes through its schedule once
+    in each `span` of steps: of a step the first one of it, and the first one after it.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class State:
         *,
         name: str = "",
         averaged: bool = True,
-        starts: Callable[[], int] = lambda: 0,
+        span: Callable[[int], tuple[int, int]],
     ):
-        self.module, self.settings, self.scaler, self.name, self.starts = module, settings, scaler, name, starts
+        self.module, self.settings, self.scaler, self.name, self.span = module, settings, scaler, name, span
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.names = list(parameters)
         self.optimizer = GuardedAdamW(parameters, settings, scaler)
@@ -44,9 +44,10 @@ class State:
             self.averages.update(number, self.optimizer.alive)
         return norm
 
-    def lr(self, step: int, steps: int) -> float:
-        """The learning rate of update number `step` (from 0) of a run of `steps`."""
-        return learning_rate(self.settings, step - self.starts(), steps - self.starts())
+    def lr(self, step: int) -> float:
+        """The learning rate of update number `step` (from 0)."""
+        first, end = self.span(step)
+        return learning_rate(self.settings, step - first, end - first)
 
     def file(self, name: str) -> str:
         """What a file of this module is called in a checkpoint: `model`, or `critic-model`."""

@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.autoencoder.bottleneck import BOTTLENECKS, Gaussian, Posterior
+from ldm.autoencoder.bottleneck import BOTTLENECKS, Gaussian, Identity, Posterior, Sparse
+from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
+from ldm.autoencoder.settings import Identity as IdentitySettings
+from ldm.autoencoder.settings import KLNetwork, LinearNetwork, MLPNetwork, TinyNetwork, ViTNetwork
+from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.autoencoder.settings import Sparse as SparseSettings
 from ldm.autoencoder.statistics import Statistics
+from ldm.data.batches import ImageBatch
+from ldm.randomness import StepRandom
 
 
 def posterior(*shape: int, seed: int = 0) -> Posterior:
@@ -127,3 +136,209 @@ def test_float32_latents_far_from_zero_keep_their_spread():
     statistics = collected([Posterior(part, torch.full_like(part, -30.0)) for part in mean.split(50)])
     torch.testing.assert_close(statistics.mean, mean.double().mean()[None], rtol=1e-9, atol=0)
     torch.testing.assert_close(statistics.std, mean.double().std(correction=0)[None], rtol=1e-4, atol=0)
+
+
+# ---- points
+
+
+@pytest.mark.parametrize("settings", [s for s in BOTTLENECKS if not BOTTLENECKS[s].is_distribution])
+def test_a_code_that_is_no_distribution_is_a_point(settings: type):
+    found = BOTTLENECKS[settings](settings(channels=3))(torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert bool((found.logvar == -torch.inf).all()) and bool((found.kl() == torch.inf).all())
+    for sample in (found.sample(), found.at(torch.randn(2, 3, 4, 4, dtype=torch.float64)), found.mode()):
+        assert sample.equal(found.mean)
+
+
+def test_a_point_stays_one_when_it_is_standardized():
+    code = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor([0.1, 3.0, 1.0], dtype=torch.float64).view(3, 1, 1)
+    found = Posterior.point(code).standardized(mean, std)
+    assert bool((found.logvar == -torch.inf).all()) and found.sample().equal((code - mean) / std)
+
+
+def test_a_point_carries_the_gradient_of_its_code_and_none_of_its_variance():
+    code = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    found = Posterior.point(code)
+    assert not found.logvar.requires_grad
+    found.sample().sum().backward()
+    assert code.grad is not None and bool((code.grad == 1).all())
+
+
+def test_the_statistics_of_points_are_those_of_their_codes():
+    code = posterior(40, 3, 2, 2).mean
+    statistics = collected([Posterior.point(code)])
+    torch.testing.assert_close(statistics.mean, code.mean((0, 2, 3)), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(statistics.std, code.std((0, 2, 3), correction=0), rtol=1e-12, atol=0)
+
+
+def test_the_identity_is_the_identity():
+    moments = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    bottleneck = Identity(IdentitySettings(channels=3))
+    assert bottleneck(moments).mean.equal(moments) and bottleneck.encoder_channels == 3
+
+
+# ---- sparse codes
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 8])
+def test_at_every_position_the_k_largest_values_are_kept_as_they_are(k: int):
+    moments = torch.randn(5, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    code = Sparse(SparseSettings(channels=8, k=k))(moments).mean
+    expected = moments.relu().movedim(1, -1).reshape(-1, 8).clone()
+    for row in expected:
+        row[row.argsort(descending=True)[k or 8 :]] = 0
+    assert code.movedim(1, -1).reshape(-1, 8).equal(expected)
+    assert (code > 0).sum(1).max() <= (k or 8)
+
+
+def test_a_gradient_reaches_only_what_is_kept():
+    moments = torch.randn(5, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    code = Sparse(SparseSettings(channels=8, k=2))(moments).mean
+    code.sum().backward()
+    assert (moments.grad != 0).equal(code > 0)
+
+
+def test_a_sigmoid_code_is_a_rate():
+    moments = torch.randn(2, 5, 2, 2, dtype=torch.float64)
+    found = Sparse(SparseSettings(channels=5, activation="sigmoid"))(moments).mean
+    assert found.equal(moments.sigmoid()) and found.min() > 0 and found.max() < 1
+
+
+def test_a_unit_is_dead_that_was_above_0_nowhere_for_longer_than_the_patience():
+    bottleneck = Sparse(SparseSettings(channels=3, patience=5))
+    code = torch.zeros(4, 3, 2, 2)
+    code[2, 1, 0, 1] = 0.1  # one position of one image is enough
+    bottleneck.remember(code, 10)
+    assert bottleneck.fired.tolist() == [0, 10, 0]
+    assert bottleneck.is_dead(15).tolist() == [True, False, True] and bottleneck.is_dead(16).tolist() == [True] * 3
+    code[0, 0] = 1
+    bottleneck.remember(code, 16)
+    assert bottleneck.fired.tolist() == [16, 16, 0]
+
+
+def test_at_the_beginning_no_unit_is_dead():
+    bottleneck = Sparse(SparseSettings(channels=3, patience=5))
+    assert not [step for step in range(6) if bool(bottleneck.is_dead(step).any())]
+
+
+def sparse_objective(**settings: object) -> tuple[ReconstructionObjective, ImageBatch]:
+    torch.manual_seed(0)
+    sparse = SparseSettings(channels=6, patience=3, **settings)
+    autoencoder = build(
+        AutoencoderSettings(network=MLPNetwork(widths=(8,)), bottleneck=sparse), image=(1, 4, 4)
+    ).double()
+    images = torch.rand(8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    objective = ReconstructionObjective(autoencoder, ObjectiveSettings(distance="mse"))
+    return objective, ImageBatch(images, torch.zeros(8, dtype=torch.int64))
+
+
+def test_what_is_logged_of_a_sparse_code_is_what_it_is_said_to_be():
+    objective, batch = sparse_objective(k=2)
+    objective.autoencoder.network.encoder[-1].bias.data[4] = -100  # a unit that never fires
+    for step in (0, 9):
+        losses = objective(batch, StepRandom(0, step, 8))
+    code, again = objective.autoencoder.encode(batch.images).mean, losses.outputs["reconstruction"]
+    fires = (code > 0).flatten(2).any(2).any(0)
+    terms, mean = losses.terms, batch.images.mean(0)
+    assert objective.autoencoder.bottleneck.fired.equal(torch.where(fires, 9, 0)) and not fires[4]
+    close = {"rtol": 1e-9, "atol": 0.0}
+    torch.testing.assert_close(terms["l0"], (code > 0).double().sum(1).mean(), **close)
+    torch.testing.assert_close(terms["dead_share"], (~fires).double().mean(), **close)
+    explained = 1 - (batch.images - again).square().sum() / (batch.images - mean).square().sum()
+    torch.testing.assert_close(terms["explained_variance"], explained, **close)
+    torch.testing.assert_close(terms["latent_std"], code.std(correction=0), **close)
+
+
+def test_what_fired_is_part_of_what_is_saved(tmp_path):
+    objective, batch = sparse_objective()
+    objective(batch, StepRandom(0, 7, 8))
+    objective.autoencoder.save(tmp_path)
+    fired = Autoencoder.load(tmp_path).bottleneck.fired
+    assert fired.equal(objective.autoencoder.bottleneck.fired) and 7 in fired.tolist()
+
+
+NETWORKS = [
+    LinearNetwork(),
+    LinearNetwork(tied=True),
+    MLPNetwork(widths=(8,)),
+    KLNetwork(widths=(4, 4), norm_groups=2),
+    TinyNetwork(width=4, levels=1, blocks=1),
+    ViTNetwork(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_scaling_a_column_of_the_decoder_changes_nothing_where_columns_have_length_1(network):
+    torch.manual_seed(0)
+    for unit_norm in (True, False):
+        sparse = SparseSettings(channels=5, unit_norm=unit_norm)
+        autoencoder = build(AutoencoderSettings(network=network, bottleneck=sparse), image=(2, 4, 4)).double()
+        code = torch.rand(3, 5, *autoencoder.latent_shape((4, 4))[1:], dtype=torch.float64)
+        before = autoencoder.decode_code(code).detach()
+        with torch.no_grad():
+            autoencoder.network.first_decoding[:, 2] *= 7
+        assert torch.allclose(autoencoder.decode_code(code), before, rtol=1e-9, atol=1e-12) == unit_norm
+
+
+def test_a_code_that_shrinks_cannot_be_undone_by_longer_columns():
+    """Without columns of length 1 an L1 penalty is vacuous: halve the code, double the columns."""
+    for unit_norm in (True, False):
+        torch.manual_seed(0)
+        sparse = SparseSettings(channels=5, unit_norm=unit_norm)
+        autoencoder = build(AutoencoderSettings(network=LinearNetwork(), bottleneck=sparse), image=(2, 4, 4)).double()
+        images = torch.rand(3, 2, 4, 4, dtype=torch.float64)
+        before = autoencoder.reconstruct(images)
+        with torch.no_grad():
+            for each in autoencoder.network.encoder.parameters():
+                each /= 2
+            autoencoder.network.decoder[0].weight *= 2
+        assert torch.allclose(autoencoder.reconstruct(images), before, rtol=1e-9, atol=1e-12) != unit_norm
+
+
+def test_a_column_of_zeros_does_not_divide_by_zero():
+    sparse = SparseSettings(channels=5)
+    autoencoder = build(AutoencoderSettings(network=LinearNetwork(), bottleneck=sparse), image=(2, 4, 4))
+    with torch.no_grad():
+        autoencoder.network.decoder[0].weight[:, 1] = 0
+    code = torch.rand(3, 5, 1, 1, requires_grad=True)
+    found = autoencoder.decode_code(code)
+    found.sum().backward()
+    assert bool(found.isfinite().all()) and bool(code.grad.isfinite().all())
+    assert bool(autoencoder.network.decoder[0].weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+@pytest.mark.parametrize("network", [LinearNetwork(), KLNetwork(widths=(4, 4), norm_groups=2)], ids=lambda n: n.kind)
+def test_a_channel_that_never_varies_does_not_become_nan_when_it_is_standardized(network, value, tmp_path):
+    torch.manual_seed(0)
+    settings = AutoencoderSettings(network=network, bottleneck=SparseSettings(channels=3))
+    autoencoder, images = build(settings, image=(2, 4, 4)).eval().requires_grad_(False), torch.rand(20, 2, 4, 4)
+    last = autoencoder.network.encoder[0] if network.kind == "linear" else autoencoder.network.quant_conv
+    last.weight[1] = 0
+    last.bias[1] = value
+    before = autoencoder.reconstruct(images)
+    statistics = collected([autoencoder.encode(images)])
+    autoencoder.standardize(statistics.mean, statistics.std)
+    latents = autoencoder.encode(images).mean
+    assert bool(latents.isfinite().all()) and latents[:, 1].abs().max() < 1e-3
+    torch.testing.assert_close(autoencoder.reconstruct(images), before, rtol=1e-4, atol=1e-5)
+    autoencoder.save(tmp_path)
+    again = Autoencoder.load(tmp_path)
+    assert bool(again.encode(images).mean.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"k": -1}, "k must be from 0 to channels 256, not -1"),
+        ({"channels": 5, "k": 6}, "k must be from 0 to channels 5, not 6"),
+        ({"k": 3, "activation": "sigmoid"}, "use relu"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"channels": 0}, "channels must be at least 1"),
+    ],
+)
+def test_a_sparse_code_without_a_meaning_is_refused_by_name(wrong, says):
+    with pytest.raises(ValueError, match=says) as refused:
+        SparseSettings(**wrong)
+    assert "\n" not in str(refused.value)

@@ -122,7 +122,7 @@ def test_a_file_loads_as_the_autoencoder_it_holds(prefix: str, more: dict[str, A
     assert torch.equal(found.encode(given).latent_dist.mean, kl.encode(given).latent_dist.mean)
     autoencoder = Autoencoder.load(tmp_path / "sd.safetensors")
     assert autoencoder.latent_mean.eq(0).all() and autoencoder.latent_std.eq(1).all()
-    assert autoencoder.network.factor == 4 and autoencoder.network.image_channels == kl.config["in_channels"]
+    assert autoencoder.network.factors == (4, 4) and autoencoder.network.image_channels == kl.config["in_channels"]
 
 
 def test_half_precision_and_attention_as_matrices_are_read(tmp_path: Path):

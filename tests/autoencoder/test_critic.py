@@ -40,7 +40,7 @@ def game(critic: Critic | None, **objective: object) -> tuple[ReconstructionObje
     torch.manual_seed(0)
     network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2))
-    autoencoder = build(settings, image_channels=3, sides=(16, 16)).double()
+    autoencoder = build(settings, image=(3, 16, 16)).double()
     batch = ImageBatch(images(), torch.zeros(4, dtype=torch.int64))
     return ReconstructionObjective(autoencoder, ObjectiveSettings(kl=0.01, **objective), critic), batch
 
@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_the_whole_loss_with_the_weight_held(adaptive):
     posterior = autoencoder.encode(batch.images)
     noise = StepRandom(0, LATE, 4).normal("posterior", *posterior.mean.shape[1:]).double()
     reconstruction = autoencoder.decode(posterior.at(noise))
-    distance = objective.distances(batch.images, {}, reconstruction, autoencoder.output_logvar)
+    distance = objective.distances(batch.images, None, {}, reconstruction, autoencoder.output_logvar)
     kl = 0.01 * posterior.kl().mean() / batch.images[0].numel()
     opinion = critic.opinion(reconstruction)
     last = autoencoder.network.last_layer.weight
@@ -195,10 +195,10 @@ def test_a_critic_that_has_begun_does_not_start_again_when_the_run_grows_longer(
     losses = objective(batch, StepRandom(0, 40, 4))
     longer = Critic(before.settings, image_channels=3, steps=10 * STEPS)
     longer.load_state_dict(before.state_dict())
-    assert longer.begins() == 400, "not begun: the fraction is of the longer run"
+    assert longer.span(0) == (400, 1000), "not begun: the fraction is of the longer run"
     CriticObjective(before)(**losses.outputs)
     longer.load_state_dict(before.state_dict())
-    assert longer.begins() == 40 and longer.influence(50) == 1.0
+    assert longer.span(0) == (40, 1000) and longer.influence(50) == 1.0
 
 
 def test_before_its_start_the_critic_changes_nothing():

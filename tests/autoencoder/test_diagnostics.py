@@ -58,19 +58,19 @@ def test_tiny_or_constant_latents_have_no_slope():
 class Patches(nn.Module):
     """A linear encoder: each 2 x 2 patch times a matrix; with certain posteriors and no decoder."""
 
-    factor, image_channels = 2, 1
+    factors, image_channels = (2, 2), 1
 
     def __init__(self, weight: Tensor):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         means = nn.functional.conv2d(images, self.weight, stride=2)
         return torch.cat([means, torch.full_like(means, -30.0)], 1)
 
 
 def linear(weight: Tensor) -> Autoencoder:
-    return Autoencoder(Patches(weight), BOTTLENECKS[Gaussian](Gaussian(channels=len(weight))), len(weight))  # type: ignore[arg-type]
+    return Autoencoder(Patches(weight), BOTTLENECKS[Gaussian](Gaussian(channels=len(weight))))  # type: ignore[arg-type]
 
 
 def white_images(count: int, size: int = 32, channels: int = 1) -> Tensor:
@@ -94,7 +94,7 @@ def test_white_images_through_any_linear_encoder_move_its_latents_as_much_as_the
 def small_network() -> Autoencoder:
     torch.manual_seed(0)
     settings = AutoencoderSettings(KLNetwork(widths=(4, 4), norm_groups=2), Gaussian(channels=2))
-    return build(settings, image_channels=1, sides=(4, 4)).double()
+    return build(settings, image=(1, 4, 4)).double()
 
 
 def test_the_estimate_agrees_with_the_jacobian_formed_in_full():

@@ -29,7 +29,7 @@ def small(channels: int = 3, levels: int = 3, seed: int = 0) -> Autoencoder:
     torch.manual_seed(seed)
     network = KLNetwork(widths=(8,) * levels, norm_groups=4)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2))
-    return build(settings, image_channels=channels, sides=(16, 16)).eval().requires_grad_(False)
+    return build(settings, image=(channels, 16, 16)).eval().requires_grad_(False)
 
 
 def stock_autoencoder(**more: object) -> AutoencoderKL:
@@ -63,7 +63,7 @@ def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(c
     widths = (8, 16, 16, 24, 32)[:levels]
     settings = KLNetwork(widths=widths, blocks=2, norm_groups=4)
     with torch.device("meta"):
-        ours = NETWORKS[KLNetwork](settings, image_channels=channels, latent_channels=4)
+        ours = NETWORKS[KLNetwork](settings, image=(channels, 64, 64), encoder_channels=8, latent_channels=4)
         theirs = AutoencoderKL(
             in_channels=channels,
             out_channels=channels,
@@ -76,13 +76,13 @@ def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(c
         )
     shapes = [{name: value.shape for name, value in module.state_dict().items()} for module in (ours, theirs)]
     assert shapes[0] == shapes[1]
-    assert ours.factor == 2 ** (levels - 1)
+    assert ours.factors == (2 ** (levels - 1),) * 2
 
 
 @pytest.mark.parametrize(("size", "offered"), [(18, "use 16 or 20"), (3, "use 4"), (15, "use 12 or 16")])
 def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_nearest_ones(size: int, offered: str):
     with pytest.raises(ConfigError) as caught:
-        build(AutoencoderSettings(), image_channels=3, sides=(size, size))
+        build(AutoencoderSettings(), image=(3, size, size))
     message = str(caught.value)
     assert f"data.size {size}" in message and "autoencoder.network.widths" in message
     assert message.endswith(offered) and "\n" not in message
@@ -91,13 +91,13 @@ def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_nearest_ones
 def test_a_size_with_two_sides_is_refused_as_it_was_written():
     for sides, offered in (((16, 18), r"use 16 or \[16, 20\]"), ((3, 30), r"use \[4, 32\]")):
         with pytest.raises(ConfigError, match=rf"^data\.size \[{sides[0]}, {sides[1]}\] is not .*{offered}$"):
-            build(AutoencoderSettings(), image_channels=3, sides=sides)
+            build(AutoencoderSettings(), image=(3, *sides))
 
 
 def test_norm_groups_that_do_not_divide_a_width_are_refused_by_name():
     settings = AutoencoderSettings(network=KLNetwork(widths=(16, 24), norm_groups=16))
     with pytest.raises(ConfigError, match=r"autoencoder\.network\.norm_groups 16 does not divide 24.*widths$"):
-        build(settings, image_channels=3, sides=(16, 16))
+        build(settings, image=(3, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_reconstruction_has_the_size_of_its_image(levels: int, size: tuple[int
 
 def test_images_that_the_factor_divides_are_not_touched_by_padding():
     autoencoder, pictures = small(), images(2, 3, 24, 16)
-    assert padded(pictures, 4) is pictures
+    assert padded(pictures, (4, 4)) is pictures
     moments = autoencoder.network.encode(pictures)
     assert torch.equal(autoencoder.encode(pictures).mean, moments[:, :2])
     assert torch.equal(autoencoder.reconstruct(pictures), autoencoder.network.decode(moments[:, :2]))
@@ -163,14 +163,14 @@ def test_images_that_the_factor_divides_are_not_touched_by_padding():
 
 def test_padding_reflects_large_images_and_repeats_the_edge_of_tiny_ones():
     pictures = images(1, 2, 6, 11)
-    found = padded(pictures, 4)
+    found = padded(pictures, (4, 4))
     assert found.shape[-2:] == (8, 12) and torch.equal(found[..., :6, :11], pictures)
     assert torch.equal(found[..., 6, :11], pictures[..., 4, :]) and torch.equal(found[..., 7, :11], pictures[..., 3, :])
     assert torch.equal(found[..., :6, 11], pictures[..., :, 9])
     one = images(1, 2, 1, 1)
-    assert torch.equal(padded(one, 16), one.expand(1, 2, 16, 16))
+    assert torch.equal(padded(one, (16, 16)), one.expand(1, 2, 16, 16))
     thin = images(1, 2, 2, 9)
-    assert torch.equal(padded(thin, 8)[..., 2:, :9], thin[..., 1:, :].expand(1, 2, 6, 9))
+    assert torch.equal(padded(thin, (8, 8))[..., 2:, :9], thin[..., 1:, :].expand(1, 2, 6, 9))
 
 
 def test_the_latent_shape_is_that_of_the_latents():

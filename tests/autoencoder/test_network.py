@@ -8,13 +8,28 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ldm.autoencoder.model import Autoencoder, assemble, build
+from ldm.autoencoder.model import Autoencoder, assemble, build, of_pixels
 from ldm.autoencoder.network import NETWORKS
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Gaussian, KLNetwork, StockNetwork, TinyNetwork
+from ldm.autoencoder.settings import (
+    Gaussian,
+    Identity,
+    KLNetwork,
+    LinearNetwork,
+    MLPNetwork,
+    PixelNetwork,
+    Sparse,
+    StockNetwork,
+    TinyNetwork,
+    ViTNetwork,
+)
 from ldm.errors import CheckpointError, ConfigError
 
 FACTORS = [2, 4, 8, 16, 32]
+CONVOLUTIONAL = [KLNetwork, TinyNetwork, StockNetwork]
+ANY_SIZE = [*CONVOLUTIONAL, ViTNetwork]
+DENSE = [LinearNetwork, MLPNetwork]
+TRAINED = [*ANY_SIZE, *DENSE]
 
 
 def stock_folder(folder: Path, levels: int = 2, channels: int = 3, **more: Any) -> Path:
@@ -38,29 +53,65 @@ def settings_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any
         return KLNetwork(widths=(8,) * (levels + 1), norm_groups=4)
     if kind is TinyNetwork:
         return TinyNetwork(width=8, levels=levels, blocks=1)
+    if kind is ViTNetwork:
+        return ViTNetwork(patch=factor, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+    if kind is not StockNetwork:
+        return MLPNetwork(widths=(8, 6)) if kind is MLPNetwork else kind()
     return StockNetwork(path=str(stock_folder(folder, levels + 1, channels)))
 
 
 def built(network: Any, *, channels: int = 3, size: int = 32, **more: Any) -> Autoencoder:
     torch.manual_seed(0)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2), **more)
-    return build(settings, image_channels=channels, sides=(size, size))
+    return build(settings, image=(channels, size, size))
 
 
 def images(channels: int = 3, side: int = 32) -> Tensor:
     return torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def test_every_network_is_in_one_of_these_lists():
+    assert {*TRAINED, PixelNetwork} == set(NETWORKS)
+
+
 @pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", ANY_SIZE)
 def test_a_network_downsamples_by_its_factor_and_comes_back(kind: type, factor: int, tmp_path: Path):
     autoencoder = built(settings_of(kind, factor, tmp_path, 1), channels=1).requires_grad_(False)
-    assert (autoencoder.network.factor, autoencoder.network.image_channels) == (factor, 1)
+    assert (autoencoder.network.factors, autoencoder.network.image_channels) == ((factor, factor), 1)
     assert autoencoder.network.encode(images(1)).shape == (2, 4, 32 // factor, 32 // factor)
     assert autoencoder.reconstruct(images(1, 35)).shape == (2, 1, 35, 35)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("sides", [(8, 8), (6, 10)])
+def test_a_fully_connected_network_has_one_latent_position_and_comes_back(kind: type, sides: tuple[int, int]):
+    settings = AutoencoderSettings(network=settings_of(kind, 0, Path()), bottleneck=Gaussian(channels=2))
+    autoencoder = build(settings, image=(3, *sides)).requires_grad_(False)
+    pictures = torch.rand(2, 3, *sides)
+    assert autoencoder.network.factors == sides and autoencoder.latent_shape(sides) == (2, 1, 1)
+    assert autoencoder.network.encode(pictures).shape == (2, 4, 1, 1)
+    assert autoencoder.reconstruct(pictures).shape == pictures.shape
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_a_fully_connected_network_refuses_another_size_in_one_line(kind: type):
+    autoencoder = built(settings_of(kind, 0, Path()), size=8)
+    with pytest.raises(
+        ConfigError, match=r"^the fully connected autoencoder\.network\.kind .* size 8 alone, not of 16$"
+    ):
+        autoencoder.reconstruct(images(3, 16))
+
+
+def test_pixels_go_through_untouched_and_are_nothing_to_train():
+    pictures, autoencoder = images(3, 7), of_pixels((3, 7, 7))
+    assert autoencoder.encode(pictures).mean.equal(pictures) and autoencoder.reconstruct(pictures).equal(pictures)
+    assert autoencoder.latent_shape((7, 7)) == (3, 7, 7) and not [*autoencoder.network.parameters()]
+    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pixels has nothing to train"):
+        built(PixelNetwork())
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
 def test_the_last_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: Path):
     network = built(settings_of(kind, 2, tmp_path)).requires_grad_(False).network
     latents, last = torch.randn(2, 2, 4, 4), network.last_layer
@@ -72,23 +123,45 @@ def test_the_last_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [ViTNetwork, *DENSE])
+def test_a_shift_of_the_last_layer_is_a_shift_of_the_image_also_where_it_is_no_convolution(kind: type):
+    network = built(settings_of(kind, 4, Path()), size=8).requires_grad_(False).network
+    latents, last = torch.randn(2, 2, *(8 // factor for factor in network.factors)), network.last_layer
+    before = network.decode(latents)
+    last.bias += 3.0
+    torch.testing.assert_close(network.decode(latents), before + 3)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_code_meets_the_first_decoding_first(kind: type, tmp_path: Path):
+    """Scaling its columns up and the code down is the same image."""
+    network = built(settings_of(kind, 4, tmp_path), size=8).requires_grad_(False).network
+    latents, scale = torch.randn(2, 2, *(8 // factor for factor in network.factors)), torch.tensor([0.5, 4.0])
+    before = network.decode(latents)
+    weight = network.first_decoding
+    weight *= scale.view(1, 2, *[1] * (weight.ndim - 2))
+    assert not network.decode(latents).allclose(before, atol=1e-3)
+    torch.testing.assert_close(network.decode(latents / scale.view(2, 1, 1)), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
 def test_every_weight_of_a_network_learns(kind: type, tmp_path: Path):
     autoencoder = built(settings_of(kind, 4, tmp_path))
-    posterior = autoencoder.encode(images())
-    loss = (autoencoder.decode(posterior.mean) - images()).square().mean() + posterior.logvar.square().mean()
+    hidden = torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 3 == 0 if kind is ViTNetwork else None
+    posterior = autoencoder.encode(images(), hidden)
+    loss = (autoencoder.decode(posterior.mean, hidden) - images()).square().mean() + posterior.logvar.square().mean()
     loss.backward()
     for name, parameter in autoencoder.named_parameters():
         assert not parameter.requires_grad or bool((parameter.grad != 0).any()), name
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", ANY_SIZE)
 def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_setting(kind: type, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"data\.size 30 is not divisible by 4.*autoencoder\.network\..*28 or 32"):
         built(settings_of(kind, 4, tmp_path), size=30)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", TRAINED)
 def test_the_output_variance_waits_for_an_objective_that_learns_it(kind: type, tmp_path: Path):
     autoencoder = built(settings_of(kind, 2, tmp_path))
     assert autoencoder.output_logvar.shape == (3, 1, 1) and not autoencoder.output_logvar.requires_grad
@@ -148,6 +221,65 @@ def test_a_damaged_tiny_folder_is_refused_in_one_line(damage: str, tmp_path: Pat
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+# ---- every network with every bottleneck
+
+
+COMBINATIONS = [
+    (kind, bottleneck)
+    for kind in TRAINED
+    for bottleneck in (Gaussian(channels=2), Identity(channels=2), Sparse(channels=6, k=2), Sparse(channels=6))
+    if kind is not StockNetwork or isinstance(bottleneck, Gaussian)
+]
+
+
+@pytest.mark.parametrize(("kind", "bottleneck"), COMBINATIONS)
+def test_every_network_and_bottleneck_comes_back_from_disk_with_its_statistics(
+    kind: type, bottleneck: Any, tmp_path: Path
+):
+    torch.manual_seed(0)
+    settings = AutoencoderSettings(network=settings_of(kind, 2, tmp_path / "stock"), bottleneck=bottleneck)
+    autoencoder, pictures = build(settings, image=(3, 8, 8), classes=0).eval(), images(3, 8)
+    channels = bottleneck.channels
+    autoencoder.standardize(torch.linspace(-2, 2, channels), torch.linspace(0.5, 3, channels))
+    autoencoder.save(tmp_path / "run" / "vae")
+    for source in (tmp_path / "run", tmp_path / "run" / "vae"):
+        found = Autoencoder.load(source)
+        assert not found.training and found.bottleneck.settings == bottleneck
+        before, after = autoencoder.encode(pictures), found.encode(pictures)
+        torch.testing.assert_close(after.mean, before.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(after.logvar, before.logvar, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.reconstruct(pictures), autoencoder.reconstruct(pictures), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_a_tied_network_comes_back_tied(kind: type, tmp_path: Path):
+    network = kind(tied=True) if kind is LinearNetwork else kind(widths=(8,), tied=True)
+    settings = AutoencoderSettings(network=network, bottleneck=Identity(channels=3))
+    autoencoder = build(settings, image=(3, 8, 8)).eval()
+    autoencoder.save(tmp_path)
+    found = Autoencoder.load(tmp_path).requires_grad_(False)
+    assert found.network.settings == network and found.reconstruct(images(3, 8)).equal(
+        autoencoder.reconstruct(images(3, 8))
+    )
+    found.network.encoder[0].weight += 1
+    assert found.network.matrix(1).equal(found.network.encoder[0].weight.T)
+
+
+def test_a_head_comes_back_with_its_classes(tmp_path: Path):
+    settings = AutoencoderSettings(network=MLPNetwork(widths=(8,)), bottleneck=Identity(channels=3))
+    autoencoder = build(settings, image=(3, 8, 8), classes=5)
+    autoencoder.save(tmp_path)
+    found = Autoencoder.load(tmp_path)
+    assert found.head is not None and found.head.weight.equal(autoencoder.head.weight)
+
+
+@pytest.mark.parametrize("bottleneck", [Identity(channels=2), Sparse(channels=2, k=1)])
+def test_a_stock_network_is_refused_another_bottleneck_in_one_line(bottleneck: Any, tmp_path: Path):
+    settings = AutoencoderSettings(network=StockNetwork(path=str(stock_folder(tmp_path))), bottleneck=bottleneck)
+    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind stock needs .*bottleneck\.kind gaussian$"):
+        build(settings, image=(3, 32, 32))
+
+
 # ---- from what exists
 
 
@@ -173,7 +305,7 @@ def test_channels_that_are_not_those_of_the_file_are_refused_with_both(tmp_path:
         built(network, channels=1)
     settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=4))
     with pytest.raises(ConfigError, match=r"autoencoder\.bottleneck\.channels is 4, but .*has 2"):
-        assemble(settings, image_channels=3)
+        assemble(settings, image=(3, 32, 32))
 
 
 def test_a_path_that_has_gone_is_named_with_its_setting(tmp_path: Path):
@@ -183,7 +315,7 @@ def test_a_path_that_has_gone_is_named_with_its_setting(tmp_path: Path):
 
 def test_a_tiny_autoencoder_is_nothing_to_start_a_stock_network_from(tmp_path: Path):
     built(TinyNetwork(width=8, levels=2, blocks=1)).save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"tiny autoencoder"):
+    with pytest.raises(CheckpointError, match=r"an autoencoder of ldm that diffusers does not know"):
         built(StockNetwork(path=str(tmp_path)))
 
 
@@ -194,7 +326,7 @@ def test_training_the_decoder_alone_leaves_the_latents_without_gradient(tmp_path
     assert not autoencoder.encode(images()).mean.requires_grad
 
 
-@pytest.mark.parametrize("kind", [KLNetwork, TinyNetwork])
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not StockNetwork])
 def test_training_only_the_decoder_of_a_new_network_is_refused(kind: type, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"autoencoder\.trains decoder .*kind stock"):
         built(settings_of(kind, 2, tmp_path), trains="decoder")

@@ -16,6 +16,7 @@ from ldm.autoencoder.settings import Equivariance, KLNetwork
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
 from ldm.autoencoder.settings import Objective as ObjectiveSettings
 from ldm.autoencoder.settings import Perceptual as PerceptualSettings
+from ldm.corruption import Interpolation, Mask
 from ldm.data.batches import ImageBatch
 from ldm.randomness import StepRandom
 
@@ -27,13 +28,19 @@ LATENT = 5
 class Linear(nn.Module):
     """Vectors as images of one pixel, encoded and decoded by one matrix each."""
 
-    factor, image_channels = 1, 6
+    factors, image_channels = (1, 1), 6
 
     def __init__(self, values: int, latent: int):
         super().__init__()
         self.image_channels = values
-        self.encode = nn.Conv2d(values, 2 * latent, 1)
-        self.decode = self.last_layer = nn.Conv2d(latent, values, 1)
+        self.encoder = nn.Conv2d(values, 2 * latent, 1)
+        self.decoder = self.last_layer = nn.Conv2d(latent, values, 1)
+
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        return self.encoder(images)
+
+    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
+        return self.decoder(latents)
 
 
 def gaussian_rows(count: int) -> Tensor:
@@ -58,7 +65,7 @@ def rows() -> Tensor:
 def probabilistic_pca(rows: Tensor) -> ReconstructionObjective:
     """A linear KL autoencoder with fixed decoder variance, trained to its optimum."""
     torch.manual_seed(0)
-    autoencoder = Autoencoder(Linear(6, LATENT), Gaussian(GaussianSettings(channels=LATENT)), LATENT).double()
+    autoencoder = Autoencoder(Linear(6, LATENT), Gaussian(GaussianSettings(channels=LATENT))).double()
     objective = ReconstructionObjective(autoencoder, ObjectiveSettings(distance="mse", kl=2 * VARIANCE))
     batch, steps = batch_of(rows[:, :, None, None]), 3000
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
@@ -106,7 +113,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_probabilistic_pca(probabilis
 def test_decoder_columns_span_the_principal_directions(probabilistic_pca, rows):
     kept = int((SPECTRUM > VARIANCE).sum())
     principal = torch.linalg.svd(rows - rows.mean(0)).Vh[:kept]
-    columns = probabilistic_pca.autoencoder.network.decode.weight[:, :, 0, 0]
+    columns = probabilistic_pca.autoencoder.network.decoder.weight[:, :, 0, 0]
     lengths, expected = torch.linalg.svdvals(columns)[:kept], (SPECTRUM[:kept] - VARIANCE).sqrt()
     torch.testing.assert_close(lengths, expected, rtol=0.03, atol=0)
     span = torch.linalg.svd(columns).U[:, :kept]
@@ -117,7 +124,7 @@ def small(size: int = 8, **objective: object) -> tuple[ReconstructionObjective, 
     torch.manual_seed(0)
     network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
     settings = AutoencoderSettings(network=network, bottleneck=GaussianSettings(channels=2))
-    autoencoder = build(settings, image_channels=3, sides=(size, size)).double()
+    autoencoder = build(settings, image=(3, size, size)).double()
     images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
     return ReconstructionObjective(autoencoder, ObjectiveSettings(**objective)), batch_of(images)
 
@@ -182,7 +189,12 @@ def test_the_perceptual_term_alone_trains_decoder_and_encoder():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"hidden": 0.5}, {"latent_noise": 1.0}, {"equivariance": Equivariance(probability=1.0)}]
+    "settings",
+    [
+        {"corruption": Mask(fraction=0.5)},
+        {"latent_corruption": Interpolation(strength=1.0)},
+        {"equivariance": Equivariance(probability=1.0)},
+    ],
 )
 def test_what_makes_latents_robust_changes_the_loss_and_still_trains_everything(settings):
     plain, batch = small(kl=0.0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -103,6 +104,70 @@ def test_two_processes_write_what_one_writes(finished_vae, report, tmp_path):
     assert sum("PSNR" in outcome.out for outcome in outcomes) == 1
 
 
+@pytest.mark.parametrize("features", ["flat", "mean"])
+def test_probes_find_the_same_with_one_process_and_two(finished_vae, tmp_path, features):
+    flags = ("--probe", features, "--batch-size", 7)
+    one = measured(tmp_path / "one.json", finished_vae, *flags)
+    command = ("evaluate", finished_vae, *flags, "--out", tmp_path / "two.json")
+    outcomes = together([script("ldm.cli.main", *command)] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert one["protocol"]["probe"]["features"] == features and one["protocol"]["probe"]["training_images"] == 54
+    assert one["protocol"]["probe"]["dimensions"] == {"flat": 2 * 8 * 8, "mean": 2}[features]
+    for name in ("knn_accuracy", "linear_accuracy", "pixel_knn_accuracy", "pixel_linear_accuracy"):
+        assert 0 <= one["figures"][name] <= 1
+
+
+def test_probes_measure_the_held_out_images_of_another_folder_too(finished_vae, shapes_folder, tmp_path):
+    flags = ("--data", shapes_folder, "--split", "held-out", "--probe", "mean", "--images", 4)
+    found = measured(tmp_path / "a.json", finished_vae, *flags)
+    assert found["count"] == 4 and found["protocol"]["probe"]["training_images"] == 54
+
+
+def test_the_table_shows_probes_beside_the_pixels_and_of_a_sparse_code_how_sparse_it_is(shapes_folder, tmp_path):
+    from ldm.autoencoder.model import assemble
+    from ldm.autoencoder.settings import Autoencoder as Settings
+    from ldm.autoencoder.settings import LinearNetwork, Sparse
+
+    torch.manual_seed(0)
+    settings = Settings(network=LinearNetwork(), bottleneck=Sparse(channels=40, k=4))
+    assemble(settings, image=(3, 16, 16)).save(tmp_path / "sparse")
+    data = ("--data", shapes_folder, "--size", 16, "--split", "held-out")
+    outcome = evaluated(tmp_path / "sparse", *data, "--probe", "flat", "--out", tmp_path / "a.json")
+    assert outcome.code == 0, outcome
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    rows = dict(re.findall(r"^(\S.*?|  \S.*?)  +(\S.*)$", outcome.out, re.MULTILINE))
+    assert rows["kNN accuracy"] == f"{figures['knn_accuracy']:.4g} (of 40 numbers, 54 training images)"
+    assert rows["linear accuracy"] == f"{figures['linear_accuracy']:.4g}"
+    assert rows["  of the pixels"] == f"{figures['pixel_linear_accuracy']:.4g}"
+    assert rows["code elements not 0"] == "4 of 40"
+    assert rows["units that are always 0"] == f"{100 * figures['dead_units']:.4g} %"
+    assert rows["explained variance"] == f"{figures['explained_variance']:.4g}"
+    assert rows["KL per latent element, nats"] == "not defined" and figures["kl_per_latent_element"] is None
+    assert rows["  PSNR of PCA per patch"] == "the same: there is one patch"
+    assert "in 40 channels" in rows["latent std"]
+
+
+def test_the_table_of_a_code_that_is_not_sparse_does_not_say_how_sparse_it_is(finished_vae):
+    outcome = evaluated(finished_vae)
+    assert "explained variance" in outcome.out and "--probe mean" in outcome.out
+    assert "not 0" not in outcome.out and "always 0" not in outcome.out
+
+
+def test_a_probe_without_classes_is_refused_before_the_work(finished_vae, shapes_folder, tmp_path):
+    for number, file in enumerate(sorted(shapes_folder.rglob("*.png"))):
+        shutil.copy(file, tmp_path / f"{number}.png")
+    outcome = evaluated(finished_vae, "--data", tmp_path, "--split", "held-out", "--probe", "mean")
+    assert outcome.code == 3 and "--probe mean needs training images of at least two classes" in outcome.err, outcome
+    assert "Traceback" not in outcome.err
+
+
+def test_a_probe_of_more_numbers_than_can_be_held_is_refused(finished_vae, shapes_folder):
+    data = ("--data", shapes_folder, "--split", "held-out", "--images", 1)
+    outcome = evaluated(finished_vae, *data, "--size", "256x258", "--probe", "flat")
+    assert outcome.code == 2 and "not of 33024: use --probe mean" in outcome.err, outcome
+
+
 def test_the_default_is_the_held_out_images_of_the_run_and_agrees_with_its_own_report(finished_vae, tmp_path):
     found = measured(tmp_path / "a.json", finished_vae, "--panel", tmp_path / "panel.png")
     own = json.loads((finished_vae / "report.json").read_text())
@@ -178,6 +243,10 @@ def test_without_networks_the_table_says_how_to_ask_for_them(finished_vae):
         (("{vae}", "--out", "{tmp}"), 2, "--out"),
         (("{vae}", "--out", "{tmp}/no/where.json"), 2, "it is in no folder"),
         (("{vae}", "--panel", "{tmp}/panel.gif"), 2, "must end in .png"),
+        (("{vae}", "--probe", "whole"), 2, "invalid choice"),
+        (("{vae}", "--probe", "mean", "--split", "all"), 2, "--probe mean is fitted to the training images"),
+        (("{vae}", "--probe", "flat", "--split", "training"), 2, "use --split held-out"),
+        (("{vae}", "--probe", "flat", "--data", "{shapes}"), 2, "use --split held-out"),
         (("{vae}", "--datta", "x"), 2, "did you mean --data?"),
     ],
 )

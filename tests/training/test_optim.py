@@ -18,6 +18,11 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
 
 
+def whole(step: int) -> tuple[int, int]:
+    """One schedule for a run of a hundred steps."""
+    return 0, 100
+
+
 def loss_of(module: nn.Module, seed: int) -> torch.Tensor:
     x = torch.randn(7, 3, generator=torch.Generator().manual_seed(seed))
     return (module(x) - x[:, :2]).square().mean()
@@ -46,7 +51,7 @@ def test_a_step_is_clip_grad_norm_and_adamw(clip):
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
     module = network()
-    state = State(module, Optim(), None)
+    state = State(module, Optim(), None, span=whole)
 
     def advance(number: int, *, broken: bool) -> None:
         loss = loss_of(module, number)
@@ -83,6 +88,38 @@ def test_the_exponents_are_those_of_the_paper(length, gamma):
     assert exponent(length) == pytest.approx(gamma, abs=0.01)
 
 
+def test_the_learning_rate_goes_through_its_schedule_once_in_every_span():
+    settings = Optim(lr=2.0, warmup=3)
+    state = State(network(), settings, None, span=lambda step: (0, 20) if step < 20 else (20, 50))
+    first = [learning_rate(settings, step, 20) for step in range(20)]
+    second = [learning_rate(settings, step, 30) for step in range(30)]
+    assert [state.lr(step) for step in range(50)] == first + second
+
+
+def test_what_is_frozen_is_moved_by_no_momentum_and_no_decay_and_learns_on_afterwards():
+    module = network()
+    optimizer = GuardedAdamW(dict(module.named_parameters()), Optim(weight_decay=0.1), None)
+
+    def advance(number: int) -> None:
+        loss = loss_of(module, number)
+        loss.backward()
+        optimizer.step(1e-2, loss.detach())
+
+    for number in range(3):
+        advance(number)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    module[0].requires_grad_(False)
+    memory = {name: value.clone() for name, value in optimizer.tensors().items()}
+    for number in range(3):
+        advance(number)
+    assert module[0].weight.equal(before[0]) and module[0].bias.equal(before[1])
+    assert not module[2].weight.equal(before[2])
+    assert all(value.equal(memory[name]) for name, value in optimizer.tensors().items() if ".0." in name)
+    module[0].requires_grad_(True)
+    advance(3)
+    assert not module[0].weight.equal(before[0])
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_an_average_has_the_relative_length_it_is_named_after(length):
     """The weight of each step in the average, found by averaging the unit vectors; its spread relative to the run."""
@@ -109,7 +146,7 @@ def test_the_first_update_forgets_the_untrained_weights():
 
 def test_looking_at_the_averaged_module_does_not_touch_training():
     module = network()
-    state = State(module, Optim(), None)
+    state = State(module, Optim(), None, span=whole)
     for number in range(1, 4):
         loss = loss_of(module, number)
         loss.backward()
@@ -125,7 +162,7 @@ def test_looking_at_the_averaged_module_does_not_touch_training():
 
 
 def test_a_checksum_sees_a_single_bit():
-    one, two = State(network(), Optim(), None), State(network(), Optim(), None)
+    one, two = State(network(), Optim(), None, span=whole), State(network(), Optim(), None, span=whole)
     assert one.checksum().equal(two.checksum())
     with torch.no_grad():
         two.module[0].weight.view(torch.int32)[0, 0] ^= 1

@@ -1,0 +1,79 @@
+"""Whether what is asked of an autoencoder can be asked of it: everything that two sections of a config must agree on."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.autoencoder.settings import Stage
+from ldm.corruption import Mask, misfit
+from ldm.errors import ConfigError
+
+
+def refuse_misfits(autoencoder: Any, settings: ObjectiveSettings, classes: int) -> None:
+    """Raise ConfigError, in one line, for the first thing that does not fit."""
+    image = autoencoder.described.get("image")
+    for problem in problems(autoencoder, settings, classes, tuple(image) if image else None):
+        raise ConfigError(problem)
+
+
+def problems(
+    autoencoder: Any, settings: ObjectiveSettings, classes: int, image: tuple[int, int, int] | None
+) -> Iterator[str]:
+    """What does not fit, in words; without an `image` shape, only what can be known without one."""
+    network, bottleneck = autoencoder.network, autoencoder.bottleneck
+    places = [("objective", Stage(corruption=settings.corruption))]
+    places += [(f"objective.stages.{number}", stage) for number, stage in enumerate(settings.stages)]
+    for name, stage in places:
+        corruption = stage.corruption
+        if image and corruption and stage.layer < 2 and (wrong := misfit(corruption, image[1:], network.factors)):
+            yield f"{name}.corruption.{wrong}"
+        if hasattr(network, "mask_token") and (wrong := unfit_mask(corruption, network.factors)):
+            yield f"{name}.corruption {wrong}"
+        if stage.layer and isinstance(corruption, Mask) and stage.layer > 1 and corruption.unit == "patch":
+            yield f"{name}.corruption.unit patch is for images, and layer {stage.layer} has none: use element"
+    if image and (latent := autoencoder.latent_shape(image[1:])) and settings.latent_corruption is not None:
+        if wrong := misfit(settings.latent_corruption, latent[1:], (1, 1)):
+            yield f"objective.latent_corruption.{wrong}"
+    for name, penalty in settings.penalties.chosen.items():
+        if wrong := penalty.misfit(autoencoder, classes):
+            yield f"objective.penalties.{name} {wrong}"
+    corruptions = [settings.corruption, *(stage.corruption for stage in settings.stages)]
+    if settings.emphasis is not None and not any(corruptions):
+        yield "objective.emphasis is for elements that a corruption touched, and objective.corruption is null"
+    if settings.target == "normalized-patches" and math.prod(network.factors) * network.image_channels < 2:
+        yield "objective.target normalized-patches needs patches of more than one value"
+    if settings.critic is not None and settings.critic.adaptive and not isinstance(network.last_layer, nn.Conv2d):
+        yield "objective.critic.adaptive needs a convolution that makes the image: set it to false"
+    if any(stage.layer for stage in settings.stages) and (settings.perceptual or settings.critic):
+        yield "objective.perceptual and .critic judge images, and a stage about one layer has none: leave them out"
+    if settings.equivariance is not None and (hasattr(network, "image") or hasattr(network, "mask_token")):
+        yield "objective.equivariance needs a convolutional network, which has a latent for a smaller image"
+    if image and copies(autoencoder, settings, image):
+        numbers = math.prod(autoencoder.latent_shape(image[1:]))
+        yield (
+            f"the code of {numbers} numbers holds all {math.prod(image)} of the image, so that copying is the best"
+            f" answer: give autoencoder.bottleneck.channels {bottleneck.channels} fewer, or a corruption or a penalty"
+        )
+
+
+def unfit_mask(corruption: Any, factors: tuple[int, int]) -> str | None:
+    """Why a vision transformer cannot leave out what this corruption hides, if it is a mask of patches."""
+    if not isinstance(corruption, Mask) or corruption.unit != "patch":
+        return None
+    if corruption.patch_sides(factors) != factors:
+        return f"hides patches of {corruption.patch}, and autoencoder.network.patch is {factors[0]}"
+    if isinstance(corruption.fraction, tuple) or corruption.whole:
+        return "must hide as many patches of every image: give one fraction, and no whole images"
+    return None
+
+
+def copies(autoencoder: Any, settings: ObjectiveSettings, image: tuple[int, int, int]) -> bool:
+    """Whether the identity would be the best that could be learned, and could be."""
+    bottleneck = autoencoder.bottleneck
+    numbers = math.prod(autoencoder.latent_shape(image[1:]))
+    held = getattr(bottleneck, "k", 0) or settings.corruption or settings.latent_corruption or settings.equivariance
+    held = held or settings.penalties.chosen or (bottleneck.is_distribution and settings.kl > 0)
+    return numbers >= math.prod(image) and not held and not settings.stages

@@ -1,0 +1,47 @@
+"""What an autoencoder makes of images that something was done to, as its training has it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.patches import patch_statistics
+from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.randomness import StepRandom
+from ldm.shapes import Images
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Images as the encoder saw them, and as they came back; both of the images' own size."""
+
+    corrupted: Images
+    images: Images
+
+
+@torch.no_grad()
+def restore(autoencoder: Autoencoder, settings: ObjectiveSettings, images: Images, random: StepRandom) -> Restored:
+    """The images through the corruption of the objective and back.
+
+    Where only touched elements were learned (emphasis 1), the others are taken from the image, and where patches were
+    asked for with mean 0 and variance 1, theirs are put back: what is shown is what the training was about.
+    """
+    if settings.corruption is None:
+        return Restored(images, as_images(autoencoder, settings, autoencoder.reconstruct(images), images))
+    corrupted = settings.corruption(images, random, name="input", patch=autoencoder.network.factors)
+    height, width = images.shape[-2:]
+    latents = autoencoder.encode(corrupted.values, corrupted.hidden).mode()
+    again = autoencoder.decode(latents, corrupted.hidden)[..., :height, :width]
+    again = as_images(autoencoder, settings, again, images)
+    if settings.emphasis == 1 and corrupted.touched is not None:
+        again = torch.where(corrupted.touched, again, images)
+    return Restored(corrupted.values, again)
+
+
+def as_images(autoencoder: Autoencoder, settings: ObjectiveSettings, decoded: Tensor, images: Images) -> Images:
+    """What was decoded, with the mean and variance of the images' own patches where it was to have none."""
+    if settings.target != "normalized-patches":
+        return decoded
+    mean, std = patch_statistics(images, autoencoder.network.factors)
+    return decoded * std + mean

@@ -1,0 +1,37 @@
+"""What is said of a code at every step: how wide it is and, of a sparse one, how sparse."""
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.bottleneck import Sparse
+from ldm.autoencoder.penalty import Encoded
+
+
+@torch.no_grad()
+def code_figures(encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
+    """The standard deviation of the latents, and of their narrowest and widest channel; more of a sparse code.
+
+    l0: units above 0 at a position, on average. dead_share: of the units, those that have not been above 0 for long.
+    explained_variance: 1 - ‖image - reconstruction‖² / ‖image - mean image‖². shrinkage: E‖x'‖² / E[x' · x] around the
+    mean image, 1 where reconstructions x' are as large as they should be, and less where they shrink (Rajamanoharan et
+    al. 2024); shown up to 10.
+    """
+    code, bottleneck = encoded.code.detach(), encoded.autoencoder.bottleneck
+    spread = latents.detach().transpose(0, 1).flatten(1).std(1, correction=0)
+    figures = {
+        "latent_std": latents.detach().std(correction=0),
+        "latent_std_min": spread.min(),
+        "latent_std_max": spread.max(),
+    }
+    if not isinstance(bottleneck, Sparse) or code.shape[1] != bottleneck.channels:
+        return figures
+    bottleneck.remember(code, encoded.random.step)
+    mean = encoded.images.mean(0)
+    images, again = encoded.images - mean, encoded.reconstruction.detach() - mean
+    tiny = 1e-12
+    return figures | {
+        "l0": (code > 0).to(code.dtype).sum(1).mean(),
+        "dead_share": bottleneck.is_dead(encoded.random.step).to(code.dtype).mean(),
+        "explained_variance": 1 - (images - again).square().sum() / images.square().sum().clamp_min(tiny),
+        "shrinkage": (again.square().sum() / (again * images).sum().clamp_min(tiny)).clamp(max=10.0),
+    }

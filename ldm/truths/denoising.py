@@ -1,0 +1,141 @@
+"""A linear denoising autoencoder is the best linear estimate of the clean image, and never the identity, however wide
+its code (Vincent et al. 2010; the Wiener filter, where the noise is Gaussian).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.settings import Autoencoder, Identity, LinearNetwork, Objective
+from ldm.corruption import Corruption, Gaussian, Mask, SaltAndPepper
+from ldm.randomness import StepRandom
+from ldm.truths.figure import Figure, at_least, at_most
+from ldm.truths.known_data import covariance, gaussian
+from ldm.truths.training import as_images, as_vectors, labelled, objective_of, reproducible, train
+
+SIGMA, HIDDEN, FLIPPED = 0.7, 0.4, 0.3
+
+
+def figures(*, small: bool = False) -> Iterator[Figure]:
+    """Three corruptions against their closed forms, and what each does to its images."""
+    yield from of_gaussian(small=small)
+    yield from of_mask(small=small)
+    yield from of_salt_and_pepper(small=small)
+    yield from of_what_is_touched(small=small)
+
+
+@reproducible("truth denoising gaussian")
+def of_gaussian(*, small: bool) -> list[Figure]:
+    """C (C + σ² I)⁻¹."""
+    vectors = spread_out(small)
+    known = filtered(covariance(vectors), covariance(vectors) + SIGMA**2 * torch.eye(vectors.shape[1]))
+    return compared("gaussian", Gaussian(sigma=SIGMA), vectors, known, small)
+
+
+@reproducible("truth denoising mask")
+def of_mask(*, small: bool) -> list[Figure]:
+    """q C (q² C + q (1 - q) diag C)⁻¹ of centred data, where q is the share that is kept."""
+    vectors, kept = spread_out(small), 1 - HIDDEN
+    c = covariance(vectors)
+    known = filtered(kept * c, kept**2 * c + kept * (1 - kept) * c.diag().diag())
+    return compared("mask", Mask(unit="element", fraction=HIDDEN), vectors, known, small)
+
+
+@reproducible("truth denoising salt and pepper")
+def of_salt_and_pepper(*, small: bool) -> list[Figure]:
+    """Of numbers in [0, 1] each becomes 0 or 1 with probability p / 2: with q = 1 - p the corrupted mean is q μ + p / 2,
+    and E[x̃x̃ᵀ] is q² E[xᵢxⱼ] + q (p / 2) (μᵢ + μⱼ) + p² / 4 off the diagonal, q E[xᵢ²] + p / 2 on it.
+    """
+    vectors, p, q = torch.sigmoid(2 * spread_out(small)), FLIPPED, 1 - FLIPPED
+    mean, products = vectors.mean(0), vectors.T @ vectors / len(vectors)
+    second = q**2 * products + q * (p / 2) * (mean[:, None] + mean) + p**2 / 4
+    second = second - second.diag().diag() + (q * products.diag() + p / 2).diag()
+    corrupted = q * mean + p / 2
+    known = filtered(q * covariance(vectors), second - torch.outer(corrupted, corrupted))
+    return compared("salt and pepper", SaltAndPepper(probability=p, low=0.0, high=1.0), vectors, known, small)
+
+
+@reproducible("truth denoising touched")
+def of_what_is_touched(*, small: bool) -> Iterator[Figure] | list[Figure]:
+    """The stated share of elements, within what chance allows; the others, and the target, are left alone."""
+    images, found = as_images(spread_out(small).repeat(4, 1).clamp(-0.9, 0.9)), []
+    for name, corruption, share in (
+        ("mask", Mask(unit="element", fraction=HIDDEN), HIDDEN),
+        ("salt and pepper", SaltAndPepper(probability=FLIPPED), FLIPPED),
+    ):
+        corrupted = corruption(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1))
+        differs = corrupted.values != images
+        deviation = (share * (1 - share) / images.numel()) ** 0.5
+        found += [
+            at_most(f"{name}: share touched, standard deviations off", abs(rate(differs) - share) / deviation, 4),
+            at_most(f"{name}: touched and not told, or told and not touched", rate(differs != corrupted.touched), 0),
+        ]
+    corrupted = SaltAndPepper(probability=FLIPPED)(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1))
+    salt, pepper = rate(corrupted.values == 1), rate(corrupted.values == -1)
+    deviation = (FLIPPED / images.numel()) ** 0.5
+    noise = Gaussian(sigma=SIGMA)(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1)).values - images
+    return [
+        *found,
+        at_most("salt less pepper, standard deviations off", abs(salt - pepper) / deviation, 4),
+        at_most(
+            "gaussian: variance, standard deviations off",
+            abs(float(noise.square().mean()) / SIGMA**2 - 1) / (2 / images.numel()) ** 0.5,
+            4,
+        ),
+        at_most("the target against the clean image, largest difference", of_target(images), 0),
+    ]
+
+
+def of_target(images: Tensor) -> float:
+    """How far what the objective asks for is from the images, when the encoder sees corrupted ones."""
+    objective = linear(Gaussian(sigma=SIGMA), images, steps=1)
+    losses = objective(labelled(images), StepRandom(0, 0, len(images)))
+    return float((losses.outputs["images"] - images).abs().max())
+
+
+def spread_out(small: bool) -> Tensor:
+    """Centred Gaussian vectors whose variances fall from 2 to a small fraction of it."""
+    size = 6 if small else 16
+    return gaussian(512 if small else 2048, 2 * (0.6 if small else 0.8) ** torch.arange(size).double(), "denoising")[0]
+
+
+def filtered(cross: Tensor, corrupted: Tensor) -> Tensor:
+    """Cov(x, x̃) Cov(x̃)⁻¹, the matrix of the best linear estimate of x."""
+    return torch.linalg.solve(corrupted, cross, left=False)
+
+
+def linear(corruption: Corruption, images: Tensor, *, steps: int) -> ReconstructionObjective:
+    """A linear autoencoder with a code of twice the size of its images."""
+    return objective_of(
+        Autoencoder(network=LinearNetwork(), bottleneck=Identity(channels=2 * images[0].numel())),
+        Objective(distance="mse", corruption=corruption),
+        image=tuple(images.shape[1:]),
+        steps=steps,
+    )
+
+
+def compared(name: str, corruption: Corruption, vectors: Tensor, known: Tensor, small: bool) -> list[Figure]:
+    """The matrix from image to reconstruction after training, against the one that is `known`."""
+    objective = linear(corruption, as_images(vectors), steps=500 if small else 2000)
+    train(objective, as_images(vectors), lr=1e-2)
+    identity = torch.eye(len(known))
+    with torch.no_grad():
+        origin, *columns = as_vectors(
+            objective.autoencoder.reconstruct(as_images(torch.cat([0 * identity[:1], identity])))
+        )
+    matrix = torch.stack(columns, 1) - origin[:, None]
+    # The noise of the last steps is averaged over fewer images in miniature.
+    bound = 0.05 if small else 0.02
+    return [
+        at_most(
+            f"{name}: matrix against its closed form, relative error", (matrix - known).norm() / known.norm(), bound
+        ),
+        at_least(f"{name}: distance to the identity, relative", (matrix - identity).norm() / identity.norm(), 0.3),
+    ]
+
+
+def rate(happened: Tensor) -> float:
+    """The share of true values."""
+    return float(happened.double().mean())

@@ -1,0 +1,112 @@
+"""A linear variational autoencoder whose decoder has a fixed variance s² is probabilistic PCA (Tipping and Bishop 1999;
+Lucas et al. 2019): a direction of the data with variance λ > s² has one latent with posterior variance s²/λ, and the
+latents that are left over collapse.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.bottleneck import Posterior
+from ldm.autoencoder.model import Autoencoder as Model
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.settings import Autoencoder, Gaussian, LinearNetwork, Objective
+from ldm.autoencoder.statistics import Statistics
+from ldm.randomness import StepRandom, generator
+from ldm.truths.figure import Figure, at_least, at_most
+from ldm.truths.known_data import gaussian
+from ldm.truths.training import as_images, labelled, objective_of, reproducible, train
+
+NOISE = 0.5  # s²
+
+
+def figures(*, small: bool = False) -> Iterator[Figure]:
+    """The KL of any posterior, and all of probabilistic PCA."""
+    yield from of_kl(small=small)
+    yield from of_probabilistic_pca(small=small)
+
+
+@reproducible("truth variational kl")
+def of_kl(*, small: bool) -> list[Figure]:
+    """The formula against the mean of log q(z) − log p(z) over samples, and 0 for the prior itself."""
+    count = 20_000 if small else 200_000
+    random = generator(0, "truth variational posteriors")
+    mean, logvar = torch.randn(2, 8, 4, 1, 1, generator=random).unbind()
+    posterior = Posterior(mean, logvar)
+    many = Posterior(mean.repeat(count, 1, 1, 1), logvar.repeat(count, 1, 1, 1))
+    samples = many.sample(random)
+    ratio = 0.5 * (samples.square() - (samples - many.mean).square() / many.logvar.exp() - many.logvar).flatten(1).sum(1)
+    ratio = ratio.view(count, 8)
+    deviations = (ratio.mean(0) - posterior.kl()).abs() / (ratio.std(0) / count**0.5)
+    prior = Posterior(torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 1))
+    wide = Posterior(*(3 * torch.randn(2, 4096, 4, 1, 1, generator=random)).unbind())
+    return [
+        at_most("KL against a Monte-Carlo estimate, standard errors off", deviations.max(), 4),
+        at_least("smallest KL of 4096 posteriors", wide.kl().min(), 0),
+        at_most("KL of the prior, absolute", prior.kl().abs(), 0),
+    ]
+
+
+@reproducible("truth variational ppca")
+def of_probabilistic_pca(*, small: bool) -> list[Figure]:
+    """With more latents than directions above the noise, so that some must collapse."""
+    size, code, steps = (6, 3, 600) if small else (16, 8, 4000)
+    variances = 4 * (0.3 if small else 0.65) ** torch.arange(size).double()
+    images = as_images(gaussian(512 if small else 1024, variances, "variational", mean=0.3)[0])
+    objective = objective_of(
+        Autoencoder(network=LinearNetwork(), bottleneck=Gaussian(channels=code)),
+        Objective(distance="gaussian", kl=1.0),
+        image=(1, 1, size),
+        steps=steps,
+    )
+    with torch.no_grad():
+        objective.autoencoder.output_logvar.fill_(math.log(NOISE))
+    objective.autoencoder.output_logvar.requires_grad_(False)
+    train(objective, images, lr=2e-2)
+    with torch.no_grad():
+        posterior = objective.autoencoder.encode(images)
+        gap = negative_elbo(objective, images) - negative_log_likelihood(variances, code)
+    found, per_latent = posterior.logvar.exp().flatten(1), Posterior.kl
+    latents = [Posterior(posterior.mean[:, [each]], posterior.logvar[:, [each]]) for each in range(code)]
+    collapsed = sum(float(per_latent(each).mean()) < 0.01 for each in latents)
+    known = (NOISE / variances[:code]).clamp(max=1)
+    # Noise of the training steps is averaged over fewer of them in miniature.
+    slack = 3 if small else 1
+    return [
+        at_most(f"variances of {code} latents against s²/λ, relative error", (found.mean(0).sort().values / known - 1).abs().max(), 0.03 * slack),
+        at_most("their spread over the images, relative", (found.std(0) / found.mean(0)).max(), 0.03 * slack),
+        at_most(f"collapsed latents, {int((variances[:code] <= NOISE).sum())} by the formula: difference", abs(collapsed - int((variances[:code] <= NOISE).sum())), 0),
+        at_most("-ELBO less -log p, nats per image", abs(gap), 0.02 * slack),
+        *of_statistics(objective.autoencoder, images),
+    ]
+
+
+def negative_elbo(objective: ReconstructionObjective, images: Tensor) -> float:
+    """The objective in nats per image, averaged over enough draws of the latents for its third decimal."""
+    losses = [objective(labelled(images), StepRandom(1, step, len(images))).total for step in range(400)]
+    return float(torch.stack(losses).mean()) * images[0].numel()
+
+
+def negative_log_likelihood(variances: Tensor, code: int) -> float:
+    """Of Gaussian data with these variances, on average, under its best model W Wᵀ + s² I with `code` columns in W."""
+    model = torch.cat([variances[:code].clamp(min=NOISE), torch.full_like(variances[code:], NOISE)])
+    return float(0.5 * (math.log(2 * math.pi) + model.log() + variances / model).sum())
+
+
+@torch.no_grad()
+def of_statistics(autoencoder: Model, images: Tensor) -> list[Figure]:
+    """After `standardize` samples of the latents of the training set have mean 0 and standard deviation 1."""
+    statistics = Statistics()
+    statistics.add(autoencoder.encode(images))
+    before = autoencoder.reconstruct(images)
+    autoencoder.standardize(statistics.mean, statistics.std)
+    posterior, random = autoencoder.encode(images), generator(0, "truth variational standardized")
+    samples = torch.cat([posterior.sample(random) for _ in range(50)])
+    change = (autoencoder.reconstruct(images) - before).abs().max()
+    return [
+        at_most("standardized latents: mean, largest of a channel", samples.mean((0, 2, 3)).abs().max(), 0.02),
+        at_most("standardized latents: standard deviation, furthest from 1", (samples.std((0, 2, 3)) - 1).abs().max(), 0.02),
+        at_most("standardizing: largest change of a reconstruction", change, 1e-12),
+    ]

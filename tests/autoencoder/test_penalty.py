@@ -1,0 +1,487 @@
+"""Each penalty is what its paper says, and its gradient reaches what it should and nothing else."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, kl_divergence
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ldm import checkpoint
+from ldm.autoencoder.bottleneck import BOTTLENECKS
+from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.penalty import L1, Classification, Contraction, Decay, Penalties, Rate, Revival, bernoulli_kl
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import (
+    Gaussian,
+    Identity,
+    KLNetwork,
+    LinearNetwork,
+    MLPNetwork,
+    Sparse,
+    TinyNetwork,
+    ViTNetwork,
+)
+from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.corruption import Mask
+from ldm.data.batches import ImageBatch
+from ldm.errors import ConfigError
+from ldm.losses import Losses
+from ldm.randomness import StepRandom
+from tests.conftest import ROOT, forked, metrics, script, together
+from tests.test_corruption import as_typed, copied, miniature
+from tests.test_distributed import in_float64
+
+MLP = MLPNetwork(widths=(10,), activation="tanh")
+KL = KLNetwork(widths=(4, 8), norm_groups=2)  # with attention in the middle
+TINY = TinyNetwork(width=4, levels=1, blocks=1)
+VIT = ViTNetwork(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+NETWORKS = pytest.mark.parametrize("network", [LinearNetwork(), MLP, KL, TINY, VIT], ids=lambda each: each.kind)
+
+
+def of(
+    network: Any, bottleneck: Any, *, size: int = 4, classes: int = 0, seed: int = 0, **objective: Any
+) -> tuple[ReconstructionObjective, ImageBatch]:
+    """An objective in double precision, of penalties and other settings, and a batch."""
+    torch.manual_seed(seed)
+    settings = AutoencoderSettings(network=network, bottleneck=bottleneck)
+    autoencoder = build(settings, image=(2, size, size), classes=classes).double()
+    names = {name: objective.pop(name) for name in list(objective) if name in Penalties.__dataclass_fields__}
+    found = ReconstructionObjective(
+        autoencoder, ObjectiveSettings(penalties=Penalties(**names), **objective), classes=classes
+    )
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(6, 2, size, size, generator=generator, dtype=torch.float64) * 2 - 1
+    return found, ImageBatch(images, torch.arange(6) % max(classes, 1))
+
+
+def losses(objective: ReconstructionObjective, batch: ImageBatch, step: int = 0) -> Losses:
+    found: Losses = objective(batch, StepRandom(0, step, len(batch.images)))
+    return found
+
+
+def reached(objective: ReconstructionObjective, term: Tensor) -> set[str]:
+    """The parameters of the autoencoder that a term alone has a gradient for."""
+    objective.zero_grad()
+    term.backward()
+    named = objective.autoencoder.named_parameters()
+    return {name for name, each in named if each.grad is not None and bool((each.grad != 0).any())}
+
+
+def encoder_of(objective: ReconstructionObjective) -> set[str]:
+    sides = ("network.encoder.", "network.quant_conv.")
+    return {name for name, _ in objective.autoencoder.named_parameters() if name.startswith(sides)}
+
+
+# ---- what each is
+
+
+@pytest.mark.parametrize("wanted", [0.01, 0.05, 0.5, 0.9])
+def test_the_kl_of_rates_is_that_of_two_bernoulli_distributions(wanted):
+    rates = torch.linspace(0.001, 0.999, 50, dtype=torch.float64)
+    expected = kl_divergence(Bernoulli(torch.tensor(wanted, dtype=torch.float64)), Bernoulli(rates))
+    torch.testing.assert_close(bernoulli_kl(wanted, rates), expected, rtol=1e-6, atol=1e-12)
+    assert bernoulli_kl(wanted, torch.tensor([wanted]).double()).abs() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_unit_that_never_or_always_fires_has_a_finite_kl(dtype):
+    rates = torch.tensor([0.0, 1.0], dtype=dtype)
+    assert bool(bernoulli_kl(0.05, rates).isfinite().all()) and bool((bernoulli_kl(0.05, rates) > 0.5).all())
+
+
+@NETWORKS
+def test_l1_is_the_sum_over_the_code_per_image_value(network):
+    objective, batch = of(network, Identity(channels=3), l1=L1(weight=0.7))
+    code = objective.autoencoder.encode(batch.images).mean
+    expected = 0.7 * code.abs().flatten(1).sum(1).mean() / batch.images[0].numel()
+    torch.testing.assert_close(losses(objective, batch).terms["l1"], expected, rtol=1e-9, atol=0)
+
+
+@NETWORKS
+def test_the_rate_of_a_unit_is_its_mean_over_batch_and_positions(network):
+    objective, batch = of(network, Sparse(channels=5, activation="sigmoid"), rate=Rate(weight=2.0, rate=0.1))
+    code = objective.autoencoder.encode(batch.images).mean
+    rates = Bernoulli(code.transpose(0, 1).flatten(1).mean(1))
+    expected = (
+        2 * kl_divergence(Bernoulli(torch.tensor(0.1, dtype=torch.float64)), rates).sum() / batch.images[0].numel()
+    )
+    torch.testing.assert_close(losses(objective, batch).terms["rate"], expected, rtol=1e-6, atol=0)
+
+
+@NETWORKS
+def test_decay_is_the_sum_of_squares_of_all_matrices_and_of_no_bias(network):
+    objective, batch = of(network, Identity(channels=3), decay=Decay(weight=0.01))
+    parameters = dict(objective.autoencoder.network.named_parameters())
+    matrices = {name: each for name, each in parameters.items() if each.ndim > 1}
+    term = losses(objective, batch).terms["decay"]
+    expected = 0.01 * sum(float(each.detach().square().sum()) for each in matrices.values())
+    assert term.item() == pytest.approx(expected, rel=1e-9)
+    assert reached(objective, term) == {f"network.{name}" for name in matrices}
+    for each in matrices.values():
+        torch.testing.assert_close(each.grad, 0.02 * each.detach(), rtol=1e-9, atol=0)
+
+
+def test_classification_is_the_cross_entropy_of_a_linear_layer_on_the_mean_code():
+    for network in (MLP, KL, VIT):
+        objective, batch = of(network, Identity(channels=3), classes=4, classification=Classification(weight=0.3))
+        head = objective.autoencoder.head
+        logits = objective.autoencoder.encode(batch.images).mean.mean((2, 3)) @ head.weight.T + head.bias
+        expected = -0.3 * logits.log_softmax(1)[torch.arange(6), batch.labels].mean()
+        torch.testing.assert_close(losses(objective, batch).terms["classification"], expected, rtol=1e-9, atol=0)
+
+
+def test_the_total_is_the_sum_of_the_distance_and_all_penalties():
+    sparse = Sparse(channels=5, activation="sigmoid")
+    penalties = {"l1": L1(), "rate": Rate(), "contraction": Contraction(), "decay": Decay(), "revival": Revival()}
+    objective, batch = of(MLP, sparse, classes=2, classification=Classification(), distance="mse", **penalties)
+    found = losses(objective, batch)
+    expected = sum(found.terms[name] for name in (*penalties, "classification", "mse"))
+    torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
+
+
+# ---- whom each teaches
+
+
+@NETWORKS
+@pytest.mark.parametrize("name", ["l1", "rate", "contraction"])
+def test_what_is_asked_of_the_code_reaches_all_of_the_encoder_and_nothing_of_the_decoder(network, name):
+    sparse = Sparse(channels=5, activation="sigmoid")
+    penalty = {"l1": L1(), "rate": Rate(), "contraction": Contraction()}[name]
+    objective, batch = of(network, sparse if name == "rate" else Identity(channels=3), **{name: penalty})
+    found, expected = reached(objective, losses(objective, batch).terms[name]), encoder_of(objective)
+    if name == "contraction":  # of an affine or normalized map, some biases move no derivative
+        expected = {each for each in expected if not each.endswith("bias")}
+        found = {each for each in found if not each.endswith("bias")}
+    assert found == expected
+
+
+def test_classification_teaches_head_and_encoder_and_nothing_of_the_decoder():
+    objective, batch = of(MLP, Identity(channels=3), classes=3, classification=Classification())
+    found = reached(objective, losses(objective, batch).terms["classification"])
+    assert found == encoder_of(objective) | {"head.weight", "head.bias"}
+
+
+@NETWORKS
+def test_a_penalty_leaves_the_distance_as_it_was(network):
+    with_penalty, batch = of(network, Identity(channels=3), l1=L1(), contraction=Contraction(), distance="mse")
+    without, _ = of(network, Identity(channels=3), distance="mse")
+    found, plain = losses(with_penalty, batch), losses(without, batch)
+    torch.testing.assert_close(found.terms["mse"], plain.terms["mse"], rtol=1e-12, atol=0)
+    assert "l1" not in plain.terms
+
+
+# ---- contraction
+
+
+def exact(objective: ReconstructionObjective, images: Tensor) -> Tensor:
+    """‖J‖² of the standardized code per element of it, from the Jacobian formed in full, the mean over the images."""
+    encode = lambda pixels: objective.autoencoder.encode(pixels[None]).mean[0]  # noqa: E731
+    with sdpa_kernel(SDPBackend.MATH):
+        code = objective.autoencoder.encode(images).mean
+        jacobians = torch.stack([torch.func.jacrev(encode)(image) for image in images])  # n c h w C H W
+    std = code.transpose(0, 1).flatten(1).std(1, correction=0).view(1, -1, 1, 1)
+    squares = jacobians.square().sum((4, 5, 6)) / std.square()
+    return (squares.flatten(1).sum(1) / code[0].numel()).mean()
+
+
+@NETWORKS
+@pytest.mark.parametrize("bottleneck", [Identity(channels=3), Gaussian(channels=3)], ids=lambda each: each.kind)
+def test_without_probes_the_contraction_is_the_jacobian_formed_in_full(network, bottleneck):
+    objective, batch = of(network, bottleneck, contraction=Contraction(weight=0.5, probes=0))
+    found = losses(objective, batch).terms["contraction"]
+    torch.testing.assert_close(found, 0.5 * exact(objective, batch.images), rtol=1e-6, atol=0)
+
+
+def test_the_contraction_of_one_sigmoid_layer_is_that_of_the_paper():
+    """Rifai et al. 2011, equation 9, each row over the standard deviation of its unit."""
+    objective, batch = of(
+        LinearNetwork(), Sparse(channels=5, activation="sigmoid"), contraction=Contraction(weight=1.0, probes=0)
+    )
+    code = objective.autoencoder.encode(batch.images).mean.flatten(1)
+    rows = objective.autoencoder.network.encoder[0].weight.square().sum(1)
+    slope = (code * (1 - code)).square() / code.var(0, correction=0)
+    expected = (slope * rows).sum(1).mean() / 5
+    torch.testing.assert_close(losses(objective, batch).terms["contraction"], expected, rtol=1e-9, atol=0)
+
+
+@NETWORKS
+def test_random_probes_are_right_on_average_and_for_any_number_of_them(network):
+    objective, batch = of(network, Identity(channels=3), contraction=Contraction(weight=1.0, probes=1))
+    expected = exact(objective, batch.images).item()
+    found = torch.tensor([losses(objective, batch, step).terms["contraction"].item() for step in range(200)])
+    assert abs(found.mean() - expected) < 4 * found.std() / math.sqrt(200) + 1e-9
+    many, _ = of(network, Identity(channels=3), contraction=Contraction(weight=1.0, probes=64))
+    estimates = [losses(many, batch, step).terms["contraction"].item() for step in range(6)]
+    assert sum(estimates) / 6 == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("network", [LinearNetwork(), MLP, TINY, VIT], ids=lambda each: each.kind)
+def test_scaling_the_code_down_for_the_decoder_to_undo_gains_nothing(network):
+    objective, batch = of(network, Identity(channels=3), contraction=Contraction(probes=3), distance="mse")
+    before = losses(objective, batch)
+    network_of, scale = objective.autoencoder.network, 1e-3
+    with torch.no_grad():
+        if network.kind == "vit":
+            last: Any = network_of.encoder["code"]
+        else:
+            last = network_of.encoder[-1]
+        last.weight *= scale
+        last.bias *= scale
+        network_of.first_decoding.mul_(1 / scale)
+    after = losses(objective, batch)
+    for name in ("mse", "contraction"):
+        torch.testing.assert_close(after.terms[name], before.terms[name], rtol=1e-6, atol=0)
+
+
+@NETWORKS
+def test_the_gradient_of_the_contraction_is_the_derivative_of_its_value(network):
+    """By finite differences, with attention too."""
+    objective, batch = of(network, Identity(channels=3), contraction=Contraction(weight=1.0, probes=2))
+    objective.zero_grad()
+    losses(objective, batch).terms["contraction"].backward()
+    parameters = [each for each in objective.autoencoder.parameters() if each.grad is not None]
+    directions = [torch.randn(each.shape, dtype=torch.float64) for each in parameters]
+    slope = sum((each.grad * way).sum() for each, way in zip(parameters, directions, strict=True))
+    values, width = [], 1e-6
+    for sign in (1, -1):
+        with torch.no_grad():
+            for each, way in zip(parameters, directions, strict=True):
+                each += sign * width * way
+        values.append(losses(objective, batch).terms["contraction"].detach())
+        with torch.no_grad():
+            for each, way in zip(parameters, directions, strict=True):
+                each -= sign * width * way
+    torch.testing.assert_close((values[0] - values[1]) / (2 * width), slope, rtol=1e-4, atol=1e-7)
+
+
+def test_the_contraction_works_with_hidden_patches_and_sees_no_further():
+    objective, batch = of(VIT, Identity(channels=3), corruption=Mask(fraction=0.5), contraction=Contraction(probes=0))
+    found = losses(objective, batch)
+    found.total.backward()
+    assert bool(found.total.isfinite())
+    assert all(bool(p.grad.isfinite().all()) for p in objective.autoencoder.parameters() if p.grad is not None)
+
+
+class Foreign(nn.Module):
+    """A network with one module more than is good for a Jacobian."""
+
+    factors, image_channels = (1, 1), 2
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(2, 3, 1), module)
+        self.decoder = self.last_layer = nn.Conv2d(3, 2, 1)
+
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        return self.encoder(images)
+
+    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
+        return self.decoder(latents)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (nn.BatchNorm2d(3), "batch norm"),
+        (nn.SyncBatchNorm(3), "batch norm"),
+        (nn.Dropout(0.1), "dropout"),
+        (nn.Dropout2d(0.1), "dropout"),
+        (nn.AlphaDropout(0.1), "dropout"),
+        (nn.GroupNorm(1, 3), None),
+        (nn.Dropout(0.0), None),
+    ],
+)
+def test_a_network_that_has_no_jacobian_of_one_image_is_refused(module, says):
+    autoencoder = Autoencoder(Foreign(module), BOTTLENECKS[Identity](Identity(channels=3)))
+    settings = ObjectiveSettings(penalties=Penalties(contraction=Contraction()))
+    if says is None:
+        ReconstructionObjective(autoencoder, settings)
+        return
+    with pytest.raises(ConfigError, match=rf"^objective\.penalties\.contraction .*{says}.*$") as refused:
+        ReconstructionObjective(autoencoder, settings)
+    assert "\n" not in str(refused.value)
+
+
+# ---- revival
+
+
+def with_dead(dead: list[int], *, units: int = 32) -> tuple[ReconstructionObjective, ImageBatch]:
+    """A sparse autoencoder whose units all fire, after a long time in which these have not."""
+    bottleneck = Sparse(channels=6, k=2, patience=10)
+    objective, batch = of(LinearNetwork(), bottleneck, revival=Revival(weight=1.0, units=units), distance="mse")
+    objective.autoencoder.network.encoder[0].bias.data += 3.0
+    objective.autoencoder.bottleneck.fired.fill_(99)
+    objective.autoencoder.bottleneck.fired[dead] = 0
+    return objective, batch
+
+
+def test_only_dead_units_are_revived():
+    objective, batch = with_dead([1, 4])
+    term = losses(objective, batch, step=100).terms["revival"]
+    assert reached(objective, term) == {
+        "network.encoder.0.weight",
+        "network.encoder.0.bias",
+        "network.decoder.0.weight",
+    }
+    network = objective.autoencoder.network
+    of_units = (network.encoder[0].weight.grad != 0).any(1)
+    of_columns = (network.decoder[0].weight.grad.abs() > 1e-12).any(0)
+    assert of_units.nonzero().flatten().tolist() == of_columns.nonzero().flatten().tolist() == [1, 4]
+
+
+def test_where_none_is_dead_revival_teaches_nobody_anything():
+    objective, batch = with_dead([])
+    term = losses(objective, batch, step=100).terms["revival"]
+    assert not reached(objective, term)
+
+
+def test_where_none_is_dead_revival_costs_nothing():
+    objective, batch = with_dead([])
+    assert losses(objective, batch, step=100).terms["revival"] == 0
+
+
+def test_revival_is_the_error_of_the_rest_over_its_own_square():
+    objective, batch = with_dead([0, 3, 5], units=2)
+    found = losses(objective, batch, step=100)
+    network = objective.autoencoder.network
+    values = network.encode(batch.images).flatten(1).relu()
+    kept = torch.zeros_like(values)
+    for row, image in enumerate(values):
+        for unit in sorted([0, 3, 5], key=lambda unit: -image[unit])[:2]:
+            kept[row, unit] = image[unit]
+    columns = network.decoder[0].weight / network.decoder[0].weight.norm(dim=0)
+    rest = (batch.images - found.outputs["reconstruction"]).flatten(1)
+    expected = (rest - kept @ columns.T).square().mean() / rest.square().mean()
+    torch.testing.assert_close(found.terms["revival"], expected, rtol=1e-9, atol=0)
+
+
+def test_revival_brings_a_dead_unit_back():
+    """Adam on the whole loss: without the penalty, a unit that no image reaches stays dead."""
+    dead = {}
+    for name, penalties in (("with", {"revival": Revival(weight=1.0)}), ("without", {})):
+        objective, batch = of(LinearNetwork(), Sparse(channels=6, k=2, patience=5), distance="mse", **penalties)
+        network = objective.autoencoder.network
+        network.encoder[0].bias.data[0] = 0.3
+        network.encoder[0].bias.data[1:] += 1.0
+        objective.autoencoder.bottleneck.fired.fill_(0)
+        optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
+        for step in range(1, 60):
+            optimizer.zero_grad()
+            losses(objective, batch, step).total.backward()
+            optimizer.step()
+        dead[name] = losses(objective, batch, 60).terms["dead_share"].item()
+    assert dead["with"] <= dead["without"], dead
+
+
+# ---- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "penalty", "says"),
+    [
+        (Identity(channels=3), {"rate": Rate()}, "objective.penalties.rate needs autoencoder.bottleneck.kind sparse"),
+        (Sparse(channels=5), {"rate": Rate()}, "activation sigmoid"),
+        (Gaussian(channels=3), {"rate": Rate()}, "activation sigmoid"),
+        (Identity(channels=3), {"revival": Revival()}, "objective.penalties.revival needs"),
+        (Gaussian(channels=3), {"revival": Revival()}, "kind sparse"),
+        (Identity(channels=3), {"classification": Classification()}, "at least two classes"),
+    ],
+)
+def test_a_penalty_that_does_not_fit_is_refused_in_one_line_with_its_name(bottleneck, penalty, says):
+    with pytest.raises(ConfigError) as refused:
+        of(MLP, bottleneck, **penalty)
+    message = str(refused.value)
+    assert says in message and "\n" not in message and message.startswith(f"objective.penalties.{next(iter(penalty))} ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((kind, {"weight": w}) for kind in (L1, Rate, Contraction, Revival, Decay, Classification) for w in (0, -1.0)),
+        *((L1, {"weight": weight}) for weight in (math.nan, math.inf)),
+        *((Rate, {"rate": rate}) for rate in (0.0, 1.0, -0.1, 1.1, math.nan)),
+        (Contraction, {"probes": -1}),
+        *((Revival, {"units": units}) for units in (0, -1)),
+    ],
+)
+def test_a_setting_without_a_meaning_is_refused_by_name(kind, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))) as refused:
+        kind(**wrong)
+    assert "\n" not in str(refused.value)
+
+
+# ---- several processes
+
+
+ROWS = {
+    "rate": ("{kind: sparse, channels: 12, activation: sigmoid}", "{rate: {weight: 3}}"),
+    "contraction": ("{kind: identity, channels: 4}", "{contraction: {weight: 0.1}}"),
+    "revival": ("{kind: sparse, channels: 24, k: 2, patience: 1}", "{revival: {weight: 1}}"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_two_processes_equal_one_in_float64(name, shapes_folder: Path, tmp_path: Path):
+    bottleneck, penalties = ROWS[name]
+    file = tmp_path / "config.yaml"
+    file.write_text(f"""
+data: {{kind: folder, path: "{shapes_folder}", size: 8}}
+autoencoder: {{network: {{kind: mlp, widths: [16]}}, bottleneck: {bottleneck}}}
+objective: {{distance: mse, penalties: {penalties}}}
+optim: {{lr: 1e-2, warmup: 1, clip: 1e6}}
+run: {{steps: 12, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_every: 100, precision: fp32}}
+""")
+    one, two = (("train_vae", file, "--out", tmp_path / run) for run in ("one", "two"))
+    assert forked(in_float64(script(*one)))[1]().code == 0
+    outcomes = together([in_float64(script(*two))] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
+    for key, value in models[0].items():
+        torch.testing.assert_close(models[1][key], value, rtol=0, atol=1e-9)
+    terms = [[line[name] for line in metrics(tmp_path / run) if name in line] for run in ("one", "two")]
+    assert terms[0] == pytest.approx(terms[1], rel=1e-6) and len(terms[0]) == 12
+    assert name != "revival" or any(
+        "dead_share" in line and line["dead_share"] > 0 for line in metrics(tmp_path / "one")
+    )
+
+
+# ---- a new one
+
+
+NEW = '''
+@dataclass(frozen=True)
+class Flat(Penalty):
+    """The code has no mean."""
+
+    weight: float = 1.0  # of the squared mean of the code
+
+    def __call__(self, encoded: Encoded) -> "Tensor":
+        return encoded.code.mean().square()
+
+
+'''
+
+
+def test_adding_a_penalty_touches_one_file(shapes_folder, tmp_path):
+    folder = copied(tmp_path / "copy")
+    file, last = folder / "ldm" / "autoencoder" / "penalty.py", "    l1: L1 | None = None  # null: none\n"
+    text = file.read_text()
+    assert text.count(last) == 1 and "@dataclass(frozen=True)\nclass Penalties:" in text
+    text = text.replace(
+        "@dataclass(frozen=True)\nclass Penalties:", NEW.lstrip() + "@dataclass(frozen=True)\nclass Penalties:"
+    )
+    file.write_text(text.replace(last, last + "    flat: Flat | None = None  # null: none\n"))
+    flags = ("--objective.penalties.flat.weight", 1)
+    outcome = as_typed(folder, miniature(tmp_path, shapes_folder), *flags, "--out", tmp_path / "run")
+    assert outcome.returncode == 0, outcome.stderr
+    lines = [line for line in metrics(tmp_path / "run") if "lr" in line]
+    assert len(lines) == 2 and all(line["flat"] > 0 for line in lines)
+    assert "--objective.penalties.flat.weight" in as_typed(folder, "--help").stdout
+    assert "Flat" not in (ROOT / "ldm" / "autoencoder" / "penalty.py").read_text()

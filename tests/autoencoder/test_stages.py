@@ -1,0 +1,390 @@
+"""What a stage trains moves, what it leaves alone keeps its bytes, and a run of stages is a run like any other."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm import checkpoint
+from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.penalty import L1, Classification, Decay, Penalties, Rate, Revival
+from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
+from ldm.autoencoder.settings import (
+    Gaussian,
+    Identity,
+    KLNetwork,
+    LinearNetwork,
+    MLPNetwork,
+    Sparse,
+    Stage,
+    TinyNetwork,
+)
+from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.autoencoder.stages import Schedule
+from ldm.corruption import Gaussian as Noise
+from ldm.corruption import Mask
+from ldm.data.batches import ImageBatch
+from ldm.errors import ConfigError
+from ldm.losses import Losses
+from ldm.randomness import StepRandom, derived_seed
+from ldm.training.optim import learning_rate
+from ldm.training.settings import Optim
+from tests.conftest import forked, metrics, ran, script, together, weights
+from tests.test_distributed import in_float64
+from tests.test_resume import lose_everything_after
+
+MLP = MLPNetwork(widths=(8, 6))
+STEPS = 12
+
+
+def built(network: Any = MLP, bottleneck: Any = None, classes: int = 0) -> Autoencoder:
+    torch.manual_seed(0)
+    settings = AutoencoderSettings(network=network, bottleneck=bottleneck or Identity(channels=4))
+    return build(settings, image=(2, 4, 4), classes=classes).double()
+
+
+def staged(
+    *stages: Stage, network: Any = MLP, bottleneck: Any = None, classes: int = 0, **objective: Any
+) -> ReconstructionObjective:
+    settings = ObjectiveSettings(distance="mse", stages=stages, **objective)
+    return ReconstructionObjective(built(network, bottleneck, classes), settings, steps=STEPS, classes=classes)
+
+
+def batch() -> ImageBatch:
+    images = torch.rand(6, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return ImageBatch(images, torch.arange(6) % 2)
+
+
+def losses(objective: ReconstructionObjective, step: int = 0) -> Losses:
+    found: Losses = objective(batch(), StepRandom(0, step, 6))
+    return found
+
+
+def taught(objective: ReconstructionObjective, step: int) -> set[str]:
+    """The parameters that a step has a gradient for, of any size."""
+    objective.zero_grad(set_to_none=True)
+    losses(objective, step).total.backward()
+    return {name for name, each in objective.autoencoder.named_parameters() if each.grad is not None}
+
+
+def layer(number: int, *sides: str) -> set[str]:
+    """The parameters of one layer of a fully connected network."""
+    names = sides or ("encoder", "decoder")
+    return {f"network.{side}.{number - 1}.{kind}" for side in names for kind in ("weight", "bias")}
+
+
+def trains(number: int, **more: Any) -> Stage:
+    return Stage(layer=number, **more)
+
+
+# ---- when
+
+
+def test_stages_share_the_steps_of_the_run_and_follow_each_other():
+    schedule = Schedule(built(), [Stage(share=1), Stage(share=2), Stage(share=1)], 12)
+    assert [schedule.number(step) for step in range(12)] == [0] * 3 + [1] * 6 + [2] * 3
+    assert [schedule.span(step) for step in (0, 2, 3, 8, 9, 11)] == [(0, 3), (0, 3), (3, 9), (3, 9), (9, 12), (9, 12)]
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 1), (3, 1, 2), (0.1, 0.2, 0.3), (1, 1, 1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("steps", [7, 100, 1001])
+def test_every_step_belongs_to_one_stage_whatever_the_shares(shares, steps):
+    schedule = Schedule(built(), [Stage(share=share) for share in shares], steps)
+    spans = list(dict.fromkeys(schedule.span(step) for step in range(steps)))
+    assert [span[0] for span in spans] == [0, *(span[1] for span in spans[:-1])] and spans[-1][1] == steps
+    assert len(spans) == len(shares)
+    for span, share in zip(spans, shares, strict=True):
+        assert abs(span[1] - span[0] - steps * share / sum(shares)) <= 1
+
+
+def test_without_stages_everything_is_one_stage():
+    objective = staged()
+    assert objective.schedule.span(5) == (0, STEPS)
+    assert taught(objective, 5) == layer(1) | layer(2) | layer(3)
+
+
+# ---- what
+
+
+def test_a_stage_about_a_layer_teaches_that_layer_alone():
+    objective = staged(*(trains(number) for number in (1, 2, 3)), Stage())
+    for number in (1, 2, 3):
+        assert taught(objective, 3 * (number - 1)) == layer(number)
+    assert taught(objective, 9) == layer(1) | layer(2) | layer(3)
+    assert taught(objective, 0) == layer(1), "going back is possible too: nothing but the step decides"
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_a_stage_may_train_one_side(side: str):
+    objective = staged(Stage(trains=side), trains(2, trains=side))
+    assert taught(objective, 0) == layer(1, side) | layer(2, side) | layer(3, side)
+    assert taught(objective, 6) == layer(2, side)
+
+
+@pytest.mark.parametrize("network", [KLNetwork(widths=(4, 4), norm_groups=2), TinyNetwork(width=4, levels=1, blocks=1)])
+def test_every_network_has_two_sides(network: Any):
+    objective = staged(Stage(trains="encoder"), Stage(trains="decoder"), network=network)
+    names = {name for name, each in objective.autoencoder.network.named_parameters()}
+    sides = [{name.removeprefix("network.") for name in taught(objective, step)} for step in (0, 6)]
+    assert sides[0] | sides[1] == names and not sides[0] & sides[1]
+    assert all(name.startswith(("encoder", "quant_conv")) for name in sides[0])
+
+
+def test_a_layer_is_to_give_back_what_it_was_given():
+    objective = staged(*(trains(number) for number in (1, 2, 3)))
+    network = objective.autoencoder.network
+    for number in (1, 2, 3):
+        found, given = losses(objective, 4 * (number - 1)), network.below(number, batch().images)
+        again = network.decode_layer(number, network.encode_layer(number, given))
+        assert found.outputs["images"].equal(given) and not found.outputs["images"].requires_grad
+        torch.testing.assert_close(found.outputs["reconstruction"], again, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.terms["mse"], (given - again).square().mean(), rtol=1e-12, atol=0)
+
+
+def test_or_the_images_through_the_layers_below_it():
+    objective = staged(*(trains(number, target="images") for number in (1, 2, 3)))
+    network = objective.autoencoder.network
+    for number in (1, 2, 3):
+        found, x = losses(objective, 4 * (number - 1)), network.below(number + 1, batch().images)
+        if number == 3:
+            x = network.encode(batch().images)
+        for below in range(number, 0, -1):
+            x = network.decode_layer(below, x)
+        assert found.outputs["images"].equal(batch().images)
+        torch.testing.assert_close(found.terms["mse"], (batch().images - x).square().mean(), rtol=1e-12, atol=0)
+        assert taught(objective, 4 * (number - 1)) == layer(number)
+
+
+def test_the_last_layer_has_the_bottleneck_and_its_kl_and_the_others_have_none():
+    objective = staged(trains(1), trains(3), bottleneck=Gaussian(channels=4), kl=0.1)
+    assert "kl" not in losses(objective, 0).terms and "kl" in losses(objective, 6).terms
+
+
+def test_a_tied_layer_is_one_matrix():
+    objective = staged(trains(1), trains(2), network=MLPNetwork(widths=(8,), tied=True))
+    expected = {"network.encoder.1.weight", "network.encoder.1.bias", "network.decoder.1.bias"}
+    assert taught(objective, 6) == expected
+
+
+def test_a_corruption_of_a_stage_is_its_own_and_layers_do_not_inherit_that_of_the_objective():
+    noisy = staged(trains(1), trains(2, corruption=Mask(unit="element", fraction=0.5)), Stage(), corruption=Noise())
+    plain = staged(trains(1), trains(2), Stage())
+    same = [losses(noisy, step).terms["mse"].equal(losses(plain, step).terms["mse"]) for step in (0, 4, 8)]
+    assert same == [True, False, False]
+
+
+def test_the_code_of_a_whole_stage_sees_the_corruption_of_that_stage_in_place_of_the_objectives():
+    found = staged(Stage(), Stage(corruption=Noise(sigma=0.1)), corruption=Noise(sigma=1.0))
+    alone = staged(corruption=Noise(sigma=0.1))
+    assert losses(found, 6).terms["mse"].equal(losses(alone, 6).terms["mse"])
+    assert not losses(found, 0).terms["mse"].equal(losses(alone, 0).terms["mse"])
+
+
+def test_a_head_learns_where_a_stage_says_so():
+    stages = (trains(1), Stage(classification=False), Stage())
+    objective = staged(*stages, classes=2, penalties=Penalties(classification=Classification()))
+    head = {"head.weight", "head.bias"}
+    for step, learns in ((0, False), (4, False), (8, True)):
+        assert ("classification" in losses(objective, step).terms) == learns
+        assert (head <= taught(objective, step)) == learns
+
+
+def test_a_penalty_on_the_code_is_on_the_code_of_the_layer():
+    objective = staged(trains(1), trains(3), penalties=Penalties(l1=L1(weight=1.0)))
+    network = objective.autoencoder.network
+    code = network.encode_layer(1, batch().images)
+    found = losses(objective, 0).terms["l1"] * batch().images[0].numel()
+    torch.testing.assert_close(found, code.abs().sum() / 6, rtol=1e-9, atol=0)
+
+
+def test_decay_in_a_stage_about_a_layer_reaches_no_other():
+    objective = staged(trains(1), trains(2), penalties=Penalties(decay=Decay(weight=1.0)))
+    assert taught(objective, 6) == layer(2)
+
+
+@pytest.mark.parametrize("name", ["rate", "revival"])
+def test_a_penalty_on_units_is_refused_or_rests_in_a_stage_about_a_layer_that_has_none(name: str):
+    """Only the last layer has the sparse code; that of the others is neither a rate nor a unit that could be dead."""
+    sparse = Sparse(channels=4, activation="sigmoid" if name == "rate" else "relu")
+    penalties = Penalties(**{name: Rate() if name == "rate" else Revival()})
+    try:
+        objective = staged(trains(1), trains(2), trains(3), bottleneck=sparse, penalties=penalties)
+    except ConfigError as refused:
+        assert "\n" not in str(refused)
+        return
+    assert name not in losses(objective, 0).terms and name in losses(objective, 8).terms
+
+
+def test_a_layer_below_a_sparse_code_of_the_same_width_does_not_count_as_its_firing():
+    objective = staged(trains(1), trains(2), network=MLPNetwork(widths=(5,)), bottleneck=Sparse(channels=5))
+    losses(objective, 3)
+    assert objective.autoencoder.bottleneck.fired.tolist() == [0] * 5
+    found = losses(objective, 7).terms
+    assert "l0" in found and max(objective.autoencoder.bottleneck.fired.tolist()) == 7
+    assert "l0" not in losses(objective, 3).terms
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("network", "stages", "says"),
+    [
+        (MLP, (trains(4),), r"^objective\.stages\.0\.layer 4 is not there: the network has 3$"),
+        (LinearNetwork(), (Stage(), trains(2)), r"^objective\.stages\.1\.layer 2 is not there: the network has 1$"),
+        (TinyNetwork(width=4, levels=1), (trains(1),), r"^objective\.stages\.0\.layer 1 needs .*kind linear or mlp$"),
+        (MLP, (Stage(), Stage(share=1e-6)), r"^objective\.stages\.1 has no step of the 12: give it a larger share$"),
+        (MLP, (Stage(share=1e-6), Stage()), r"^objective\.stages\.0 has no step of the 12"),
+        (
+            MLP,
+            (Stage(), trains(2, corruption=Mask())),
+            r"^objective\.stages\.1\.corruption\.unit patch .*layer 2 has none: use element$",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused_in_one_line(network: Any, stages: tuple[Stage, ...], says: str):
+    with pytest.raises(ConfigError, match=says) as refused:
+        staged(*stages, network=network)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_stage_that_trains_nothing_is_refused():
+    autoencoder = built()
+    for name, each in autoencoder.named_parameters():
+        each.requires_grad_("decoder" in name)
+    with pytest.raises(ConfigError, match=r"^objective\.stages\.1 trains nothing: its encoder is frozen or empty$"):
+        ReconstructionObjective(autoencoder, ObjectiveSettings(stages=(Stage(), Stage(trains="encoder"))), steps=12)
+
+
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": -1.0}, {"share": float("nan")}, {"layer": -1}])
+def test_a_stage_without_a_meaning_is_refused_by_name(wrong: dict[str, Any]):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
+        Stage(**wrong)
+
+
+# ---- in a run
+
+
+CONFIG = """
+data: {{kind: folder, path: "{data}", size: 8}}
+autoencoder: {{network: {{kind: mlp, widths: [12]}}, bottleneck: {{kind: identity, channels: 4}}}}
+objective:
+  distance: mse
+  stages: {stages}
+optim: {{lr: 1e-2, warmup: 2, weight_decay: 0.1, clip: 1e6}}
+run: {{steps: 12, batch_size: 8, log_every: 1, checkpoint_every: {every}, sample_every: 100, precision: fp32}}
+"""
+# The checkpoints that a run of 12 steps keeps are, of every third, 3, 9 and 12; of every second, 2, 10 and 12.
+THIRDS = "[{share: 1, layer: 1}, {share: 2, layer: 2}, {share: 1, trains: decoder}]"
+INSIDE = "[{share: 3, layer: 1}, {share: 8, layer: 2, target: images}, {share: 1}]"
+
+
+def config(folder: Path, data: Path, stages: str, every: int) -> Path:
+    file = folder / f"stages-{every}.yaml"
+    file.write_text(CONFIG.format(data=data, stages=stages, every=every))
+    return file
+
+
+@pytest.fixture(scope="module")
+def in_thirds(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    outcome = ran("train_vae", config(folder, shapes_folder, THIRDS, 3), "--out", folder / "run")
+    assert outcome.code == 0, outcome.err
+    return folder / "run"
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The parameters of which any bit differs."""
+    return {name for name, value in before.items() if name.startswith("network.") and not value.equal(after[name])}
+
+
+def test_what_another_stage_trains_keeps_its_bytes_in_a_real_run(in_thirds: Path):
+    """Weight decay and momentum included, which reach whatever has a gradient or once had one."""
+    torch.manual_seed(derived_seed(0, "weights"))
+    settings = AutoencoderSettings(network=MLPNetwork(widths=(12,)), bottleneck=Identity(channels=4))
+    untrained = build(settings, image=(3, 8, 8)).state_dict()
+    saved = {step: checkpoint.load(in_thirds / "checkpoints" / f"step-{step:08d}").tensors for step in (3, 9, 12)}
+    assert changed(untrained, saved[3]["model"]) == layer(1)
+    assert changed(saved[3]["model"], saved[9]["model"]) == layer(2)
+    assert changed(saved[9]["model"], saved[12]["model"]) == layer(1, "decoder") | layer(2, "decoder")
+    for name, value in saved[3]["optimizer"].items():
+        if name.partition(".")[2] in layer(1):
+            assert value.equal(saved[9]["optimizer"][name]), name
+
+
+def test_the_learning_rate_goes_through_its_schedule_in_every_stage(in_thirds: Path):
+    found = [line["lr"] for line in metrics(in_thirds) if "lr" in line]
+    optim = Optim(lr=1e-2, warmup=2)
+    expected = [learning_rate(optim, step, steps) for steps in (3, 6, 3) for step in range(steps)]
+    assert found == pytest.approx(expected, rel=1e-12) and len(found) == 12
+
+
+def test_a_run_of_stages_ends_like_any_other(in_thirds: Path):
+    assert json.loads((in_thirds / "report.json").read_text())["held_out_psnr"] > 0
+    found = Autoencoder.load(in_thirds)
+    assert found.latent_channels == 4
+
+
+@pytest.fixture(scope="module")
+def whole(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config whose checkpoints lie inside stages, and its run without interruption."""
+    folder = tmp_path_factory.mktemp("inside")
+    file = config(folder, shapes_folder, INSIDE, 2)
+    outcome = ran("train_vae", file, "--out", folder / "run")
+    assert outcome.code == 0, outcome.err
+    return file, folder / "run"
+
+
+@pytest.mark.parametrize("step", [2, 10])
+def test_a_restart_inside_a_stage_is_bit_exact(whole: tuple[Path, Path], step: int, tmp_path: Path):
+    file, run = whole
+    shutil.copytree(run, tmp_path / "again")
+    lose_everything_after(tmp_path / "again", step=step)
+    outcome = ran("train_vae", file, "--out", tmp_path / "again")
+    assert outcome.code == 0 and f"going on from step {step}" in outcome.out + outcome.err, outcome.err
+    assert weights(tmp_path / "again") == weights(run) and metrics(tmp_path / "again") == metrics(run)
+
+
+def test_a_signal_in_a_run_of_stages_loses_nothing(shapes_folder: Path, tmp_path: Path):
+    file = config(tmp_path, shapes_folder, INSIDE, 100)
+    arguments = ("train_vae", file, "--run.steps", 120, "--out")
+    assert ran(*arguments, tmp_path / "whole").code == 0
+    child, wait = forked(script(*arguments, tmp_path / "stopped"))
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 32:
+        time.sleep(0.002)
+    os.kill(child, signal.SIGTERM)
+    assert (outcome := wait()).code in (0, 75), outcome.err
+    assert ran(*arguments, tmp_path / "stopped").code == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_two_processes_equal_one_with_stages(shapes_folder: Path, tmp_path: Path):
+    file = config(tmp_path, shapes_folder, THIRDS, 100)
+    one, two = (("train_vae", file, "--out", tmp_path / name) for name in ("one", "two"))
+    assert forked(in_float64(script(*one)))[1]().code == 0
+    outcomes = together([in_float64(script(*two))] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=0, atol=1e-9)
+
+
+def test_two_processes_of_two_micro_batches_equal_one_with_stages(shapes_folder: Path, tmp_path: Path):
+    file = config(tmp_path, shapes_folder, THIRDS, 100)
+    one, two = (("train_vae", file, "--out", tmp_path / name) for name in ("one", "two"))
+    assert forked(in_float64(script(*one)))[1]().code == 0
+    outcomes = together([in_float64(script(*two, "--run.accumulation", 2))] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=0, atol=1e-9)
