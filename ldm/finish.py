@@ -49,7 +49,7 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
         figures: dict[str, Any] = {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
         if others:
             figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
-            figures |= pca_figures(dataset, data, train, others, autoencoder.latent_shape(data.sides))
+            figures |= pca_figures(dataset, data, train, others, autoencoder.numbers(data.sides))
             objective = run.config.objective
             figures |= restoration_figures(exported, objective, dataset, data, train, others, run.device)
             if autoencoder.head is not None:

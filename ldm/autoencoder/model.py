@@ -146,6 +146,11 @@ class Autoencoder(nn.Module):
         height, width = (-(-side // factor) for side, factor in zip(sides, self.network.factors, strict=True))
         return self.latent_channels, height, width
 
+    def numbers(self, sides: tuple[int, int]) -> tuple[int, int, int]:
+        """The same of what a linear code of the same size would have: of a sparse code, as many channels as are kept."""
+        channels, height, width = self.latent_shape(sides)
+        return getattr(self.bottleneck, "k", 0) or channels, height, width
+
 
 def padded(images: Images, factors: tuple[int, int]) -> Images:
     """Images extended to the right and below until `factors` divide the sides: reflected, or repeated when tiny."""

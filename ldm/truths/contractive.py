@@ -88,7 +88,11 @@ def of_scale() -> list[Figure]:
         last.bias /= 10
         first.weight *= 10
     return [
-        at_most("code / 10, decoder x 10: images, relative change", off(autoencoder.reconstruct(images), image_before), 1e-10),
+        at_most(
+            "code / 10, decoder x 10: images, relative change",
+            off(autoencoder.reconstruct(images), image_before),
+            1e-10,
+        ),
         at_most("code / 10, decoder x 10: penalty, relative change", off(penalty(objective, images), before), 1e-10),
     ]
 

@@ -35,7 +35,9 @@ def of_visibility() -> list[Figure]:
     objective, images = masked(), some_images(32)
     network, hidden = objective.autoencoder.network, hidden_of(images).hidden
     lengths: list[int] = []
-    hook = network.encoder["blocks"][0].register_forward_hook(lambda block, given, got: lengths.append(given[0].shape[1]))
+    hook = network.encoder["blocks"][0].register_forward_hook(
+        lambda block, given, got: lengths.append(given[0].shape[1])
+    )
     with torch.no_grad():
         code = network.encode(images, hidden)
         changed = torch.where(hidden_of(images).touched, torch.randn_like(images), images)

@@ -73,7 +73,9 @@ def of_rate(*, small: bool) -> list[Figure]:
             means.append(float(objective.autoencoder.code(images).mean.mean()))
     rises = max(heavier - lighter for lighter, heavier in zip(means, means[1:], strict=False))
     return [
-        at_most(f"rate {RATE}: mean activation under the heaviest penalty, relative error", abs(means[-1] / RATE - 1), 0.2),
+        at_most(
+            f"rate {RATE}: mean activation under the heaviest penalty, relative error", abs(means[-1] / RATE - 1), 0.2
+        ),
         at_most(f"rate {RATE}: largest rise of the mean activation as the weight grows", rises, 0),
         told(f"rate {RATE}: mean activation under the lightest penalty", means[0]),
     ]

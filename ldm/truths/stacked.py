@@ -42,15 +42,26 @@ def figures(*, small: bool = False) -> Iterator[Figure]:
     """How good the stack is after each stage, and that stages leave alone what is not theirs."""
     objective, images, kept = trained(small=small)
     changed = [{name for name in now if not same_bytes(now[name], before[name])} for before, now in zip(kept, kept[1:])]
-    own = [{name for name in kept[0] if name.startswith(WHERE[:2])}, {name for name in kept[0] if name.startswith(WHERE[2:])}]
+    own = [
+        {name for name in kept[0] if name.startswith(WHERE[:2])},
+        {name for name in kept[0] if name.startswith(WHERE[2:])},
+    ]
     for number in (0, 1):
-        yield at_most(f"stage {number + 1}: tensors of the other layer whose bytes changed", len(changed[number] - own[number]), 0)
-        yield at_least(f"stage {number + 1}: tensors of its own layer that changed, of 4", len(changed[number] & own[number]), 4)
+        yield at_most(
+            f"stage {number + 1}: tensors of the other layer whose bytes changed", len(changed[number] - own[number]), 0
+        )
+        yield at_least(
+            f"stage {number + 1}: tensors of its own layer that changed, of 4", len(changed[number] & own[number]), 4
+        )
     yield at_least("stage 3: tensors that changed, of 8", len(changed[2]), 8)
     code = kept[0]["encoder.1.weight"].shape[0]
     best = float(torch.linalg.eigvalsh(covariance(images.flatten(1)))[:-code].sum())
     fine_tuned, greedy = error(objective, kept[3], images), error(objective, kept[2], images)
-    yield at_most("layer by layer: MSE / what PCA of the lower code gives - 1", greedy / known_greedy(kept[1], images, code) - 1, 1e-3)
+    yield at_most(
+        "layer by layer: MSE / what PCA of the lower code gives - 1",
+        greedy / known_greedy(kept[1], images, code) - 1,
+        1e-3,
+    )
     yield at_most("layer by layer: MSE / optimum", greedy / best, 1.2)
     yield at_most("fine-tuned: MSE / optimum", fine_tuned / best, 1.001)
     yield at_least("layer by layer over fine-tuned: MSE", greedy / fine_tuned, 1)

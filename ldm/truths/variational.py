@@ -37,7 +37,9 @@ def of_kl(*, small: bool) -> list[Figure]:
     posterior = Posterior(mean, logvar)
     many = Posterior(mean.repeat(count, 1, 1, 1), logvar.repeat(count, 1, 1, 1))
     samples = many.sample(random)
-    ratio = 0.5 * (samples.square() - (samples - many.mean).square() / many.logvar.exp() - many.logvar).flatten(1).sum(1)
+    ratio = 0.5 * (samples.square() - (samples - many.mean).square() / many.logvar.exp() - many.logvar).flatten(1).sum(
+        1
+    )
     ratio = ratio.view(count, 8)
     deviations = (ratio.mean(0) - posterior.kl()).abs() / (ratio.std(0) / count**0.5)
     prior = Posterior(torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 1))
@@ -75,9 +77,17 @@ def of_probabilistic_pca(*, small: bool) -> list[Figure]:
     # Noise of the training steps is averaged over fewer of them in miniature.
     slack = 3 if small else 1
     return [
-        at_most(f"variances of {code} latents against s²/λ, relative error", (found.mean(0).sort().values / known - 1).abs().max(), 0.03 * slack),
+        at_most(
+            f"variances of {code} latents against s²/λ, relative error",
+            (found.mean(0).sort().values / known - 1).abs().max(),
+            0.03 * slack,
+        ),
         at_most("their spread over the images, relative", (found.std(0) / found.mean(0)).max(), 0.03 * slack),
-        at_most(f"collapsed latents, {int((variances[:code] <= NOISE).sum())} by the formula: difference", abs(collapsed - int((variances[:code] <= NOISE).sum())), 0),
+        at_most(
+            f"collapsed latents, {int((variances[:code] <= NOISE).sum())} by the formula: difference",
+            abs(collapsed - int((variances[:code] <= NOISE).sum())),
+            0,
+        ),
         at_most("-ELBO less -log p, nats per image", abs(gap), 0.02 * slack),
         *of_statistics(objective.autoencoder, images),
     ]
@@ -107,6 +117,8 @@ def of_statistics(autoencoder: Model, images: Tensor) -> list[Figure]:
     change = (autoencoder.reconstruct(images) - before).abs().max()
     return [
         at_most("standardized latents: mean, largest of a channel", samples.mean((0, 2, 3)).abs().max(), 0.02),
-        at_most("standardized latents: standard deviation, furthest from 1", (samples.std((0, 2, 3)) - 1).abs().max(), 0.02),
+        at_most(
+            "standardized latents: standard deviation, furthest from 1", (samples.std((0, 2, 3)) - 1).abs().max(), 0.02
+        ),
         at_most("standardizing: largest change of a reconstruction", change, 1e-12),
     ]
