@@ -2,9 +2,9 @@
 
     python benchmarks/family.py runs/family [--data digits emoji] [--only linear plain ...]
 
-Every row is a config with flags, trained by train_vae.py and measured by `ldm evaluate --probe flat` on held-out images; the
-command is printed. Seconds are of CPU, of the training command on one thread. The emoji lie in ../shared/data; where they are
-not, they are left out. A row that is there already is not run again. At the end, a picture of the first images of each row.
+Every row is a config with flags, trained by train_vae.py and measured by `ldm evaluate --probe flat` on held-out
+images; the command is printed. Seconds are of CPU, of the training command on one thread. The emoji lie in
+../shared/data; where they are not, they are left out. A row that is there already is not run again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 EMOJI = ROOT.parent / "shared" / "data" / "noto-emoji-64"
 SALT = "--objective.corruption.kind salt-and-pepper"
 HIDE = "--objective.corruption.kind mask --objective.corruption.unit element --objective.corruption.fraction 0.5"
-L1 = "--autoencoder.bottleneck.k 0 --objective.penalties.revival null --objective.penalties.l1.weight 0.05"
+L1 = "--autoencoder.bottleneck.k 0 --objective.penalties.revival null --objective.penalties.l1.weight 0.5"
 RATE = (
     "--autoencoder.bottleneck.k 0 --objective.penalties.revival null --objective.penalties.rate.rate 0.05"
     " --autoencoder.bottleneck.activation sigmoid --autoencoder.bottleneck.channels 256"

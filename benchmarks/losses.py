@@ -39,7 +39,7 @@ ROWS = {
     "+ perceptual": PERCEPTUAL,
     "+ perceptual + critic": f"{PERCEPTUAL} --objective.critic.weight 0.25 --objective.critic.width 32",
     "+ equivariance": "--objective.equivariance.probability 0.5",
-    "+ latent noise": "--objective.latent_noise 1.0",
+    "+ latent noise": "--objective.latent_corruption.kind interpolation",
 }
 COLUMNS = {
     "PSNR": ("psnr", "{:.2f}"),

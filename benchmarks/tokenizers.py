@@ -1,12 +1,12 @@
-"""Which autoencoder makes latents that a denoiser likes? Five ways to train one, each with the same small denoiser behind it.
+"""Which autoencoder makes latents that a denoiser likes? Five ways to train one, the same small denoiser behind each.
 
     python benchmarks/tokenizers.py runs/tokenizers [--seeds 0 1] [--steps 300] [--denoiser-steps 500]
 
-On digits, at equal budgets of steps and images: KL alone, and with latent noise, masking, equivariance, contraction. An
-autoencoder is measured by held-out PSNR; its latents by what a denoiser trained in them draws: the Fréchet distance of 1,000
-samples to the real digits in features of EfficientNet-Lite1, the fraction read as their class by a classifier of real digits,
-and how well a classifier trained on the samples alone reads real held-out ones. The last lines draw the real held-out digits
-in place of samples. One thread. A row that is there already is not run again.
+On digits, at equal budgets of steps and images: KL alone, and with latent noise, masking, equivariance, contraction.
+An autoencoder is measured by held-out PSNR; its latents by what a denoiser trained in them draws, without guidance:
+the Fréchet distance of 1,000 samples to the real digits in features of EfficientNet-Lite1, the fraction read as their
+class by a classifier of real digits, and how well a classifier trained on the samples alone reads real held-out ones.
+The last line says the same of the real held-out digits. One thread. A row that is there already is not run again.
 """
 
 import argparse
@@ -88,7 +88,7 @@ class Judge:
 
 
 def row(out: Path, judge: Judge, name: str, seed: int, steps: int, denoiser_steps: int, num: int) -> dict[str, float]:
-    """The figures of one autoencoder and the denoiser behind it, from where they were written or from runs of its own."""
+    """The figures of an autoencoder and the denoiser behind it, from where they were written or from new runs."""
     run = out / f"{name.strip('+ ').replace(' ', '-').lower()}-{seed}"
     commands = [
         f"train_vae.py configs/vae/mnist5k.yaml --out {run}/vae --run.steps {steps} --run.seed {seed}"

@@ -18,6 +18,8 @@ from ldm.hub import save_component, save_index
 from ldm.pipeline import Description
 from ldm.training.run import Run
 
+MOST_SHOWN = 16  # channels; of more, the range
+
 
 def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then put it in place of `folder` in one move."""
@@ -56,7 +58,8 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
                 figures["head_accuracy"] = head_accuracy(exported, dataset, data, others, run.device)
         write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
         for name, value in figures.items():
-            run.say(f"{name:20} {shown(value)}")
+            if value is not None or name == "pca_psnr":
+                run.say(f"{name:20} {shown(value)}")
 
     run.on_main(finish)
     run.finish()
@@ -66,6 +69,8 @@ def shown(value: Any) -> str:
     """A figure, or several, as a person reads it."""
     if value is None:
         return "not defined: fewer training images than numbers"
+    if isinstance(value, list) and len(value) > MOST_SHOWN:
+        return f"{min(value):.3f} to {max(value):.3f}, in {len(value)} channels"
     return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
 
 

@@ -97,11 +97,11 @@ def linear_restoration_psnr(
         fits = [n for n in range(1, side + 1) if not any(s % n for s in clean.shape[-2:])]
         side = max(n for n in fits if clean.shape[1] * n * n <= most)
     targets = patches(clean, side)
-    mean, moment, cross = targets.mean(0, dtype=torch.float64), 0.0, 0.0
+    mean = targets.mean(0, dtype=torch.float64)
+    moment, cross = mean.new_zeros(2, len(mean), len(mean))
     for version in corrupted:
         rows = patches(version, side).double() - mean
         moment, cross = moment + rows.T @ rows, cross + rows.T @ (targets.double() - mean)
-    assert isinstance(moment, Tensor)
     ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
     weights = torch.linalg.solve(moment + ridge, cross)
     restored = ((patches(held_out_corrupted, side).double() - mean) @ weights + mean).to(held_out)

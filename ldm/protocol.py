@@ -247,10 +247,8 @@ def anchors(
     factors = autoencoder.network.factors
     if not pictures.training or [side * factor for side, factor in zip(latent[1:], factors, strict=True)] != image[1:]:
         return {"pca_psnr": None, "patch_pca_psnr": None}
-    channels, height, width = latent
-    return pca_figures(
-        pictures.dataset, pictures.settings, pictures.training, pictures.indices, (channels, height, width)
-    )
+    numbers = autoencoder.numbers((image[1], image[2]))
+    return pca_figures(pictures.dataset, pictures.settings, pictures.training, pictures.indices, numbers)
 
 
 def latent_figures(autoencoder: Autoencoder, pictures: Pictures, batches: list[Batch]) -> dict[str, Any]:

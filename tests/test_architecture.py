@@ -41,6 +41,7 @@ FLOORS = [
         "hub",
         "anomaly",
         "compression",
+        "truths",
     ],
     ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]

@@ -56,7 +56,7 @@ def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, word
         (("--objective.critic.start", 2), 2, ("objective.critic", "start must be a fraction")),
         (("--objective.critic.los", "hinge"), 2, ("did you mean --objective.critic.loss",)),
         (("--objective.equivariance.smallest", 0), 2, ("smallest must be above 0",)),
-        (("--objective.hidden", 1), 2, ("hidden must be a fraction",)),
+        (("--objective.corruption.fraction", 1), 2, ("objective.corruption: fraction must be above 0 and below 1",)),
         (("--data.size", "[16, 17]"), 2, ("data.size [16, 17] is not divisible by 2",)),
         (("--data.size", 1), 2, ("data.size 1 is not divisible by 2", "use 2")),
         (("--data.channels", 0), 2, ("data",)),
@@ -74,6 +74,107 @@ def test_a_wrong_loss_size_or_beginning(stage_one, tmp_path, monkeypatch, argume
     outcome = stage_one.run(tmp_path / "run", *arguments)
     one_line(outcome, code, *words)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+KIND = "--objective.corruption.kind"
+SPARSE = ("--autoencoder.bottleneck.kind", "sparse")
+IDENTITY = ("--autoencoder.bottleneck.kind", "identity")
+PLAIN = tuple(
+    word
+    for name in ("corruption", "latent_corruption", "equivariance", "critic", "perceptual")
+    for word in (f"--objective.{name}", "null")
+)
+VIT = ("--autoencoder.network.kind", "vit", *PLAIN[2:])  # with a corruption, nothing else
+MLP = ("--autoencoder.network.kind", "mlp", KIND, "gaussian")
+STAGES = "--objective.stages"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((KIND, "salt-and-pepper", "--objective.corruption.probability", 1.5), ("probability must be", "1.5")),
+        ((KIND, "salt-and-pepper", "--objective.corruption.probability", -0.1), ("probability must be", "-0.1")),
+        ((KIND, "salt-and-pepper", "--objective.corruption.low", -2), ("-1 <= low < high <= 1", "-2")),
+        ((KIND, "salt-and-pepper", "--objective.corruption.high", -1), ("low < high",)),
+        ((KIND, "gaussian", "--objective.corruption.sigma", -1), ("sigma must be positive, not -1",)),
+        ((KIND, "gaussian", "--objective.corruption.sigma", "[1, 0.1]"), ("smaller and a larger number",)),
+        ((KIND, "blur", "--objective.corruption.sigma", 0), ("sigma must be positive",)),
+        ((KIND, "interpolation", "--objective.corruption.strength", 0), ("strength must be positive",)),
+        ((KIND, "fog"), (KIND, "salt-and-pepper")),
+        (("--objective.corruption.fraction", 0), ("fraction must be above 0",)),
+        (("--objective.corruption.fraction", "[0.5, 1.5]"), ("fraction must be above 0 and below 1",)),
+        (("--objective.corruption.fraction", 0.001), ("fraction 0.001 of 64 patches hides none of them",)),
+        (("--objective.corruption.fraction", 0.999), ("fraction 0.999 of 64 patches hides all of them",)),
+        (("--objective.corruption.whole", 1), ("whole must be a fraction",)),
+        (("--objective.corruption.patch", 5), ("objective.corruption.patch 5 does not divide the size 16 x 16",)),
+        (("--objective.corruption.patch", -1), ("patch must be 0 or more",)),
+        (("--objective.latent_corruption.strength", -1), ("objective.latent_corruption", "strength must be positive")),
+        (
+            ("--objective.latent_corruption.kind", "mask", "--objective.latent_corruption.patch", 3),
+            ("does not divide",),
+        ),
+        (("--objective.corruption", "null", "--objective.emphasis", 0.9), ("objective.emphasis", "corruption is null")),
+        (("--objective.emphasis", 1.5), ("emphasis must be from 0 to 1",)),
+        (("--objective.penalties.rate.rate", 0), ("rate must be above 0 and below 1",)),
+        (("--objective.penalties.rate.rate", 1.2), ("rate must be above 0 and below 1",)),
+        (("--objective.penalties.rate.weight", 1), ("objective.penalties.rate", "activation sigmoid")),
+        (("--objective.penalties.l1.weight", 0), ("objective.penalties.l1", "leave the penalty out")),
+        (("--objective.penalties.revival.weight", 1), ("objective.penalties.revival", "kind sparse")),
+        (("--objective.penalties.contraction.probes", -1), ("probes must be 0 or more",)),
+        (("--objective.penalties.l2.weight", 1), ("--objective.penalties.l2",)),
+        ((*SPARSE, "--autoencoder.bottleneck.k", 5, "--autoencoder.bottleneck.channels", 4), ("k must be from 0 to",)),
+        ((*SPARSE, "--autoencoder.bottleneck.activation", "sigmoid", "--autoencoder.bottleneck.k", 1), ("use relu",)),
+        ((*SPARSE, "--autoencoder.bottleneck.patience", 0), ("patience must be at least 1",)),
+        (("--autoencoder.network.kind", "mlp", "--autoencoder.network.widths", "[]"), ("kind linear has none",)),
+        (("--autoencoder.network.kind", "linear", "--autoencoder.network.tied", "true"), ("tied needs",)),
+        (("--autoencoder.network.kind", "pixels"), ("pixels has nothing to train",)),
+        ((*VIT, "--autoencoder.network.heads", 3), ("heads 3 does not divide width 128",)),
+        ((*VIT, "--autoencoder.network.width", 30), ("width must be a multiple of 4",)),
+        ((*VIT, "--autoencoder.network.patch", 5), ("data.size 16 is not divisible by 5", "15 or 20")),
+        ((*VIT, "--objective.corruption.whole", 0), ("must hide as many patches of every image",)),
+        (
+            (*VIT, "--objective.corruption.fraction", 0.5, "--objective.corruption.patch", 2),
+            ("hides patches of 2", "autoencoder.network.patch is 4"),
+        ),
+        (
+            (*PLAIN, *IDENTITY, "--autoencoder.bottleneck.channels", 12),
+            ("holds all 768", "copying", "channels 12 fewer"),
+        ),
+        ((*PLAIN, *SPARSE, "--autoencoder.bottleneck.channels", 64), ("holds all 768", "corruption or a penalty")),
+        ((*MLP, "--objective.equivariance", "null"), ("objective.critic.adaptive",)),
+        ((*MLP, "--objective.critic", "null"), ("objective.equivariance needs",)),
+        ((STAGES, "[{layer: 1}]"), ("objective.perceptual and .critic judge images",)),
+        (
+            (*PLAIN, STAGES, "[{layer: 1}]"),
+            ("objective.stages.0.layer 1 needs autoencoder.network.kind linear or mlp",),
+        ),
+        ((*PLAIN, STAGES, "[{}, {share: 0.001}]"), ("objective.stages.1 has no step of the 6",)),
+        ((*PLAIN, STAGES, "[{share: 0}]"), ("share must be positive",)),
+        ((*PLAIN, STAGES, "[{layr: 1}]"), ("objective.stages.0.layr", "objective.stages.0.layer")),
+        ((*PLAIN, STAGES, "3"), ("--objective.stages is 3", "list of settings")),
+        (
+            (*PLAIN, "--autoencoder.network.kind", "mlp", STAGES, "[{layer: 4}]"),
+            ("objective.stages.0.layer 4 is not there: the network has 3",),
+        ),
+    ],
+)
+def test_what_cannot_be_asked_of_an_autoencoder(stage_one, tmp_path, arguments, words):
+    one_line(stage_one.run(tmp_path / "run", *arguments), 2, *words)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_stage_that_trains_nothing(stage_one, finished_vae, tmp_path):
+    frozen = (*STOCK, finished_vae, "--autoencoder.trains", "decoder")
+    outcome = stage_one.run(tmp_path / "run", *PLAIN, *frozen, STAGES, "[{}, {trains: encoder}]")
+    one_line(outcome, 2, "objective.stages.1 trains nothing: its encoder is frozen or empty")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_one_class_is_no_classification(stage_one, shapes_folder, tmp_path):
+    outcome = stage_one.run(
+        tmp_path / "run", "--data.path", shapes_folder / "disc", "--objective.penalties.classification.weight", 1
+    )
+    one_line(outcome, 2, "objective.penalties.classification needs data with at least two classes")
 
 
 @pytest.mark.parametrize("what", ["channels", "latent channels"])

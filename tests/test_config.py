@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from ldm import config
-from ldm.autoencoder.settings import Gaussian, KLNetwork, Objective
+from ldm.autoencoder.settings import Gaussian, KLNetwork, Objective, Stage
+from ldm.corruption import Gaussian as Noise
+from ldm.corruption import Mask
 from ldm.data.settings import Folder, MNIST5k
 from ldm.diffusion.settings import UNet
 from ldm.settings import StageOne, StageTwo
@@ -190,6 +192,105 @@ def test_flags_win_over_the_file_in_any_order_and_dashes_equal_underscores(file:
     )
     for order in itertools.permutations(flags.items()):
         assert config.load(StageOne, file, dict(order)) == expected
+
+
+# Lists of sections
+
+
+def stages(file: Path, text: str, **flags: str) -> tuple[Stage, ...]:
+    """The stages that a file of stage one says, with flags in which __ stands for a dot."""
+    file.write_text(f"data: {{kind: mnist5k}}\n{text}\n")
+    named = {name.replace("__", "."): value for name, value in flags.items()}
+    return config.load(StageOne, file, named).objective.stages
+
+
+LIST = (
+    Stage(share=2, layer=1, corruption=Noise(sigma=(0.1, 1.0))),
+    Stage(layer=2, trains="decoder", target="images", corruption=Mask(unit="element", fraction=0.3)),
+    Stage(classification=False),
+)
+
+
+def test_a_list_of_settings_keeps_its_order_and_each_has_its_own_defaults(file: Path) -> None:
+    given = "[{layer: 2}, {layer: 1, share: 1e-1}, {}, {layer: 2}]"
+    expected = (Stage(layer=2), Stage(layer=1, share=0.1), Stage(), Stage(layer=2))
+    assert stages(file, f"objective: {{stages: {given}}}") == stages(file, "", objective__stages=given) == expected
+    in_lines = "objective:\n  stages:\n    - layer: 2\n    - {layer: 1, share: 0.1}\n    - {}\n    - layer: 2"
+    assert stages(file, in_lines) == expected
+    assert stages(file, "") == stages(file, "objective: {stages: []}") == ()
+
+
+def test_a_flag_replaces_the_whole_list_of_a_file(file: Path) -> None:
+    text = "objective: {stages: [{layer: 1}, {layer: 2}]}"
+    assert stages(file, text, objective__stages="[{layer: 3}]") == (Stage(layer=3),)
+    assert stages(file, text, objective__stages="[]") == ()
+
+
+def test_the_items_of_a_list_have_sections_of_several_kinds(file: Path) -> None:
+    mask = "{kind: mask, unit: element, fraction: [0, 0.5]}"
+    given = f"[{{corruption: {mask}}}, {{corruption: {{kind: gaussian}}}}, {{corruption: null}}]"
+    found = [stage.corruption for stage in stages(file, f"objective: {{stages: {given}}}")]
+    assert found == [Mask(unit="element", fraction=(0.0, 0.5)), Noise(), None]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("[{layer: 1}, {layr: 2}]", "objective.stages.1.layr is not a setting; did you mean objective.stages.1.layer?"),
+        ("[{layer: 1}, {layer: x}]", "objective.stages.1.layer is x; expected a whole number"),
+        ("[{}, {}, {trains: decodr}]", "objective.stages.2.trains is decodr; expected all|encoder|decoder"),
+        (
+            "[{corruption: {kind: mask, fractoin: 1}}]",
+            "objective.stages.0.corruption.fractoin is not a setting of kind mask; did you mean"
+            " objective.stages.0.corruption.fraction?",
+        ),
+        ("[{layer: 1}, {corruption: {kind: msk}}]", "objective.stages.1.corruption.kind is msk; expected "),
+        ("[{layer: 1}, {share: 0}]", "objective.stages.1: share must be positive, not 0"),
+        ("[{corruption: {kind: mask, fraction: 3}}]", "objective.stages.0.corruption: fraction must be above 0"),
+    ],
+)
+def test_a_mistake_in_a_list_is_answered_with_the_number_of_the_item(file: Path, given: str, says: str) -> None:
+    assert refusal(stages, file, f"objective: {{stages: {given}}}").startswith(f"{file}: {says}")
+
+
+@pytest.mark.parametrize("given", ["[{layer: 1}, {layr: 2}]", "[{layer: x}]", "[{share: 0}]"])
+def test_a_mistake_in_a_list_that_was_a_flag_is_not_blamed_on_the_file(file: Path, given: str) -> None:
+    for text in ("", "objective: {stages: [{layer: 1}]}"):
+        message = refusal(stages, file, text, objective__stages=given)
+        assert message.startswith("--objective.stages") and str(file) not in message
+
+
+@pytest.mark.parametrize(
+    "given", ["3", "[1]", "{layer: 1}", "text", "null", "[null]", "[[]]", "[{layer: 1}, 2]", "true"]
+)
+def test_what_is_no_list_of_settings_is_refused_with_what_is_expected(file: Path, given: str) -> None:
+    expected = "; expected a list of settings: share, layer, trains, target, corruption"
+    in_file = refusal(stages, file, f"objective: {{stages: {given}}}")
+    assert in_file.startswith(f"{file}: objective.stages is ") and expected in in_file
+    in_flag = refusal(stages, file, "", objective__stages=given)
+    assert in_flag.startswith("--objective.stages is ") and expected in in_flag
+
+
+@pytest.mark.parametrize("given", ["[{", "[{layer: 1}", "- {", "!!python/name:os.system", "[!!bool x]", "'"])
+def test_a_flag_that_is_no_yaml_is_refused_and_not_passed_over(file: Path, given: str) -> None:
+    for text in ("", "objective: {stages: [{layer: 1}]}"):
+        assert refusal(stages, file, text, objective__stages=given).startswith("--objective.stages")
+
+
+def test_an_item_of_a_list_has_no_flag_of_its_own(file: Path) -> None:
+    message = refusal(stages, file, "objective: {stages: [{layer: 1}]}", objective__stages__0__layer="2")
+    assert message.startswith("--objective.stages.0.layer is not a setting") and "--objective.stages?" in message
+
+
+def test_a_list_is_written_and_read_back_the_same_and_differs_as_a_whole(file: Path) -> None:
+    settings = StageOne(data=MNIST5k(), objective=Objective(stages=LIST))
+    file.write_text(config.dump(settings))
+    assert config.load(StageOne, file, {}) == settings
+    written = config.to_dict(settings)
+    assert config.from_dict(StageOne, written) == settings
+    assert [stage["layer"] for stage in written["objective"]["stages"]] == [1, 2, 0]
+    other = config.to_dict(replace(settings, objective=replace(settings.objective, stages=LIST[:2])))
+    assert config.differences(written, other) == ["objective.stages"]
 
 
 # Names

@@ -61,6 +61,45 @@ def test_two_processes_equal_one_to_1e_9_over_fifty_steps_in_float64(stage, tmp_
             assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
 
 
+DENSE = "network: {kind: mlp, widths: [16]}"
+VIT = "network: {kind: vit, patch: 2, width: 8, depth: 1, heads: 2, decoder_width: 8, decoder_depth: 1}"
+CODE = "bottleneck: {kind: identity, channels: 4}"
+OBJECTIVES = {
+    "emphasis on elements": (DENSE, CODE, "corruption: {kind: salt-and-pepper}, emphasis: 0.9"),
+    "emphasis on some patches": (DENSE, CODE, "corruption: {kind: mask, patch: 2, fraction: [0, 0.6]}, emphasis: 0.9"),
+    "a masked autoencoder": (VIT, CODE, "corruption: {kind: mask}, emphasis: 1, target: normalized-patches"),
+    "a transformer with noise": (VIT, CODE, "corruption: {kind: gaussian, sigma: [0.1, 1]}"),
+    "a corrupted code": (DENSE, CODE, "latent_corruption: {kind: interpolation}"),
+    "a learned variance": (DENSE, "bottleneck: {channels: 4}", "distance: gaussian, kl: 1"),
+    "classes": (DENSE, CODE, "penalties: {classification: {weight: 1}, l1: {weight: 1}, decay: {weight: 1e-3}}"),
+    "k of many": (DENSE, "bottleneck: {kind: sparse, channels: 24, k: 3}", "kl: 0"),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("what", OBJECTIVES)
+def test_whatever_is_asked_of_an_autoencoder_the_cut_of_the_batch_does_not_matter(
+    what, accumulation, shapes_folder, tmp_path
+):
+    network, bottleneck, objective = OBJECTIVES[what]
+    distance = "" if "distance" in objective else "distance: mse, "
+    file = tmp_path / "config.yaml"
+    file.write_text(f"""
+data: {{kind: folder, path: "{shapes_folder}", size: 8}}
+autoencoder: {{{network}, {bottleneck}}}
+objective: {{{distance}{objective}}}
+optim: {{lr: 1e-2, warmup: 1, clip: 1e6}}
+run: {{steps: 8, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_every: 100, precision: fp32}}
+""")
+    one, two = (("train_vae", file, "--out", tmp_path / name) for name in ("one", "two"))
+    assert (whole := forked(in_float64(script(*one)))[1]()).code == 0, whole
+    count = 3 - accumulation  # two processes, or one of two micro-batches
+    outcomes = together([in_float64(script(*two, "--run.accumulation", accumulation))] * count)
+    assert [outcome.code for outcome in outcomes] == [0] * count, outcomes
+    for name, value in last(tmp_path / "one").tensors["model"].items():
+        torch.testing.assert_close(last(tmp_path / "two").tensors["model"][name], value, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("split", ["two processes", "two micro-batches", "two processes of two micro-batches"])
 def test_the_gradient_of_a_step_does_not_depend_on_how_the_batch_is_cut(stage, tmp_path, split):
     """After one step AdamW's first moment is the gradient, times a constant."""

@@ -2,8 +2,8 @@
 
     image -> layer 1 -> layer 2 -> ... -> code -> ... -> layer 2 -> layer 1 -> image
 
-Layer i of the encoder and layer i of the decoder are a small autoencoder of what layer i - 1 gives: that is how a stack is
-trained layer by layer.
+Layer i of the encoder and layer i of the decoder are a small autoencoder of what layer i - 1 gives: that is how a
+stack is trained layer by layer.
 """
 
 import math
@@ -53,6 +53,7 @@ class DenseNetwork(nn.Module):
         self.factors = image[1], image[2]  # pixels of one latent position: there is only one
         self.factor_setting = f"the fully connected autoencoder.network.kind {settings.kind}"
         self.activation = ACTIVATIONS[name]
+        self.centered = isinstance(settings, LinearSettings) and settings.centered
         down = [math.prod(image), *widths, encoder_channels]
         up = [math.prod(image), *widths, latent_channels]
         self.encoder = nn.ModuleList([nn.Linear(*pair) for pair in pairwise(down)])
@@ -60,6 +61,9 @@ class DenseNetwork(nn.Module):
         if settings.tied:
             for layer in self.decoder:
                 del layer.weight
+        elif isinstance(settings, LinearSettings) and encoder_channels == latent_channels:
+            with torch.no_grad():  # so that a unit begins by writing what it reads
+                self.matrix(1).copy_(self.encoder[0].weight.T)  # type: ignore[operator, arg-type]
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """batch x encoder_channels x 1 x 1; a mask needs nothing more than the zeros that it left in the images."""
@@ -83,6 +87,8 @@ class DenseNetwork(nn.Module):
 
     def encode_layer(self, layer: int, x: Tensor) -> Tensor:
         """One layer of the encoder; the activation of the last one is the bottleneck's."""
+        if self.centered:
+            x = x.flatten(1) - self.decoder[0].bias  # type: ignore[operator]
         x = self.encoder[layer - 1](x.flatten(1))
         return (x if layer == len(self.encoder) else self.activation(x))[:, :, None, None]
 

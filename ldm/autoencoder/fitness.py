@@ -1,4 +1,4 @@
-"""Whether what is asked of an autoencoder can be asked of it: everything that two sections of a config must agree on."""
+"""Whether what is asked of an autoencoder can be asked of it: what two sections of a config must agree on."""
 
 import math
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ def problems(
             yield f"{name}.corruption {wrong}"
         if stage.layer and isinstance(corruption, Mask) and stage.layer > 1 and corruption.unit == "patch":
             yield f"{name}.corruption.unit patch is for images, and layer {stage.layer} has none: use element"
-    if image and (latent := autoencoder.latent_shape(image[1:])) and settings.latent_corruption is not None:
-        if wrong := misfit(settings.latent_corruption, latent[1:], (1, 1)):
-            yield f"objective.latent_corruption.{wrong}"
+    latent = autoencoder.latent_shape(image[1:]) if image else (0, 0, 0)
+    if latent[1] and (wrong := misfit(settings.latent_corruption, latent[1:], (1, 1))):
+        yield f"objective.latent_corruption.{wrong}"
     for name, penalty in settings.penalties.chosen.items():
         if wrong := penalty.misfit(autoencoder, classes):
             yield f"objective.penalties.{name} {wrong}"

@@ -147,7 +147,7 @@ class Autoencoder(nn.Module):
         return self.latent_channels, height, width
 
     def numbers(self, sides: tuple[int, int]) -> tuple[int, int, int]:
-        """The same of what a linear code of the same size would have: of a sparse code, as many channels as are kept."""
+        """The same, counting of a sparse code only the channels that are kept: what a linear code is compared by."""
         channels, height, width = self.latent_shape(sides)
         return getattr(self.bottleneck, "k", 0) or channels, height, width
 

@@ -3,7 +3,6 @@
 import contextlib
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder.adversarial import adaptive_weight, gradients_at, inputs_of, with_gradients

@@ -1,8 +1,8 @@
 """What a code is asked for beside giving the image back: to be sparse, to stand still, to name the class.
 
 A penalty is its settings: a frozen dataclass that is called with what one batch became. A new one is a class here and
-its line in `Penalties`. Sums over a code are divided by the number of image values, as the KL is, so that a weight means
-the same at any size. (Torch is imported by those who are called: the settings of a command line do without it.)
+its line in `Penalties`. Sums over a code are divided by the number of image values, as the KL is, so that a weight
+means the same at any size. (Torch is imported by those who are called: the settings of a command line do without it.)
 """
 
 import math
@@ -90,7 +90,7 @@ class Rate(Penalty):
 
 
 def bernoulli_kl(wanted: float, rate: "Tensor") -> "Tensor":
-    """KL(Bernoulli(wanted) ‖ Bernoulli(rate)) in nats, elementwise; rates are kept off 0 and 1 by what float32 holds."""
+    """KL(Bernoulli(wanted) ‖ Bernoulli(rate)) in nats, elementwise; rates of 0 and 1 count as 1e-7 off them."""
     kept = rate.clamp(1e-7, 1 - 1e-7)
     return wanted * (math.log(wanted) - kept.log()) + (1 - wanted) * (math.log(1 - wanted) - (1 - kept).log())
 
@@ -138,7 +138,7 @@ def jacobian_norms(code: "Tensor", inputs: "Tensor", std: "Tensor", signs: "Tens
 
     The Jacobian J is never formed. E ‖Jᵀv‖² = ‖J‖² for a vector v of independent random signs (Hutchinson 1990): with
     `signs`, probes x batch x the code's shape, it is their mean, unbiased for any number of probes. Without, v is each
-    unit vector in turn, and the result is exact. `code` must be a function of `inputs` that treats each image by itself.
+    unit vector in turn, and the result is exact. `code` must treat each image of `inputs` by itself.
     """
     import torch
 
@@ -161,7 +161,7 @@ class Revival(Penalty):
     """Units that have not fired for long explain what is left of the image (auxiliary loss, Gao et al. 2024)."""
 
     weight: float = 0.03125  # of the squared error of the rest, over the rest's own square
-    units: int = 32  # how many of the dead ones take part, those with the largest values before the activation
+    units: int = 32  # how many of the dead ones take part, those with the largest values
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,12 +175,15 @@ class Revival(Penalty):
         return None
 
     def __call__(self, encoded: Encoded) -> "Tensor":
-        """‖rest - (decode(z) - decode(0))‖² / ‖rest‖², with z the values of dead units alone."""
+        """‖rest - (decode(z) - decode(0))‖² / ‖rest‖², with z the values of dead units alone, before the activation.
+
+        Gao et al. activate them, which leaves units that are below 0 everywhere without a gradient.
+        """
         dead = encoded.autoencoder.bottleneck.is_dead(encoded.random.step).view(1, -1, 1, 1)
-        values = encoded.moments.relu() * dead
-        units = min(self.units, values.shape[1])
-        least = values.topk(units, dim=1).values[:, -1:]
-        code = values * (values >= least)
+        values = encoded.moments * dead
+        size = values.abs()
+        least = size.topk(min(self.units, values.shape[1]), dim=1).values[:, -1:]
+        code = values * (size >= least)
         rest = (encoded.images - encoded.reconstruction).detach()
         found = encoded.decode(code) - encoded.decode(code.new_zeros(code.shape))
         return (rest - found).square().mean() / rest.square().mean().clamp_min(1e-12)

@@ -63,6 +63,7 @@ class LinearNetwork:
 
     kind: Literal["linear"] = "linear"
     tied: bool = False  # the decoder's matrix is the encoder's, transposed
+    centered: bool = False  # the encoder sees the image minus the decoder's bias, as a dictionary of sparse codes wants
 
 
 @dataclass(frozen=True)

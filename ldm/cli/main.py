@@ -9,6 +9,7 @@ from ldm.errors import ConfigError, exit_code_of
 VERBS = {
     "evaluate": "measure an autoencoder on images",
     "export": "write an autoencoder for use elsewhere",
+    "verify": "hold every part against its closed form",
 }
 
 

@@ -14,6 +14,7 @@ from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.penalty import Contraction, Penalties, jacobian_norms
 from ldm.autoencoder.settings import Autoencoder, Identity, LinearNetwork, MLPNetwork, Objective, Sparse
 from ldm.randomness import StepRandom
+from ldm.shapes import Images
 from ldm.truths.figure import Figure, at_most
 from ldm.truths.known_data import gaussian
 from ldm.truths.training import as_images, labelled, objective_of, reproducible, train
@@ -48,7 +49,8 @@ def of_deep_encoder() -> list[Figure]:
     """Of a deeper encoder, and of the gradient that trains it, jacrev knows; the mean and spread of the code count in
     the gradient too.
     """
-    objective, images = contracted(Contraction(1.0, probes=0)), some_images(32)
+    images = some_images(32)
+    objective = contracted(Contraction(1.0, probes=0), images)
     autoencoder = objective.autoencoder
     weights = list(autoencoder.network.encoder.parameters())
 
@@ -72,14 +74,15 @@ def of_deep_encoder() -> list[Figure]:
 def of_probes(*, small: bool) -> list[Figure]:
     """Random signs: the mean over many images and probes is the exact penalty."""
     images = some_images(256 if small else 1024)
-    exact, estimate = (penalty(contracted(Contraction(1.0, probes)), images) for probes in (0, 64))
+    exact, estimate = (penalty(contracted(Contraction(1.0, probes), images), images) for probes in (0, 64))
     return [at_most("64 probes: penalty against the exact one, relative error", off(estimate, exact), 0.02)]
 
 
 @reproducible("truth contractive scale")
 def of_scale() -> list[Figure]:
     """A code of a tenth of the size, which the decoder undoes, has the same images and the same penalty."""
-    objective, images = contracted(Contraction(1.0, probes=0)), some_images(32)
+    images = some_images(32)
+    objective = contracted(Contraction(1.0, probes=0), images)
     autoencoder = objective.autoencoder
     before, image_before = penalty(objective, images), autoencoder.reconstruct(images)
     with torch.no_grad():
@@ -102,19 +105,19 @@ def of_training(*, small: bool) -> list[Figure]:
     images = some_images(256 if small else 1024)
     found = []
     for weight in (1e-9, 0.1):
-        objective = contracted(Contraction(weight, probes=1), steps=150 if small else 800)
+        objective = contracted(Contraction(weight, probes=1), images, steps=150 if small else 800)
         train(objective, images, lr=5e-3)
         found.append(penalty(objective, images) / weight)
     return [at_most("trained with the penalty: ‖J‖² over that without", found[1] / found[0], 0.8)]
 
 
-def contracted(contraction: Contraction, *, steps: int = 1) -> ReconstructionObjective:
+def contracted(contraction: Contraction, images: Images, *, steps: int = 1) -> ReconstructionObjective:
     """An autoencoder of three layers, whose weights are the same every time."""
     with reproducible("truth contractive weights"):
         return objective_of(
             Autoencoder(network=MLPNetwork(widths=(16, 16), activation="tanh"), bottleneck=Identity(channels=4)),
             Objective(distance="mse", penalties=Penalties(contraction=contraction)),
-            image=(1, 1, 8),
+            images=images,
             steps=steps,
         )
 

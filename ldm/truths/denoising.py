@@ -31,7 +31,7 @@ def of_gaussian(*, small: bool) -> list[Figure]:
     """C (C + σ² I)⁻¹."""
     vectors = spread_out(small)
     known = filtered(covariance(vectors), covariance(vectors) + SIGMA**2 * torch.eye(vectors.shape[1]))
-    return compared("gaussian", Gaussian(sigma=SIGMA), vectors, known, small)
+    return compared("gaussian", Gaussian(sigma=SIGMA), vectors, known, small=small)
 
 
 @reproducible("truth denoising mask")
@@ -40,58 +40,64 @@ def of_mask(*, small: bool) -> list[Figure]:
     vectors, kept = spread_out(small), 1 - HIDDEN
     c = covariance(vectors)
     known = filtered(kept * c, kept**2 * c + kept * (1 - kept) * c.diag().diag())
-    return compared("mask", Mask(unit="element", fraction=HIDDEN), vectors, known, small)
+    return compared("mask", Mask(unit="element", fraction=HIDDEN), vectors, known, small=small)
 
 
 @reproducible("truth denoising salt and pepper")
 def of_salt_and_pepper(*, small: bool) -> list[Figure]:
-    """Of numbers in [0, 1] each becomes 0 or 1 with probability p / 2: with q = 1 - p the corrupted mean is q μ + p / 2,
-    and E[x̃x̃ᵀ] is q² E[xᵢxⱼ] + q (p / 2) (μᵢ + μⱼ) + p² / 4 off the diagonal, q E[xᵢ²] + p / 2 on it.
+    """Of numbers in [0, 1] each becomes 0 or 1 with probability p / 2: with q = 1 - p the corrupted mean is
+    q μ + p / 2, and E[x̃x̃ᵀ] is q² E[xᵢxⱼ] + q (p / 2) (μᵢ + μⱼ) + p² / 4 off the diagonal, q E[xᵢ²] + p / 2 on it.
     """
     vectors, p, q = torch.sigmoid(2 * spread_out(small)), FLIPPED, 1 - FLIPPED
     mean, products = vectors.mean(0), vectors.T @ vectors / len(vectors)
     second = q**2 * products + q * (p / 2) * (mean[:, None] + mean) + p**2 / 4
     second = second - second.diag().diag() + (q * products.diag() + p / 2).diag()
-    corrupted = q * mean + p / 2
-    known = filtered(q * covariance(vectors), second - torch.outer(corrupted, corrupted))
-    return compared("salt and pepper", SaltAndPepper(probability=p, low=0.0, high=1.0), vectors, known, small)
+    grainy = q * mean + p / 2
+    known = filtered(q * covariance(vectors), second - torch.outer(grainy, grainy))
+    corruption = SaltAndPepper(probability=p, low=0.0, high=1.0)
+    return compared("salt and pepper", corruption, vectors, known, offset=mean - known @ grainy, small=small)
 
 
 @reproducible("truth denoising touched")
-def of_what_is_touched(*, small: bool) -> Iterator[Figure] | list[Figure]:
+def of_what_is_touched(*, small: bool) -> list[Figure]:
     """The stated share of elements, within what chance allows; the others, and the target, are left alone."""
-    images, found = as_images(spread_out(small).repeat(4, 1).clamp(-0.9, 0.9)), []
-    for name, corruption, share in (
-        ("mask", Mask(unit="element", fraction=HIDDEN), HIDDEN),
-        ("salt and pepper", SaltAndPepper(probability=FLIPPED), FLIPPED),
-    ):
-        corrupted = corruption(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1))
-        differs = corrupted.values != images
-        deviation = (share * (1 - share) / images.numel()) ** 0.5
-        found += [
-            at_most(f"{name}: share touched, standard deviations off", abs(rate(differs) - share) / deviation, 4),
-            at_most(f"{name}: touched and not told, or told and not touched", rate(differs != corrupted.touched), 0),
-        ]
-    corrupted = SaltAndPepper(probability=FLIPPED)(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1))
-    salt, pepper = rate(corrupted.values == 1), rate(corrupted.values == -1)
-    deviation = (FLIPPED / images.numel()) ** 0.5
-    noise = Gaussian(sigma=SIGMA)(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1)).values - images
+    images = as_images(spread_out(small).repeat(4, 1).clamp(-0.9, 0.9))
+    grainy, _ = corrupted(SaltAndPepper(probability=FLIPPED), images)
+    noise = corrupted(Gaussian(sigma=SIGMA), images)[0] - images
+    uneven = abs(rate(grainy == 1) - rate(grainy == -1)) / (FLIPPED / images.numel()) ** 0.5
+    strength = abs(float(noise.square().mean()) / SIGMA**2 - 1) / (2 / images.numel()) ** 0.5
     return [
-        *found,
-        at_most("salt less pepper, standard deviations off", abs(salt - pepper) / deviation, 4),
-        at_most(
-            "gaussian: variance, standard deviations off",
-            abs(float(noise.square().mean()) / SIGMA**2 - 1) / (2 / images.numel()) ** 0.5,
-            4,
-        ),
+        *of_share("mask", Mask(unit="element", fraction=HIDDEN), HIDDEN, images),
+        *of_share("salt and pepper", SaltAndPepper(probability=FLIPPED), FLIPPED, images),
+        at_most("salt less pepper, standard deviations off", uneven, 4),
+        at_most("gaussian: variance, standard deviations off", strength, 4),
         at_most("the target against the clean image, largest difference", of_target(images), 0),
     ]
 
 
+def of_share(name: str, corruption: Corruption, share: float, images: Tensor) -> list[Figure]:
+    """How many elements differ, and whether they are those that are said to."""
+    values, touched = corrupted(corruption, images)
+    deviation = (share * (1 - share) / images.numel()) ** 0.5
+    return [
+        at_most(f"{name}: share touched, standard deviations off", abs(rate(values != images) - share) / deviation, 4),
+        at_most(
+            f"{name}: share that is touched and not told, or told and not touched",
+            rate((values != images) != touched),
+            0,
+        ),
+    ]
+
+
+def corrupted(corruption: Corruption, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What becomes of the images in step 0, and which elements are said to have been touched."""
+    found = corruption(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1))
+    return found.values, torch.ones(()) if found.touched is None else found.touched
+
+
 def of_target(images: Tensor) -> float:
     """How far what the objective asks for is from the images, when the encoder sees corrupted ones."""
-    objective = linear(Gaussian(sigma=SIGMA), images, steps=1)
-    losses = objective(labelled(images), StepRandom(0, 0, len(images)))
+    losses = linear(Gaussian(sigma=SIGMA), images, steps=1)(labelled(images), StepRandom(0, 0, len(images)))
     return float((losses.outputs["images"] - images).abs().max())
 
 
@@ -111,27 +117,30 @@ def linear(corruption: Corruption, images: Tensor, *, steps: int) -> Reconstruct
     return objective_of(
         Autoencoder(network=LinearNetwork(), bottleneck=Identity(channels=2 * images[0].numel())),
         Objective(distance="mse", corruption=corruption),
-        image=tuple(images.shape[1:]),
+        images=images,
         steps=steps,
     )
 
 
-def compared(name: str, corruption: Corruption, vectors: Tensor, known: Tensor, small: bool) -> list[Figure]:
-    """The matrix from image to reconstruction after training, against the one that is `known`."""
+def compared(
+    name: str, corruption: Corruption, vectors: Tensor, known: Tensor, *, offset: Tensor | None = None, small: bool
+) -> list[Figure]:
+    """Matrix and offset from image to reconstruction after training, against those that are known; no offset is 0."""
     objective = linear(corruption, as_images(vectors), steps=500 if small else 2000)
     train(objective, as_images(vectors), lr=1e-2)
     identity = torch.eye(len(known))
     with torch.no_grad():
-        origin, *columns = as_vectors(
-            objective.autoencoder.reconstruct(as_images(torch.cat([0 * identity[:1], identity])))
-        )
+        points = as_images(torch.cat([torch.zeros(1, len(known)), identity]))
+        origin, *columns = as_vectors(objective.autoencoder.reconstruct(points))
     matrix = torch.stack(columns, 1) - origin[:, None]
+    off = origin if offset is None else origin - offset
     # The noise of the last steps is averaged over fewer images in miniature.
     bound = 0.05 if small else 0.02
     return [
         at_most(
             f"{name}: matrix against its closed form, relative error", (matrix - known).norm() / known.norm(), bound
         ),
+        at_most(f"{name}: offset against its closed form, largest error", off.abs().max(), bound),
         at_least(f"{name}: distance to the identity, relative", (matrix - identity).norm() / identity.norm(), 0.3),
     ]
 

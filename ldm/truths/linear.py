@@ -78,7 +78,7 @@ def trained(images: Tensor, code: int, *, steps: int, penalties: Penalties | Non
     objective = objective_of(
         Autoencoder(network=LinearNetwork(), bottleneck=Identity(channels=code)),
         Objective(distance="mse", penalties=penalties or Penalties()),
-        image=tuple(images.shape[1:]),
+        images=images,
         steps=steps,
     )
     train(objective, images, lr=2e-2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.autoencoder.model import Autoencoder as Model
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.settings import Autoencoder, Identity, Objective, ViTNetwork
-from ldm.corruption import Corrupted, Mask
+from ldm.corruption import Mask
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import Images, Labels
 from ldm.truths.figure import Figure, at_least, at_most, skipped, told
@@ -33,22 +33,22 @@ def figures(*, small: bool = False) -> Iterator[Figure]:
 def of_visibility() -> list[Figure]:
     """4 of 16 patches, by counting what arrives at the first block, and by changing the others."""
     objective, images = masked(), some_images(32)
-    network, hidden = objective.autoencoder.network, hidden_of(images).hidden
+    network, (pixels, patches) = objective.autoencoder.network, hidden_of(images)
     lengths: list[int] = []
     hook = network.encoder["blocks"][0].register_forward_hook(
         lambda block, given, got: lengths.append(given[0].shape[1])
     )
     with torch.no_grad():
-        code = network.encode(images, hidden)
-        changed = torch.where(hidden_of(images).touched, torch.randn_like(images), images)
-        other = network.encode(changed, hidden)
+        code = network.encode(images, patches)
+        changed = torch.where(pixels, torch.randn_like(images), images)
+        other = network.encode(changed, patches)
         seen = network.encode(changed) - network.encode(images)
     hook.remove()
     return [
         at_most("patches that the encoder is given, of 16", max(lengths[:2]), 4),
         at_most("hidden pixels changed: largest change of the code", (code - other).abs().max(), 0),
         at_least("the same pixels changed when nothing is hidden: largest change", seen.abs().max(), 1e-3),
-        at_most("code of a hidden patch, largest value", (code * hidden[:, None]).abs().max(), 0),
+        at_most("code of a hidden patch, largest value", (code * patches[:, None]).abs().max(), 0),
     ]
 
 
@@ -57,7 +57,7 @@ def of_loss() -> list[Figure]:
     """With emphasis 1 the loss is the mean over hidden pixels, whatever the visible ones look like."""
     objective, images = masked(), some_images(32)
     losses = objective(labelled(images), StepRandom(0, 0, len(images)))
-    touched = hidden_of(images).touched
+    touched, _ = hidden_of(images)
     squared = (losses.outputs["images"] - losses.outputs["reconstruction"]).square()
     known = squared[touched.expand_as(squared)].mean()
     share = touched.double().mean()
@@ -77,11 +77,11 @@ def of_features(*, small: bool) -> list[Figure]:
         return [skipped(name, "needs scikit-learn")]
     order = torch.randperm(len(images), generator=generator(0, "truth masked split"))
     images, labels = images[order], labels[order]
-    objective = masked(steps=80 if small else 1500)
+    objective = masked(steps=200 if small else 1500)
     random = accuracy(objective.autoencoder, images, labels)
-    train(objective, images[:TRAINING], lr=2e-3, batch=64 if small else 128)
+    train(objective, images[:TRAINING], lr=2e-3, batch=32 if small else 128)
     found = accuracy(objective.autoencoder, images, labels)
-    # 80 steps are a beginning.
+    # 200 steps of a quarter of the images are a beginning.
     gain = 0.05 if small else 0.2
     return [
         told(f"{name}: accuracy, random weights", random),
@@ -96,7 +96,7 @@ def masked(*, steps: int = 1) -> ReconstructionObjective:
     return objective_of(
         Autoencoder(network=network, bottleneck=Identity(channels=48)),
         Objective(distance="mse", corruption=MASK, emphasis=1.0),
-        image=(1, 8, 8),
+        images=some_images(1),
         steps=steps,
     )
 
@@ -106,9 +106,10 @@ def some_images(count: int) -> Images:
     return torch.rand(count, 1, 8, 8, generator=generator(0, "truth masked images")) * 2 - 1
 
 
-def hidden_of(images: Images) -> Corrupted:
-    """What the objective hides of these images in step 0."""
-    return MASK(images, StepRandom(0, 0, len(images)), name="input", patch=(2, 2))
+def hidden_of(images: Images) -> tuple[Tensor, Tensor]:
+    """The pixels and the patches that the objective hides of these images in step 0."""
+    corrupted = MASK(images, StepRandom(0, 0, len(images)), name="input", patch=(2, 2))
+    return torch.as_tensor(corrupted.touched), torch.as_tensor(corrupted.hidden)
 
 
 @torch.no_grad()

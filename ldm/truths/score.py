@@ -85,7 +85,7 @@ def of_autoencoder(*, small: bool) -> list[Figure]:
     objective = objective_of(
         Autoencoder(network=LinearNetwork(), bottleneck=Identity(channels=2 * size)),
         Objective(distance="mse", corruption=Gaussian(sigma=sigma)),
-        image=(1, 1, size),
+        images=images,
         steps=steps,
     )
     train(objective, images, lr=1e-2)

@@ -4,6 +4,7 @@ Frey 2014), and units keep the rate of activation that they are asked for (Ng 20
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -65,13 +66,13 @@ def of_rate(*, small: bool) -> list[Figure]:
         objective = objective_of(
             Autoencoder(network=LinearNetwork(), bottleneck=Sparse(channels=2 * size, activation="sigmoid")),
             Objective(distance="mse", penalties=Penalties(rate=Rate(weight, RATE))),
-            image=(1, 1, size),
+            images=images,
             steps=steps,
         )
         train(objective, images, lr=5e-2)
         with torch.no_grad():
             means.append(float(objective.autoencoder.code(images).mean.mean()))
-    rises = max(heavier - lighter for lighter, heavier in zip(means, means[1:], strict=False))
+    rises = max(heavier - lighter for lighter, heavier in pairwise(means))
     return [
         at_most(
             f"rate {RATE}: mean activation under the heaviest penalty, relative error", abs(means[-1] / RATE - 1), 0.2
@@ -93,7 +94,7 @@ def of_top_k(*, small: bool) -> list[Figure]:
 def of_l1(*, small: bool) -> list[Figure]:
     """Decoder columns of length 1, without which codes would shrink for nothing."""
     planted = MINIATURE if small else Planted()
-    return recovery("L1", planted, Sparse(channels=planted.units), Penalties(l1=L1(0.1)), 0.85 if small else 0.95)
+    return recovery("L1", planted, Sparse(channels=planted.units), Penalties(l1=L1(0.2)), 0.9 if small else 0.95)
 
 
 def recovery(name: str, planted: Planted, bottleneck: Sparse, penalties: Penalties, bound: float) -> list[Figure]:
@@ -102,7 +103,7 @@ def recovery(name: str, planted: Planted, bottleneck: Sparse, penalties: Penalti
     objective = objective_of(
         Autoencoder(network=LinearNetwork(), bottleneck=bottleneck),
         Objective(distance="mse", penalties=penalties),
-        image=tuple(images.shape[1:]),
+        images=images,
         steps=planted.steps,
     )
     last: dict[str, Tensor] = {}

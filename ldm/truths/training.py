@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.model import Autoencoder, assemble
+from ldm.autoencoder.model import assemble
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import Objective
@@ -34,10 +34,11 @@ def reproducible(purpose: str, dtype: torch.dtype = torch.float64) -> Iterator[N
 
 
 def objective_of(
-    settings: AutoencoderSettings, judged_by: Objective, *, image: tuple[int, int, int], steps: int = 1
+    settings: AutoencoderSettings, judged_by: Objective, *, images: Images, steps: int = 1
 ) -> ReconstructionObjective:
-    """A new autoencoder for images of this shape, and what it is to be trained to do in so many steps."""
-    autoencoder: Autoencoder = assemble(settings, image=image)
+    """A new autoencoder for images of the shape of these, and what it is to be trained to do in so many steps."""
+    channels, height, width = images.shape[1:]
+    autoencoder = assemble(settings, image=(channels, height, width))
     return ReconstructionObjective(autoencoder, judged_by, steps=steps)
 
 

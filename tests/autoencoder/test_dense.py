@@ -42,6 +42,23 @@ def test_a_linear_network_is_two_matrices_with_their_biases():
     torch.testing.assert_close(network.decode(code[:, :, None, None]), again.view(4, *SHAPE))
 
 
+def test_a_centered_linear_network_reads_the_image_minus_what_the_decoder_adds():
+    network = built(LinearNetwork(centered=True)).network
+    with torch.no_grad():
+        network.decoder[0].bias.normal_()
+    centered = images().flatten(1) - network.decoder[0].bias
+    code = centered @ network.encoder[0].weight.T + network.encoder[0].bias
+    torch.testing.assert_close(network.encode(images()).flatten(1), code, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bottleneck", [Identity(channels=5), Sparse(channels=5)], ids=lambda each: each.kind)
+def test_a_linear_unit_begins_by_writing_what_it_reads_and_is_free_to_change(bottleneck: Any):
+    network = built(LinearNetwork(), bottleneck).network
+    assert network.decoder[0].weight.equal(network.encoder[0].weight.T)
+    (gradient,) = torch.autograd.grad(network.encode(images()).sum(), network.decoder[0].weight, allow_unused=True)
+    assert gradient is None
+
+
 def test_a_linear_network_is_affine_and_an_mlp_is_not():
     one, other = images(2)[:1], images(2)[1:]
     for network, is_affine in ((LinearNetwork(), True), (MLPNetwork(widths=(8,)), False)):

@@ -1,6 +1,7 @@
 """The objective is the evidence lower bound it is said to be, and each of its terms trains what it should."""
 
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from ldm.autoencoder.bottleneck import Gaussian
 from ldm.autoencoder.distance import DISTANCES
 from ldm.autoencoder.model import Autoencoder, build
 from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.penalty import L1, Decay, Penalties
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Equivariance, KLNetwork
+from ldm.autoencoder.settings import Equivariance, Identity, KLNetwork, LinearNetwork, MLPNetwork, Sparse
 from ldm.autoencoder.settings import Gaussian as GaussianSettings
 from ldm.autoencoder.settings import Objective as ObjectiveSettings
 from ldm.autoencoder.settings import Perceptual as PerceptualSettings
-from ldm.corruption import Interpolation, Mask
+from ldm.corruption import Blur, Corruption, Interpolation, Mask, SaltAndPepper
+from ldm.corruption import Gaussian as Noise
 from ldm.data.batches import ImageBatch
+from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
 
 SPECTRUM = torch.tensor([4.0, 2.0, 1.0, 0.4, 0.2, 0.1], dtype=torch.float64)
@@ -120,10 +124,10 @@ def test_decoder_columns_span_the_principal_directions(probabilistic_pca, rows):
     assert torch.linalg.svdvals(principal @ span).min() > 0.999
 
 
-def small(size: int = 8, **objective: object) -> tuple[ReconstructionObjective, ImageBatch]:
+def small(size: int = 8, bottleneck: Any = None, **objective: object) -> tuple[ReconstructionObjective, ImageBatch]:
     torch.manual_seed(0)
     network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
-    settings = AutoencoderSettings(network=network, bottleneck=GaussianSettings(channels=2))
+    settings = AutoencoderSettings(network=network, bottleneck=bottleneck or GaussianSettings(channels=2))
     autoencoder = build(settings, image=(3, size, size)).double()
     images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
     return ReconstructionObjective(autoencoder, ObjectiveSettings(**objective)), batch_of(images)
@@ -204,6 +208,95 @@ def test_what_makes_latents_robust_changes_the_loss_and_still_trains_everything(
     losses.total.backward()
     for name, parameter in changed.autoencoder.network.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
+
+
+CUTS = [
+    {},
+    {"corruption": SaltAndPepper(probability=0.3), "emphasis": 0.9},
+    {"corruption": Mask(fraction=(0.0, 0.6)), "emphasis": 1.0},
+    {"corruption": Mask(fraction=0.5), "emphasis": 0.9, "target": "normalized-patches"},
+    {"latent_corruption": Interpolation(), "distance": "huber"},
+    {"latent_corruption": Blur(sigma=(0.2, 1.0))},
+    {"penalties": Penalties(l1=L1(), decay=Decay())},
+]
+
+
+@pytest.mark.parametrize("settings", CUTS, ids=str)
+def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts(settings):
+    """Otherwise two processes, or two micro-batches, train something else than one."""
+    objective, batch = small(**settings)
+    whole = objective(batch, StepRandom(0, 7, 4)).total
+    parts = [
+        objective(
+            ImageBatch(*(values[2 * part : 2 * part + 2] for values in batch)),
+            StepRandom.of_part(0, 7, total=4, parts=2, part=part),
+        ).total
+        for part in range(2)
+    ]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("kind", get_args(Corruption))
+def test_a_corrupted_image_is_encoded_and_the_clean_one_is_the_target(kind: type):
+    corruption, random = kind(), StepRandom(0, 2, 4)
+    objective, batch = small(distance="mse", kl=0.0, corruption=corruption, bottleneck=Identity(channels=2))
+    losses = objective(batch, random)
+    seen = corruption(batch.images, random, name="input", patch=(2, 2)).values
+    assert not seen.equal(batch.images)
+    again = objective.autoencoder.decode(objective.autoencoder.encode(seen).mean)
+    assert losses.outputs["images"].equal(batch.images)
+    torch.testing.assert_close(losses.outputs["reconstruction"], again, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses.terms["mse"], (batch.images - again).square().mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", get_args(Corruption))
+def test_a_corrupted_code_is_decoded_and_the_penalties_see_the_clean_one(kind: type):
+    """A mask of the latent hides whole positions of it."""
+    corruption, random = kind(), StepRandom(0, 2, 4)
+    settings = {"distance": "mse", "latent_corruption": corruption, "penalties": Penalties(l1=L1(weight=1.0))}
+    objective, batch = small(bottleneck=Identity(channels=2), **settings)
+    losses, code = objective(batch, random), objective.autoencoder.encode(batch.images).mean
+    decoded = objective.autoencoder.decode(corruption(code, random, name="latent", patch=(1, 1)).values)
+    torch.testing.assert_close(losses.outputs["reconstruction"], decoded, rtol=1e-12, atol=1e-12)
+    values = batch.images[0].numel()
+    torch.testing.assert_close(losses.terms["l1"], code.abs().flatten(1).sum(1).mean() / values, rtol=1e-9, atol=0)
+
+
+def test_the_spread_of_the_code_is_logged_as_it_is():
+    objective, batch = small(bottleneck=Identity(channels=2))
+    terms, code = objective(batch, StepRandom(0, 0, 4)).terms, objective.autoencoder.encode(batch.images).mean
+    spread = code.transpose(0, 1).flatten(1).std(1, correction=0)
+    for name, expected in (
+        ("latent_std", code.std(correction=0)),
+        ("latent_std_min", spread.min()),
+        ("latent_std_max", spread.max()),
+    ):
+        torch.testing.assert_close(terms[name], expected, rtol=1e-9, atol=0)
+        assert not terms[name].requires_grad
+
+
+def dense(bottleneck: Any, network: Any = None, **objective: Any) -> ReconstructionObjective:
+    settings = AutoencoderSettings(network=network or LinearNetwork(), bottleneck=bottleneck)
+    return ReconstructionObjective(build(settings, image=(1, 4, 4)), ObjectiveSettings(**objective))
+
+
+@pytest.mark.parametrize("bottleneck", [Identity(channels=16), Identity(channels=99), Sparse(channels=16)], ids=str)
+@pytest.mark.parametrize("network", [LinearNetwork(), MLPNetwork(widths=(40,))], ids=lambda each: each.kind)
+def test_a_code_that_holds_the_whole_image_is_refused_with_the_reason(network: Any, bottleneck: Any):
+    with pytest.raises(ConfigError, match=r"holds all 16 of the image, so that copying is the best answer") as refused:
+        dense(bottleneck, network)
+    assert "\n" not in str(refused.value) and f"channels {bottleneck.channels} fewer" in str(refused.value)
+
+
+def test_whatever_holds_a_large_code_back_makes_it_possible():
+    dense(Identity(channels=15))
+    dense(Identity(channels=16), corruption=Noise())
+    dense(Identity(channels=16), latent_corruption=Noise())
+    dense(Identity(channels=16), penalties=Penalties(l1=L1()))
+    dense(Sparse(channels=64, k=3))
+    dense(GaussianSettings(channels=16), kl=1e-6)
+    with pytest.raises(ConfigError, match="copying"):
+        dense(GaussianSettings(channels=16), kl=0.0)
 
 
 def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():

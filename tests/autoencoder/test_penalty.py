@@ -350,7 +350,7 @@ def test_revival_is_the_error_of_the_rest_over_its_own_square():
     objective, batch = with_dead([0, 3, 5], units=2)
     found = losses(objective, batch, step=100)
     network = objective.autoencoder.network
-    values = network.encode(batch.images).flatten(1).relu()
+    values = nn.functional.softplus(network.encode(batch.images).flatten(1))
     kept = torch.zeros_like(values)
     for row, image in enumerate(values):
         for unit in sorted([0, 3, 5], key=lambda unit: -image[unit])[:2]:
@@ -361,22 +361,29 @@ def test_revival_is_the_error_of_the_rest_over_its_own_square():
     torch.testing.assert_close(found.terms["revival"], expected, rtol=1e-9, atol=0)
 
 
+def test_revival_reaches_a_unit_that_is_below_0_everywhere():
+    """ReLU in its place would have no gradient there, and the unit would stay dead for good."""
+    objective, batch = with_dead([1])
+    network = objective.autoencoder.network
+    network.encoder[0].bias.data[1] = -4.0
+    assert network.encode(batch.images)[:, 1].max() < 0
+    losses(objective, batch, step=100).terms["revival"].backward()
+    assert bool(network.encoder[0].weight.grad[1].any()) and not network.encoder[0].weight.grad[[0, 2, 3, 4, 5]].any()
+
+
 def test_revival_brings_a_dead_unit_back():
     """Adam on the whole loss: without the penalty, a unit that no image reaches stays dead."""
     dead = {}
     for name, penalties in (("with", {"revival": Revival(weight=1.0)}), ("without", {})):
-        objective, batch = of(LinearNetwork(), Sparse(channels=6, k=2, patience=5), distance="mse", **penalties)
-        network = objective.autoencoder.network
-        network.encoder[0].bias.data[0] = 0.3
-        network.encoder[0].bias.data[1:] += 1.0
-        objective.autoencoder.bottleneck.fired.fill_(0)
+        objective, batch = of(LinearNetwork(), Sparse(channels=6, patience=5), distance="mse", **penalties)
+        objective.autoencoder.network.encoder[0].bias.data[:2] = -2.0
         optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
-        for step in range(1, 60):
+        for step in range(1, 300):
             optimizer.zero_grad()
             losses(objective, batch, step).total.backward()
             optimizer.step()
-        dead[name] = losses(objective, batch, 60).terms["dead_share"].item()
-    assert dead["with"] <= dead["without"], dead
+        dead[name] = objective.autoencoder.bottleneck.is_dead(300)[:2].tolist()
+    assert dead == {"with": [False, False], "without": [True, True]}
 
 
 # ---- what does not fit
