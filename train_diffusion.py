@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> None:
 
 
 def train(settings: StageTwo, out: Path, *, source: str | None, cache: Path, dry: bool = False) -> None:
+    settings, data = with_data_of(source, settings)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split
@@ -42,7 +43,6 @@ def train(settings: StageTwo, out: Path, *, source: str | None, cache: Path, dry
     from ldm.training import dry_run
     from ldm.training.run import Run
 
-    settings, data = with_data_of(source, settings)
     run = Run(settings, out, dry=dry)
     if run.is_finished():
         return

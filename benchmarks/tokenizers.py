@@ -6,7 +6,8 @@ On digits, at equal budgets of steps and images: KL alone, and with latent noise
 An autoencoder is measured by held-out PSNR; its latents by what a denoiser trained in them draws, without guidance:
 the Fréchet distance of 1,000 samples to the real digits in features of EfficientNet-Lite1, the fraction read as their
 class by a classifier of real digits, and how well a classifier trained on the samples alone reads real held-out ones.
-The last line says the same of the real held-out digits. One thread. A row that is there already is not run again.
+The row "pixels" is configs/diffusion/pixel.yaml, which has no autoencoder, and another budget (--pixel-steps). The last
+line says the same of the real held-out digits. One thread. A row that is there already is not run again.
 """
 
 import argparse
@@ -90,25 +91,45 @@ class Judge:
 def row(out: Path, judge: Judge, name: str, seed: int, steps: int, denoiser_steps: int, num: int) -> dict[str, float]:
     """The figures of an autoencoder and the denoiser behind it, from where they were written or from new runs."""
     run = out / f"{name.strip('+ ').replace(' ', '-').lower()}-{seed}"
+    draws = f"sample.py {run}/diffusion --out {run}/samples --num {num} --sampler dpm++2m --steps 14 --guidance 1"
     commands = [
         f"train_vae.py configs/vae/mnist5k.yaml --out {run}/vae --run.steps {steps} --run.seed {seed}"
         f" --run.precision fp32 {TOKENIZERS[name]}".rstrip(),
         f"-m ldm evaluate {run}/vae --out {run}/evaluation.json",
         f"train_diffusion.py configs/diffusion/mnist5k.yaml --autoencoder {run}/vae --out {run}/diffusion"
         f" --run.steps {denoiser_steps} --run.batch-size 64 --run.seed {seed} --run.precision fp32",
+        draws,
+    ]
+    return figures_of(run, judge, commands)
+
+
+def pixel_row(out: Path, judge: Judge, seed: int, steps: int, num: int) -> dict[str, float]:
+    """The same of a denoiser of pixels."""
+    run = out / f"pixels-{seed}"
+    commands = [
+        f"train_diffusion.py configs/diffusion/pixel.yaml --out {run}/diffusion --run.steps {steps} --run.seed {seed}"
+        " --run.precision fp32",
         f"sample.py {run}/diffusion --out {run}/samples --num {num} --sampler dpm++2m --steps 14 --guidance 1",
     ]
+    return figures_of(run, judge, commands)
+
+
+def figures_of(run: Path, judge: Judge, commands: list[str]) -> dict[str, float]:
+    """What the commands of a row lead to, done now unless it was done before."""
     report = run / "row.json"
-    if not report.exists() or json.loads(report.read_text())["commands"] != commands:
-        shutil.rmtree(run, ignore_errors=True)
-        for command in commands:
+    if report.exists() and json.loads(report.read_text())["commands"] != commands:
+        shutil.rmtree(run)
+    if not report.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        for command in commands:  # what was done of them before is not done again
             print(f"python {command}", flush=True)
-            run.mkdir(parents=True, exist_ok=True)
             ran(*shlex.split(command))
         files = sorted((run / "samples").glob("*.png"))
-        images = torch.stack([torch.from_numpy(np.asarray(Image.open(file))) for file in files])
+        images = torch.stack([torch.from_numpy(np.asarray(Image.open(file))) for file in files])[:, None]
         labels = np.array([int(file.stem.split("-")[1]) for file in files])
-        figures = json.loads((run / "evaluation.json").read_text())["figures"] | judge.figures(images, labels)
+        evaluated = run / "evaluation.json"
+        figures = json.loads(evaluated.read_text())["figures"] if evaluated.exists() else {}
+        figures |= judge.figures(images, labels)
         report.write_text(json.dumps({"commands": commands, "figures": figures}, indent=2))
     return json.loads(report.read_text())["figures"]  # type: ignore[no-any-return]
 
@@ -119,6 +140,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--denoiser-steps", type=int, default=500)
+    parser.add_argument("--pixel-steps", type=int, default=1600)
     parser.add_argument("--num", type=int, default=1000)
     options = parser.parse_args()
     out = Path(os.path.relpath(options.out, ROOT))
@@ -130,12 +152,14 @@ def main() -> None:
     for seed in options.seeds:  # seed by seed, so that an early stop leaves whole tables
         for name in TOKENIZERS:
             found[name].append(row(out, judge, name, seed, options.steps, options.denoiser_steps, options.num))
+    found["pixels"] = [pixel_row(out, judge, seed, options.pixel_steps, options.num) for seed in options.seeds[:1]]
     print(f"\n| autoencoder, seeds {options.seeds} | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for name, rows in found.items():
         cells = []
         for key, form in COLUMNS.values():
-            values = [each[key] for each in rows]
-            cells.append(f"{form.format(statistics.mean(values))} ({', '.join(map(form.format, values))})")
+            values = [each[key] for each in rows if key in each]
+            each_seed = f" ({', '.join(map(form.format, values))})" if len(values) > 1 else ""
+            cells.append(form.format(statistics.mean(values)) + each_seed if values else "")
         print(f"| {name} | {' | '.join(cells)} |")
     real = judge.figures(judge.images[judge.held_out], judge.labels[judge.held_out])
     print(

@@ -88,7 +88,9 @@ class _Reader:
         try:
             return cls(**values)
         except (ValueError, ConfigError) as error:
-            sources = ", ".join(filter(None, [self.file, *(f"--{flag}" for flag in flags)]))
+            within = [flag for flag in self.flags if prefix.startswith(f"{flag}.")]  # the list that it is an item of
+            file = "" if within else self.file
+            sources = ", ".join(filter(None, [file, *(f"--{flag}" for flag in [*within, *flags])]))
             raise ConfigError(": ".join(filter(None, [sources, prefix[:-1], " ".join(str(error).split())]))) from None
 
     def choose(
@@ -119,13 +121,14 @@ class _Reader:
 
     def several(self, classes: list[Any], given: Any, path: str) -> tuple[Any, ...]:
         """A list of sections, which a flag gives as a whole, in YAML's brackets and braces."""
-        if path in self.flags:
+        text = self.flags.get(path)
+        if text is not None:
+            given = None
             with suppress(ValueError):
-                given = from_yaml(self.flags[path])
+                given = from_yaml(text)
         if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-            raise self.error(
-                path, f"is {inline(given)}; expected a list of settings: {', '.join(_field_names(classes[0]))}"
-            )
+            shown, names = inline(given) if text is None else shorten(text), ", ".join(_field_names(classes[0]))
+            raise self.error(path, f"is {shown}; expected a list of settings: {names}")
         return tuple(self.section(classes, each, f"{path}.{number}.", MISSING) for number, each in enumerate(given))
 
     def leaf(self, kind: Any, given: Any, path: str) -> Any:
@@ -147,7 +150,8 @@ class _Reader:
         return self.error(path, f"is not a setting{of_kind}; {advice(path, names, dashes)}")
 
     def error(self, path: str, problem: str) -> ConfigError:
-        place = f"--{path}" if path in self.flags else ": ".join(filter(None, [self.file, shorten(path)]))
+        is_flag = any(f"{path}.".startswith(f"{flag}.") for flag in self.flags)  # or lies in a list that is one
+        place = f"--{path}" if is_flag else ": ".join(filter(None, [self.file, shorten(path)]))
         return ConfigError(f"{place} {problem}")
 
 

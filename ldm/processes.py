@@ -1,5 +1,8 @@
 """What the processes of a run agree on."""
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -24,9 +27,14 @@ def shared_mean(value: Tensor) -> Tensor:
     A function of it then has on every process the gradient that it has for the whole batch, once the processes'
     gradients are averaged.
     """
-    if not several():
-        return value
-    from torch.distributed.nn.functional import all_reduce
+    return _SharedMean.apply(value) if several() else value  # type: ignore[no-any-return]
 
-    total: Tensor = all_reduce(value)
-    return total / dist.get_world_size()
+
+class _SharedMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean_over_processes(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        return mean_over_processes(gradient[0].contiguous())

@@ -139,7 +139,7 @@ def test_a_wrong_config_exits_2_and_names_file_and_key(name: str, text: str, tol
         ("train_vae", (CONFIGS["train_vae"],), "--out"),
         ("train_vae", (CONFIGS["train_vae"], "another.yaml", "--out", "x"), "another.yaml"),
         ("train_vae", (CONFIGS["train_vae"], "--out"), "--out needs a value"),
-        ("train_diffusion", (CONFIGS["train_diffusion"], "--out", "x"), "--autoencoder"),
+        ("train_diffusion", (f"{ROOT}/{CONFIGS['train_diffusion']}", "--out", "x"), "--autoencoder"),
         ("train_diffusion", ("--autoencoder", "x", "--out", "x"), "config file"),
         ("sample", (), "RUN"),
         ("sample", ("run",), "--out"),

@@ -39,14 +39,14 @@ def gaussian(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
 def emphasized(distance: Tensor, touched: Tensor | None, emphasis: float | None) -> Tensor:
     """The mean of a distance in which elements that a corruption touched weigh `emphasis`, and the others the rest.
 
-    Vincent et al. 2010, equation 16, over the sum of the weights: 1 looks at touched elements alone. Without an
+    Vincent et al. 2010, equation 16, over the sum of an image's weights: 1 looks at touched elements alone. Without an
     emphasis, and where everything was touched, all weigh the same.
     """
     if touched is None or emphasis is None:
         return distance.mean()
     weight = touched.to(distance.dtype) * (2 * emphasis - 1) + (1 - emphasis)
-    weight = weight.expand_as(distance)
-    return (weight * distance).sum() / weight.sum().clamp_min(1e-12)
+    weight = weight.expand_as(distance).flatten(1)
+    return ((weight * distance.flatten(1)).sum(1) / weight.sum(1).clamp_min(1e-12)).mean()
 
 
 DISTANCES: dict[str, Callable[[Images, Images, Tensor], Tensor]] = {

@@ -59,6 +59,12 @@ def problems(
         )
 
 
+def hides_patches(settings: ObjectiveSettings) -> bool:
+    """Whether some corruption of images is a mask of patches."""
+    corruptions = [settings.corruption, *(stage.corruption for stage in settings.stages if stage.layer < 2)]
+    return any(isinstance(each, Mask) and each.unit == "patch" for each in corruptions)
+
+
 def unfit_mask(corruption: Any, factors: tuple[int, int]) -> str | None:
     """Why a vision transformer cannot leave out what this corruption hides, if it is a mask of patches."""
     if not isinstance(corruption, Mask) or corruption.unit != "patch":
@@ -76,4 +82,5 @@ def copies(autoencoder: Any, settings: ObjectiveSettings, image: tuple[int, int,
     numbers = math.prod(autoencoder.latent_shape(image[1:]))
     held = getattr(bottleneck, "k", 0) or settings.corruption or settings.latent_corruption or settings.equivariance
     held = held or settings.penalties.chosen or (bottleneck.is_distribution and settings.kl > 0)
-    return numbers >= math.prod(image) and not held and not settings.stages
+    held = held or any(stage.corruption for stage in settings.stages)
+    return numbers >= math.prod(image) and not held

@@ -1,7 +1,8 @@
 """The networks an autoencoder can be made of: images to moments of the latent, and latents to images.
 
-All say how many pixels high and wide one latent position is (`factors`), which weight a code meets first
-(`first_decoding`) and which layer makes the image (`last_layer`). `hidden` matters to those that can leave patches out.
+All say how many pixels high and wide one latent position is (`factors`) and, if they learn, which weight a code meets
+first (`first_decoding`) and which layer makes the image (`last_layer`). `hidden` is for those that can leave patches
+out.
 """
 
 from typing import TYPE_CHECKING, Any, Self

@@ -10,7 +10,7 @@ from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.critic import Critic
 from ldm.autoencoder.distance import DISTANCES, emphasized
 from ldm.autoencoder.equivariance import transformed
-from ldm.autoencoder.fitness import refuse_misfits
+from ldm.autoencoder.fitness import hides_patches, refuse_misfits
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.patches import patch_statistics
 from ldm.autoencoder.penalty import Encoded
@@ -57,7 +57,7 @@ class ReconstructionObjective(nn.Module):
         self.held_critic = [critic]  # in a list, or it would become a part of this module
         autoencoder.output_logvar.requires_grad_(settings.distance == "gaussian")
         if hasattr(autoencoder.network, "mask_token"):
-            autoencoder.network.mask_token.requires_grad_(settings.corruption is not None)
+            autoencoder.network.mask_token.requires_grad_(hides_patches(settings))
         self.penalties = settings.penalties.chosen
         self.differentiates = any(penalty.differentiates for penalty in self.penalties.values())
         self.schedule = Schedule(autoencoder, settings.stages, steps)
@@ -75,7 +75,8 @@ class ReconstructionObjective(nn.Module):
         inputs = corrupted.values.detach().requires_grad_() if self.differentiates else corrupted.values
         with twice_differentiable() if self.differentiates else contextlib.nullcontext():
             moments, posterior = part.encode(inputs, corrupted.hidden)
-        code = latents = self.drawn(posterior, random) if part.is_distribution else posterior.mode()
+        has_kl = part.has_code and self.autoencoder.bottleneck.is_distribution
+        code = latents = self.drawn(posterior, random) if has_kl else posterior.mode()
         target = batch.images if stage.target == "images" else given
         if settings.equivariance is not None:
             target, latents = transformed(target, latents, settings.equivariance, random)
@@ -88,7 +89,7 @@ class ReconstructionObjective(nn.Module):
             mean, std = patch_statistics(target, self.autoencoder.network.factors)
             target = (target - mean) / std
         total, terms = self.judged(target, reconstruction, corrupted.touched, last, random.step)
-        if part.is_distribution:
+        if has_kl:
             kl = posterior.kl().mean()
             terms["kl"] = settings.kl * kl / given[0].numel()
             terms["kl_per_latent_element"] = kl / code[0].numel()
@@ -105,11 +106,13 @@ class ReconstructionObjective(nn.Module):
             random,
         )
         for name, penalty in self.penalties.items():
+            if penalty.is_about_code and not part.has_code:
+                continue
             if name == "classification" and (stage.layer or not stage.classification):
                 continue
             terms[name] = penalty.weight * penalty(encoded)
             total = total + terms[name]
-        terms |= code_figures(encoded, code)
+        terms |= code_figures(encoded, code, is_code=part.has_code)
         return Losses(total, terms, {"images": target, "reconstruction": reconstruction.detach()})
 
     def corrupted(self, given: Tensor, stage: Stage, random: StepRandom) -> Corrupted:

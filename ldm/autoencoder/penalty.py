@@ -40,6 +40,7 @@ class Penalty:
 
     weight: float
     differentiates = False  # whether it needs the code's derivative by the inputs
+    is_about_code = True  # and rests while a layer trains whose output is not the code
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -58,6 +59,7 @@ class L1(Penalty):
     """The absolute values of the code (sparse coding, Olshausen and Field 1996)."""
 
     weight: float = 0.05  # of their sum over the code, divided by the number of image values
+    is_about_code = False  # a layer's output may be sparse as well
 
     def __call__(self, encoded: Encoded) -> "Tensor":
         return encoded.code.abs().flatten(1).sum(1).mean() / encoded.image_values
@@ -102,6 +104,7 @@ class Contraction(Penalty):
     weight: float = 0.1  # of the squared Jacobian per element of the standardized code
     probes: int = 1  # random probes of the Jacobian per step; 0: exact, at one backward pass per element of the code
     differentiates = True
+    is_about_code = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +118,7 @@ class Contraction(Penalty):
         for module in autoencoder.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 return "cannot be taken of a network with batch norm, which mixes the images of a batch"
-            if isinstance(module, nn.Dropout) and module.p > 0:
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
                 return "cannot be taken of a network with dropout, which is another one at every call"
         return None
 
@@ -179,14 +182,16 @@ class Revival(Penalty):
 
         Gao et al. activate them, which leaves units that are below 0 everywhere without a gradient.
         """
-        dead = encoded.autoencoder.bottleneck.is_dead(encoded.random.step).view(1, -1, 1, 1)
-        values = encoded.moments * dead
+        from ldm.processes import shared_mean
+
+        dead = encoded.autoencoder.bottleneck.is_dead(encoded.random.step)
+        values = encoded.moments * dead.view(-1, 1, 1)
         size = values.abs()
         least = size.topk(min(self.units, values.shape[1]), dim=1).values[:, -1:]
         code = values * (size >= least)
         rest = (encoded.images - encoded.reconstruction).detach()
         found = encoded.decode(code) - encoded.decode(code.new_zeros(code.shape))
-        return (rest - found).square().mean() / rest.square().mean().clamp_min(1e-12)
+        return (rest - found).square().mean() / shared_mean(rest.square().mean()).clamp_min(1e-12) * dead.any()
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ class Decay(Penalty):
     """The squares of all weight matrices, inside the loss, where AdamW's weight decay stands outside it."""
 
     weight: float = 1e-4  # of their sum
+    is_about_code = False
 
     def __call__(self, encoded: Encoded) -> "Tensor":
         parameters = [each for each in encoded.autoencoder.network.parameters() if each.ndim > 1]

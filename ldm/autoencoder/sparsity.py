@@ -8,7 +8,7 @@ from ldm.autoencoder.penalty import Encoded
 
 
 @torch.no_grad()
-def code_figures(encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
+def code_figures(encoded: Encoded, latents: Tensor, *, is_code: bool = True) -> dict[str, Tensor]:
     """The standard deviation of the latents, and of their narrowest and widest channel; more of a sparse code.
 
     l0: units above 0 at a position, on average. dead_share: of the units, those that have not been above 0 for long.
@@ -23,7 +23,7 @@ def code_figures(encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
         "latent_std_min": spread.min(),
         "latent_std_max": spread.max(),
     }
-    if not isinstance(bottleneck, Sparse) or code.shape[1] != bottleneck.channels:
+    if not isinstance(bottleneck, Sparse) or not is_code:
         return figures
     bottleneck.remember(code, encoded.random.step)
     mean = encoded.images.mean(0)

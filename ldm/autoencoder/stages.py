@@ -20,7 +20,7 @@ SIDES = {"encoder": ("network.encoder.", "network.quant_conv."), "decoder": ("ne
 class Part(Protocol):
     """An autoencoder, or one layer of it."""
 
-    is_distribution: bool  # whether its posterior has a KL
+    has_code: bool  # whether what its encoder ends in is the autoencoder's code, with the bottleneck
 
     def below(self, images: Images) -> Tensor:
         """What the part is given."""
@@ -38,9 +38,10 @@ class Part(Protocol):
 class Whole:
     """All of an autoencoder."""
 
+    has_code = True
+
     def __init__(self, autoencoder: Autoencoder):
         self.autoencoder = autoencoder
-        self.is_distribution = autoencoder.bottleneck.is_distribution
 
     def below(self, images: Images) -> Tensor:
         """The images."""
@@ -65,8 +66,7 @@ class Layer:
 
     def __init__(self, autoencoder: Autoencoder, layer: int, *, to_images: bool):
         self.autoencoder, self.network, self.layer, self.to_images = autoencoder, autoencoder.network, layer, to_images
-        self.is_last = layer == len(self.network.encoder)
-        self.is_distribution = self.is_last and autoencoder.bottleneck.is_distribution
+        self.has_code = layer == len(self.network.encoder)
 
     def below(self, images: Images) -> Tensor:
         """What the layers below make of the images."""
@@ -75,11 +75,11 @@ class Layer:
     def encode(self, inputs: Tensor, hidden: Tensor | None) -> tuple[Tensor, Posterior]:
         """Of the layers below the last one, the code is a point."""
         moments = self.network.encode_layer(self.layer, inputs)
-        return moments, self.autoencoder.bottleneck(moments) if self.is_last else Posterior.point(moments)
+        return moments, self.autoencoder.bottleneck(moments) if self.has_code else Posterior.point(moments)
 
     def decode(self, code: Tensor, hidden: Tensor | None = None) -> Tensor:
         """What was given, or an image."""
-        x = self.autoencoder.to_columns(code) if self.is_last else code
+        x = self.autoencoder.to_columns(code) if self.has_code else code
         for layer in range(self.layer, 0 if self.to_images else self.layer - 1, -1):
             x = self.network.decode_layer(layer, x)
         return full_precision(x)
