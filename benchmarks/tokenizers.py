@@ -125,7 +125,7 @@ def figures_of(run: Path, judge: Judge, commands: list[str]) -> dict[str, float]
             print(f"python {command}", flush=True)
             ran(*shlex.split(command))
         files = sorted((run / "samples").glob("*.png"))
-        images = torch.stack([torch.from_numpy(np.asarray(Image.open(file))) for file in files])[:, None]
+        images = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files])[:, None]
         labels = np.array([int(file.stem.split("-")[1]) for file in files])
         evaluated = run / "evaluation.json"
         figures = json.loads(evaluated.read_text())["figures"] if evaluated.exists() else {}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm.metrics import (
     frechet_distance,
+    linear_restoration_psnr,
     patch_pca_psnr,
     patches,
     patches_of,
@@ -278,3 +279,105 @@ def test_features_are_at_no_distance_from_themselves(count: int):
     rows = features(count, 30, 0)
     assert 0 <= frechet_distance(rows, rows) < 1e-8 * rows.square().sum(1).mean()
     assert frechet_distance(rows, rows + 1) == pytest.approx(30, rel=1e-6)
+
+
+# ---- the best linear denoiser
+
+
+def fields(count: int, shape: tuple[int, int, int], seed: int, mean: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Gaussian images that no restoration brings near black or white, and the covariance that they are drawn with."""
+    values = math.prod(shape)
+    mixing = torch.randn(values, values, generator=generator(50), dtype=torch.float64) / values**0.5
+    mixing = 0.15 * mixing @ torch.diag(torch.linspace(0.05, 1.5, values, dtype=torch.float64))
+    rows = torch.randn(count, values, generator=generator(seed), dtype=torch.float64) @ mixing.T
+    return (rows + mean).view(count, *shape), mixing @ mixing.T
+
+
+def noisy(images: Tensor, seed: int, sigma: float = 0.15) -> Tensor:
+    return images + sigma * torch.randn(images.shape, generator=generator(seed), dtype=torch.float64)
+
+
+def masked(images: Tensor, seed: int) -> Tensor:
+    """A third of the values are 0."""
+    return images.masked_fill(torch.rand(images.shape, generator=generator(seed), dtype=torch.float64) < 1 / 3, 0)
+
+
+def least_squares(clean: Tensor, corrupted: list[Tensor], seen: Tensor) -> Tensor:
+    """By NumPy: what the affine map that fits best, a constant included, makes of the images `seen`."""
+    rows, others = (
+        np.pad(each.flatten(1).numpy(), ((0, 0), (0, 1)), constant_values=1) for each in (torch.cat(corrupted), seen)
+    )
+    found = np.linalg.lstsq(rows, clean.flatten(1).repeat(len(corrupted), 1).numpy(), rcond=None)[0]
+    return torch.from_numpy(others @ found).view_as(seen)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.1, -0.2])
+def test_the_best_linear_denoiser_of_gaussian_noise_is_the_wiener_filter(mean: float):
+    """E[x | y] = m + C (C + s² I)⁻¹ (y - m), with the covariance and the mean of the law itself."""
+    (clean, covariance), (others, _) = fields(4000, (1, 4, 4), 1, mean), fields(1000, (1, 4, 4), 2, mean)
+    seen, versions = noisy(others, 3), [noisy(clean, seed) for seed in range(10, 14)]
+    wiener = covariance @ torch.linalg.inv(covariance + 0.15**2 * torch.eye(16, dtype=torch.float64))
+    best = ((seen.flatten(1) - mean) @ wiener.T + mean).view_as(others)
+    expected, found = psnr(others, best).mean().item(), linear_restoration_psnr(clean, versions, others, seen)
+    assert expected > psnr(others, seen).mean().item() + 1
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("corruption", [noisy, masked], ids=["noise", "mask"])
+@pytest.mark.parametrize("mean", [0.0, -0.4])
+def test_no_linear_map_with_a_constant_restores_the_training_images_better(corruption, mean: float):
+    """Masks change the mean: a map that kept the mean of clean images for that of corrupted ones would be beaten."""
+    clean, _ = fields(1000, (1, 4, 4), 1, mean)
+    versions = [corruption(clean, seed) for seed in range(10, 14)]
+    again, seen = clean.repeat(4, 1, 1, 1), torch.cat(versions)
+    expected = psnr(again, least_squares(clean, versions, seen)).mean().item()
+    assert linear_restoration_psnr(clean, versions, again, seen) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("corruption", [noisy, masked, lambda images, seed: images], ids=["noise", "mask", "nothing"])
+def test_the_best_linear_denoiser_is_at_least_as_good_as_doing_nothing(corruption):
+    (clean, _), (others, _) = fields(1000, (3, 4, 4), 1), fields(500, (3, 4, 4), 2)
+    seen = corruption(others, 3)
+    found = linear_restoration_psnr(clean, [corruption(clean, seed) for seed in range(10, 14)], others, seen)
+    assert found >= min(psnr(others, seen).mean().item(), 90)
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "side"),
+    [((1, 8, 8), 16, 4), ((2, 8, 8), 16, 2), ((1, 6, 6), 35, 3), ((1, 4, 6), 1024, 2), ((1, 4, 12), 1024, 4)],
+)
+def test_large_images_and_those_that_are_not_square_are_restored_in_squares(shape, most: int, side: int):
+    """The largest that tile the image and have at most so many values: as if each were an image of its own."""
+    (clean, _), (others, _) = fields(600, shape, 1), fields(40, shape, 2)
+    versions, seen = [noisy(clean, seed) for seed in (10, 11)], noisy(others, 3)
+    found = linear_restoration_psnr(clean, versions, others, seen, most)
+
+    def squares(images: Tensor) -> Tensor:
+        return patches(images, side).view(-1, shape[0], side, side)
+
+    restored = least_squares(squares(clean), [squares(each) for each in versions], squares(seen))
+    expected = psnr(patches_of(others, side), restored.reshape(40, -1)).mean().item()
+    assert found == pytest.approx(expected, abs=0.01) and found > psnr(others, seen).mean().item()
+
+
+def test_images_whose_sides_share_no_factor_are_restored_value_by_value():
+    (clean, _), (others, _) = fields(600, (1, 3, 5), 1), fields(40, (1, 3, 5), 2)
+    versions, seen = [noisy(clean, seed) for seed in (10, 11)], noisy(others, 3)
+    found = linear_restoration_psnr(clean, versions, others, seen)
+    values, grainy = clean.flatten().repeat(2), torch.cat(versions).flatten()
+    slope = ((values - values.mean()) * (grainy - grainy.mean())).mean() / grainy.var()
+    expected = psnr(others, values.mean() + slope * (seen - grainy.mean())).mean().item()
+    assert found == pytest.approx(expected, abs=0.01)
+
+
+def test_a_pixel_of_more_channels_than_a_denoiser_can_be_fitted_to_is_no_crash():
+    clean, _ = fields(20, (6, 2, 2), 1)
+    found = linear_restoration_psnr(clean, [noisy(clean, 2)], clean, noisy(clean, 3), most=5)
+    assert math.isfinite(found)
+
+
+def test_the_best_linear_denoiser_does_not_depend_on_the_float_type():
+    (clean, _), (others, _) = fields(300, (1, 4, 4), 1), fields(50, (1, 4, 4), 2)
+    given = clean, [noisy(clean, 10)], others, noisy(others, 3)
+    single = clean.float(), [given[1][0].float()], others.float(), given[3].float()
+    assert linear_restoration_psnr(*single) == pytest.approx(linear_restoration_psnr(*given), abs=1e-4)

@@ -25,7 +25,7 @@ CORRUPTIONS = [
     Mask(fraction=0.5),
     Mask(unit="element"),
     Mask(unit="pixel"),
-    Blur(),
+    Blur(sigma=(0.3, 2.0)),
     Interpolation(),
 ]
 every = pytest.mark.parametrize("corruption", CORRUPTIONS, ids=str)

@@ -13,6 +13,7 @@ from ldm.diffusion import settings
 from ldm.diffusion.denoiser import PARAMETRISATIONS, Denoiser
 from ldm.diffusion.noise import sample_sigmas, spread
 from ldm.randomness import generator
+from ldm.truths.score import Perceptron
 
 LEVELS = torch.tensor([0.05, 0.1, 0.3, 1.0, 2.5, 10.0, 80.0], dtype=torch.float64)
 CENTRES = torch.tensor([[1.0, 0.0], [-0.6, 0.8], [-0.4, -0.9]], dtype=torch.float64)
@@ -259,19 +260,6 @@ def test_float64_is_float64_throughout_even_with_float32_noise_levels(parametris
 def test_settings_outside_their_range_are_refused_by_name(record: type, values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         record(**values)
-
-
-class Perceptron(nn.Module):
-    """A small network on the plane, told the noise level."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = [layer for _ in range(2) for layer in (nn.Linear(width, width), nn.SiLU())]
-        self.layers = nn.Sequential(nn.Linear(3, width), nn.SiLU(), *hidden, nn.Linear(width, 2))
-
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
-        output: Tensor = self.layers(torch.cat([scaled, noise_condition[:, None]], dim=1))
-        return output
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,186 @@
+"""Without an autoencoder the same denoiser, samplers and pipeline work on pixels, standardized like any latent."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm import Autoencoder, LatentDiffusion
+from ldm.data.datasets import Dataset, open_dataset
+from ldm.data.settings import Folder
+from ldm.data.split import split
+from ldm.evaluation import plain_images
+from tests.conftest import STAGE_ONE, STAGE_TWO, Outcome, Stage, forked, metrics, ran, script, together, weights
+from tests.test_distributed import in_float64, last
+from tests.test_hub import USE_PIPELINE, in_another_process, pixels
+from tests.test_resume import lose_everything_after
+
+DATA = 'data: {{kind: folder, path: "{path}", size: 16, flip: true}}\n'
+
+
+@pytest.fixture(scope="module")
+def pixel_stage(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    file = tmp_path_factory.mktemp("configs") / "pixel.yaml"
+    file.write_text(DATA.format(path=shapes_folder) + STAGE_TWO)
+    return Stage("train_diffusion", (file,))
+
+
+@pytest.fixture(scope="module")
+def run(pixel_stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished miniature run on pixels."""
+    out = tmp_path_factory.mktemp("pixel") / "run"
+    outcome = pixel_stage.run(out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def dataset(shapes_folder: Path) -> Dataset:
+    return open_dataset(Folder(path=str(shapes_folder), size=16, flip=True))
+
+
+def training_images(dataset: Dataset) -> Tensor:
+    settings = dataset.settings
+    indices, _ = split(dataset.groups, settings.held_out, settings.split_seed)
+    assert 0 < len(indices) < len(dataset)
+    return plain_images(dataset, settings, indices.tolist())  # type: ignore[arg-type]
+
+
+def one_line(outcome: Outcome, code: int) -> str:
+    """What a refused command says, once."""
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert outcome.code == code and len(errors) == 1 and "Traceback" not in outcome.err, outcome
+    return errors[0]
+
+
+# ---- the autoencoder that does nothing
+
+
+def test_the_vae_of_a_run_on_pixels_is_the_identity_at_any_size(run: Path):
+    autoencoder = Autoencoder.load(run)
+    for sides in ((16, 16), (5, 9), (1, 1)):
+        images = torch.rand(3, 3, *sides, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        with torch.no_grad():
+            latents = autoencoder.encode(images).mode()
+            assert latents.shape == images.shape and autoencoder.latent_shape(sides) == (3, *sides)
+            torch.testing.assert_close(autoencoder.decode(latents), images, rtol=0, atol=1e-5)
+            torch.testing.assert_close(autoencoder.reconstruct(images), images, rtol=0, atol=1e-5)
+
+
+def test_its_latents_are_the_pixels_with_mean_0_and_std_1_in_each_channel_of_the_training_set(run, dataset):
+    images = training_images(dataset)
+    with torch.no_grad():
+        latents = Autoencoder.load(run).encode(images).mode().double()
+    mean, std = (getattr(images.double(), name)((0, 2, 3), keepdim=True) for name in ("mean", "std"))
+    assert mean.abs().max() > 0.1 and (std - 1).abs().min() > 0.1, "there is something to standardize"
+    torch.testing.assert_close(latents, (images.double() - mean) / std, rtol=0, atol=1e-3)
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (latents.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+
+
+def test_the_cache_holds_the_codes_alone_which_are_the_images_and_their_mirror_images(run, dataset):
+    moments = np.load(run / "latents" / "moments.npy")
+    assert moments.shape == (2, 60, 3, 16, 16) and moments.dtype == np.float32
+    images = plain_images(dataset, dataset.settings, list(range(60)))
+    assert (moments[0] == images.numpy()).all() and (moments[1] == images.flip(-1).numpy()).all()
+
+
+# ---- the run
+
+
+def test_a_run_on_pixels_that_restarts_in_the_middle_equals_one_that_does_not(run, pixel_stage, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    lose_everything_after(again, step=3)
+    shutil.rmtree(again / "latents")  # it can be made again
+    outcome = pixel_stage.run(again)
+    assert outcome.code == 0 and "going on from step 3" in outcome.out + outcome.err, outcome
+    assert weights(again) == weights(run) and metrics(again) == metrics(run)
+    assert {"vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} < weights(run).keys()
+
+
+def test_two_processes_equal_one_on_pixels_to_1e_9_in_float64(pixel_stage, tmp_path):
+    settings = ("--denoiser.network.dropout", 0, "--optim.clip", 1e6, "--run.steps", 3)
+    one, two = ((pixel_stage.name, *pixel_stage.arguments, "--out", tmp_path / n, *settings) for n in ("one", "two"))
+    assert (whole := forked(in_float64(script(*one)))[1]()).code == 0, whole
+    outcomes = together([in_float64(script(*two))] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    model, other = (last(tmp_path / name).tensors["model"] for name in ("one", "two"))
+    for name, value in model.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-9)
+
+
+def test_held_out_pixels_are_denoised_better_than_one_by_one(pixel_stage, tmp_path):
+    """At loss 1 is the best that can be made of each noisy pixel by itself: an untrained network is there."""
+    settings = ("--run.steps", 30, "--run.sample-every", 30, "--denoiser.network.dropout", 0, "--optim.lr", 1e-2)
+    outcome = pixel_stage.run(tmp_path / "run", *settings)
+    assert outcome.code == 0, outcome.err
+    (panel,) = [line for line in metrics(tmp_path / "run") if "held_out_sigma_1" in line]
+    assert panel["held_out_sigma_1"] < 0.9 and panel["held_out_sigma_3"] < 0.8, panel
+
+
+def test_a_dry_run_on_pixels_trains_nothing(pixel_stage, tmp_path):
+    outcome = pixel_stage.run(tmp_path / "run", "--dry-run")
+    assert outcome.code == 0 and "3 x 16 x 16" in outcome.out, outcome
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# ---- what others do with it
+
+
+def test_sample_draws_what_the_library_draws(run: Path, tmp_path: Path):
+    outcome = ran("sample", run, "--out", tmp_path / "many", "--num", 2, "--steps", 3, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    model = LatentDiffusion.load(run)
+    assert model.description.latent_shape == (3, 16, 16) and model.classes == ("disc", "square")
+    images = pixels(model.sample(2, steps=3))
+    assert len(np.unique(images)) > 20
+    for number, name in enumerate(("00000-disc.png", "00001-square.png")):
+        with Image.open(tmp_path / "many" / name) as picture:
+            assert (np.asarray(picture) == images[number]).all()
+
+
+def test_diffusers_draws_the_same_images_pixel_for_pixel_and_saves_what_opens_again(run: Path, tmp_path: Path):
+    in_another_process(USE_PIPELINE, tmp_path, run, tmp_path)
+    drawn, said = np.load(tmp_path / "images.npz"), json.loads((tmp_path / "said.json").read_text())
+    assert said["class"] == "LatentDiffusionPipeline" and said["parts"]["vae"] == "StoredAutoencoder"
+    model = LatentDiffusion.load(run)
+    assert (drawn["plain"] == pixels(model.sample(5, steps=3))).all() and (drawn["again"] == drawn["plain"]).all()
+    chosen = model.sample(4, ["square", "disc", 0], steps=4, sampler="dpm++2m", guidance=1.5, seed=7)
+    assert (drawn["chosen"] == pixels(chosen)).all()
+    assert (pixels(LatentDiffusion.load(tmp_path / "again").sample(5, steps=3)) == drawn["plain"]).all()
+
+
+# ---- refusals
+
+
+def test_without_data_and_without_an_autoencoder_there_is_nothing_to_train_on(tmp_path):
+    (tmp_path / "config.yaml").write_text(STAGE_TWO)
+    outcome = ran("train_diffusion", tmp_path / "config.yaml", "--out", tmp_path / "run")
+    assert "data" in (line := one_line(outcome, 2)) and "--autoencoder" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_are_nothing_that_stage_one_could_train(shapes_folder, tmp_path):
+    (tmp_path / "config.yaml").write_text(STAGE_ONE.format(data=shapes_folder))
+    given = ("--autoencoder.network.kind", "pixels", "--autoencoder.bottleneck.kind", "identity")
+    outcome = ran("train_vae", tmp_path / "config.yaml", "--out", tmp_path / "run", *given)
+    assert "pixels" in (line := one_line(outcome, 2)) and "train_diffusion.py" in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_on_pixels_does_not_go_on_with_an_autoencoder(run, stage_two, tmp_path):
+    """Not with the cache that it has, and not with a new one either."""
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    lose_everything_after(again, step=3)
+    before = weights(again)
+    assert "stale" in one_line(stage_two.run(again), 4)
+    shutil.rmtree(again / "latents")
+    assert str(again) in one_line(stage_two.run(again), 3)
+    assert weights(again) == before
