@@ -142,9 +142,11 @@ class Blur:
         from torchvision.transforms.v2.functional import gaussian_blur
 
         blurred = []
-        for image, sigma in zip(clean, strengths(self.sigma, clean, random, f"{name} blur").flatten(), strict=True):
-            sides = [2 * min(math.ceil(3 * float(sigma)), side - 1) + 1 for side in reversed(clean.shape[-2:])]
-            blurred.append(gaussian_blur(image[None], sides, [float(sigma)] * 2))
+        on_host = torch.empty(len(clean), 1, 1, 1)  # where the widths are needed
+        sigmas = strengths(self.sigma, on_host, random, f"{name} blur").flatten().tolist()
+        for image, sigma in zip(clean, sigmas, strict=True):
+            sides = [2 * min(math.ceil(3 * sigma), side - 1) + 1 for side in reversed(clean.shape[-2:])]
+            blurred.append(gaussian_blur(image[None], sides, [sigma] * 2))
         return Corrupted(torch.cat(blurred))
 
 

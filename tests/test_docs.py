@@ -22,7 +22,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     named = re.findall(
-        r"(?:--|`)((?:data|autoencoder|denoiser|objective|optim|sampling|run)\.[a-z_.-]+)", page.read_text()
+        r"(?:--|`)((?:data|autoencoder|denoiser|objective|optim|sampling|run)\.[a-z0-9_.-]+)", page.read_text()
     )
     plain = {name.rstrip(".").replace("-", "_") for name in named if not name.endswith((".py", ".md"))}
     assert plain <= NAMES, plain - NAMES

@@ -23,7 +23,25 @@ def problems(
     autoencoder: Any, settings: ObjectiveSettings, classes: int, image: tuple[int, int, int] | None
 ) -> Iterator[str]:
     """What does not fit, in words; without an `image` shape, only what can be known without one."""
-    network, bottleneck = autoencoder.network, autoencoder.bottleneck
+    yield from problems_of_corruptions(autoencoder, settings, image)
+    for name, penalty in settings.penalties.chosen.items():
+        if wrong := penalty.misfit(autoencoder, classes):
+            yield f"objective.penalties.{name} {wrong}"
+    yield from problems_of_judges(autoencoder.network, settings)
+    if image and copies(autoencoder, settings, image):
+        numbers = math.prod(autoencoder.latent_shape(image[1:]))
+        yield (
+            f"the code of {numbers} numbers holds all {math.prod(image)} of the image, so that copying is the best"
+            f" answer: give autoencoder.bottleneck.channels {autoencoder.latent_channels} fewer, or a corruption or a"
+            " penalty"
+        )
+
+
+def problems_of_corruptions(
+    autoencoder: Any, settings: ObjectiveSettings, image: tuple[int, int, int] | None
+) -> Iterator[str]:
+    """Corruptions that these images, layers or latents cannot undergo."""
+    network = autoencoder.network
     places = [("objective", Stage(corruption=settings.corruption))]
     places += [(f"objective.stages.{number}", stage) for number, stage in enumerate(settings.stages)]
     for name, stage in places:
@@ -32,31 +50,36 @@ def problems(
             yield f"{name}.corruption.{wrong}"
         if hasattr(network, "mask_token") and (wrong := unfit_mask(corruption, network.factors)):
             yield f"{name}.corruption {wrong}"
-        if stage.layer and isinstance(corruption, Mask) and stage.layer > 1 and corruption.unit == "patch":
+        if stage.layer > 1 and isinstance(corruption, Mask) and corruption.unit == "patch":
             yield f"{name}.corruption.unit patch is for images, and layer {stage.layer} has none: use element"
     latent = autoencoder.latent_shape(image[1:]) if image else (0, 0, 0)
     if latent[1] and (wrong := misfit(settings.latent_corruption, latent[1:], (1, 1))):
         yield f"objective.latent_corruption.{wrong}"
-    for name, penalty in settings.penalties.chosen.items():
-        if wrong := penalty.misfit(autoencoder, classes):
-            yield f"objective.penalties.{name} {wrong}"
-    corruptions = [settings.corruption, *(stage.corruption for stage in settings.stages)]
-    if settings.emphasis is not None and not any(corruptions):
+    if settings.emphasis is None:
+        return
+    if not any(stage.corruption for _, stage in places):
         yield "objective.emphasis is for elements that a corruption touched, and objective.corruption is null"
-    if settings.target == "normalized-patches" and math.prod(network.factors) * network.image_channels < 2:
+    if any(stage.layer > 1 and stage.target == "images" for _, stage in places):
+        yield "objective.emphasis is for what was corrupted, and a layer that gives images back was given none"
+
+
+def problems_of_judges(network: Any, settings: ObjectiveSettings) -> Iterator[str]:
+    """Judges of images where there are none, or where they cannot judge them."""
+    normalized, sees = settings.target == "normalized-patches", settings.perceptual or settings.critic
+    if normalized and sees:
+        yield "objective.perceptual and .critic judge images, and normalized patches are none: leave them out"
+    if normalized and math.prod(network.factors) * network.image_channels < 2:
         yield "objective.target normalized-patches needs patches of more than one value"
+    if any(stage.layer for stage in settings.stages) and sees:
+        yield "objective.perceptual and .critic judge images, and a stage about one layer has none: leave them out"
     if settings.critic is not None and settings.critic.adaptive and not isinstance(network.last_layer, nn.Conv2d):
         yield "objective.critic.adaptive needs a convolution that makes the image: set it to false"
-    if any(stage.layer for stage in settings.stages) and (settings.perceptual or settings.critic):
-        yield "objective.perceptual and .critic judge images, and a stage about one layer has none: leave them out"
-    if settings.equivariance is not None and (hasattr(network, "image") or hasattr(network, "mask_token")):
+    if settings.equivariance is None:
+        return
+    if hasattr(network, "image") or hasattr(network, "mask_token"):
         yield "objective.equivariance needs a convolutional network, which has a latent for a smaller image"
-    if image and copies(autoencoder, settings, image):
-        numbers = math.prod(autoencoder.latent_shape(image[1:]))
-        yield (
-            f"the code of {numbers} numbers holds all {math.prod(image)} of the image, so that copying is the best"
-            f" answer: give autoencoder.bottleneck.channels {bottleneck.channels} fewer, or a corruption or a penalty"
-        )
+    if settings.emphasis is not None or settings.penalties.revival:
+        yield "objective.equivariance changes the image that is asked for: leave out .emphasis and .penalties.revival"
 
 
 def hides_patches(settings: ObjectiveSettings) -> bool:
