@@ -42,6 +42,8 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
 
     def finish() -> None:
         autoencoder: Autoencoder = run.averaged()
+        objective = run.config.objective
+        autoencoder.decodes_images = objective.target == "images"
         train, others = training.tolist(), held_out.tolist()
         statistics = latent_statistics(autoencoder, dataset, data, train, run.device)
         autoencoder.standardize(statistics.mean, statistics.std)
@@ -50,9 +52,9 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
         again = latent_statistics(exported, dataset, data, train, run.device)
         figures: dict[str, Any] = {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
         if others:
-            figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
+            if exported.decodes_images:
+                figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
             figures |= pca_figures(dataset, data, train, others, autoencoder.numbers(data.sides))
-            objective = run.config.objective
             figures |= restoration_figures(exported, objective, dataset, data, train, others, run.device)
             if autoencoder.head is not None:
                 figures["head_accuracy"] = head_accuracy(exported, dataset, data, others, run.device)

@@ -207,6 +207,11 @@ def open_autoencoder(source: str | None, settings: DataSettings, data: str) -> t
     if source is None:
         return of_pixels(settings.shape).requires_grad_(False), False
     autoencoder = Autoencoder.load(source).requires_grad_(False)
+    if not autoencoder.decodes_images:
+        raise CheckpointError(
+            f"the autoencoder {source} decodes to patches without their mean and variance, and to no images: train it"
+            " with objective.target images"
+        )
     environment = Path(source) / "environment.json"
     same_data = environment.is_file() and read_entry(environment, "data", str) == data
     channels, factors = autoencoder.network.image_channels, autoencoder.network.factors

@@ -201,6 +201,8 @@ def report(
     digests = [digest for batch in batches for digest in batch.digests]
     figures |= anchors(autoencoder, pictures, image, latent) | latent_figures(autoencoder, pictures, batches)
     figures = {name: finite(value) for name, value in figures.items()}
+    if not autoencoder.decodes_images:
+        figures |= dict.fromkeys(("psnr", "ssim", "explained_variance"))
     return {
         "protocol": protocol,
         "figures": figures,

@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm import Autoencoder, LatentDiffusion
+from ldm import Autoencoder, LatentDiffusion, config
 from ldm.autoencoder.features import has_features
+from ldm.autoencoder.restoration import restore
 from ldm.data.datasets import Dataset, open_dataset
 from ldm.data.settings import MNIST5k
 from ldm.data.split import split
 from ldm.evaluation import plain_images
 from ldm.metrics import psnr
+from ldm.randomness import StepRandom
 from ldm.runs import reopen
+from ldm.settings import StageOne
 from tests.conftest import ROOT, Outcome, ran
 from tests.test_hub import pixels
 
@@ -28,7 +31,7 @@ DATA = MNIST5k(size=16)
 STEPS = {"stacked": 5}  # a step for each of its stages; for all others three
 CLASSES = ("--objective.penalties.classification.weight", 0.1)
 every = pytest.mark.parametrize("name", [file.stem for file in CONFIGS])
-corrupting = {"denoising", "masked"}
+CORRUPTING = {"denoising", "masked"}
 FIGURES = {"corrupted_psnr", "restored_psnr", "linear_restoration_psnr", "gain_over_corrupted", "gain_over_linear"}
 
 
@@ -46,10 +49,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
-def trained(name: str, out: Path, steps: int, *more: object) -> None:
-    config, small = ROOT / "configs" / "autoencoder" / f"{name}.yaml", ("--data.size", 16, "--run.batch-size", 16)
+def trained(name: str | Path, out: Path, steps: int, *more: object) -> None:
+    file = ROOT / "configs" / "autoencoder" / f"{name}.yaml" if isinstance(name, str) else name
+    small = ("--data.size", 16, "--run.batch-size", 16)
     bookkeeping = ("--run.log-every", 1, "--run.checkpoint-every", steps, "--run.sample-every", steps)
-    outcome = ran("train_vae", config, "--out", out, *small, "--run.steps", steps, *bookkeeping, *more)
+    outcome = ran("train_vae", file, "--out", out, *small, "--run.steps", steps, *bookkeeping, *more)
     assert outcome.code == 0, outcome.err
 
 
@@ -109,24 +113,35 @@ def test_saved_once_more_it_is_the_same_to_the_bit(name, family, dataset, tmp_pa
 @every
 def test_the_report_holds_finite_figures_and_those_of_restoration_only_where_something_is_corrupted(name, family):
     report = report_of(family(name))
-    assert FIGURES & report.keys() == (FIGURES if name in corrupting else set())
-    assert {"latent_mean", "latent_std", "held_out_psnr", "pca_psnr", "patch_pca_psnr"} <= report.keys()
+    assert FIGURES & report.keys() == (FIGURES if name in CORRUPTING else set())
+    assert {"latent_mean", "latent_std", "pca_psnr", "patch_pca_psnr"} <= report.keys()
+    assert ("held_out_psnr" in report) == (name != "masked"), "what is decoded there are no images"
     assert "head_accuracy" not in report
     assert all(value is None or isinstance(value, float | list) for value in report.values())
     assert not [key for key, value in report.items() if value is None and key not in ("patch_pca_psnr", "pca_psnr")]
-    if name in corrupting:
+    if name in CORRUPTING:
         before, after, linear = (report[f"{each}_psnr"] for each in ("corrupted", "restored", "linear_restoration"))
         assert report["gain_over_corrupted"] == pytest.approx(after - before)
         assert report["gain_over_linear"] == pytest.approx(after - linear)
         assert linear > before + 1, "noise and masks can be made better with one matrix"
 
 
-@every
+@pytest.mark.parametrize("name", [file.stem for file in CONFIGS if file.stem != "masked"])
 def test_the_psnr_of_the_report_is_that_of_the_exported_autoencoder(name, family, dataset):
     run, (_, images) = family(name), held_out(dataset)
     with torch.no_grad():
         found = psnr(images, Autoencoder.load(run).reconstruct(images)).mean().item()
     assert report_of(run)["held_out_psnr"] == pytest.approx(found, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(CORRUPTING))
+def test_the_figures_of_restoration_are_those_of_another_draw_of_the_noise(name, family, dataset):
+    run, (_, images) = family(name), held_out(dataset)
+    report, objective = report_of(run), config.load(StageOne, run / "config.yaml", {}).objective
+    found = restore(Autoencoder.load(run), objective, images, StepRandom(7, 0, len(images)))
+    for key, seen in (("corrupted_psnr", found.corrupted), ("restored_psnr", found.images)):
+        assert report[key] == pytest.approx(psnr(images, seen).mean().item(), abs=0.3)
+    assert abs(report["corrupted_psnr"] - report["restored_psnr"]) > 1, "the two are not mistaken for each other"
 
 
 @every
@@ -137,7 +152,7 @@ def test_panels_show_what_units_stand_for_where_that_is_worth_a_picture(name, fa
     assert {path.name for path in (run / "samples").iterdir()} == names
     assert has_features(autoencoder) == (name != "masked")
     with Image.open(run / "samples" / f"step-{steps:08d}.png") as panel:
-        rows = 4 if name in corrupting else 3  # what the encoder saw is shown too
+        rows = 4 if name in CORRUPTING else 3  # what the encoder saw is shown too
         assert panel.height * (2 + 8 * 18) == panel.width * (2 + rows * 18)
 
 
@@ -160,29 +175,66 @@ def test_a_head_that_reads_classes_is_exported_and_reads_better_than_chance(data
 
 # ---- what it is good for
 
-WIDTHS = {"plain": ([16], 0), "masked": ([8, 16], 1)}  # a code of k x 1 x 1 cannot be made smaller
-LATENTS = {"plain": (32, 1, 1), "masked": (96, 4, 4)}
-
-
-@pytest.mark.parametrize(("name", "has_own_data"), [("plain", True), ("masked", False)])
-def test_stage_two_learns_its_latents_and_samples_are_drawn(name, has_own_data, family, shapes_folder, tmp_path):
-    other = f'data: {{kind: folder, path: "{shapes_folder}", size: 16, channels: 1}}'
-    widths, attention = WIDTHS[name]
-    (tmp_path / "two.yaml").write_text(f"""
-{"" if has_own_data else other}
+STAGE_TWO = """
 denoiser: {{network: {{widths: {widths}, blocks: 1, attention: [{attention}], head_channels: 8}}}}
 run: {{steps: 2, batch_size: 8, log_every: 1, checkpoint_every: 2, sample_every: 2, precision: fp32}}
-""")
-    out, many = tmp_path / "two", tmp_path / "many"
-    outcome = ran("train_diffusion", tmp_path / "two.yaml", "--autoencoder", family(name), "--out", out)
+"""
+
+
+def of_shapes(shapes_folder: Path) -> tuple[object, ...]:
+    return ("--data.kind", "folder", "--data.path", shapes_folder, "--data.channels", 1)
+
+
+def stage_two(autoencoder: Path, folder: Path, widths: tuple[int, ...] = (16,), attention: int = 0) -> Outcome:
+    """A run in `folder`/two on latents of k x 1 x 1, which cannot be made smaller, or on others."""
+    (folder / "two.yaml").write_text(STAGE_TWO.format(widths=list(widths), attention=attention))
+    return ran("train_diffusion", folder / "two.yaml", "--autoencoder", autoencoder, "--out", folder / "two")
+
+
+@pytest.mark.parametrize(("name", "latent"), [("plain", (32, 1, 1)), ("masked", (96, 4, 4))])
+def test_stage_two_learns_its_latents_and_samples_are_drawn(name, latent, family, shapes_folder, tmp_path):
+    """Also of a vision transformer, once it gives images back."""
+    if name == "masked":
+        autoencoder = tmp_path / "vit"
+        trained(name, autoencoder, 3, "--objective.target", "images", *of_shapes(shapes_folder))
+        outcome = stage_two(autoencoder, tmp_path, (8, 16), 1)
+    else:
+        outcome = stage_two(family(name), tmp_path)
     assert outcome.code == 0, outcome.err
+    out, many = tmp_path / "two", tmp_path / "many"
     assert (drawn := ran("sample", out, "--out", many, "--num", 2, "--steps", 2, "--device", "cpu")).code == 0, drawn
     model = LatentDiffusion.load(out)
-    assert model.description.latent_shape == LATENTS[name] and len(model.classes) == (10 if has_own_data else 2)
+    assert model.description.latent_shape == latent and len(model.classes) == (2 if name == "masked" else 10)
     images = pixels(model.sample(2, steps=2))
     for path, image in zip(sorted(many.iterdir()), images, strict=True):
         with Image.open(path) as picture:
             assert (np.asarray(picture) == image[:, :, 0]).all()
+
+
+KL = """
+data: {kind: mnist5k}
+autoencoder: {network: {kind: kl, widths: [8, 8], norm_groups: 4, mid_attention: false}}
+objective: {target: normalized-patches}
+"""
+
+
+@pytest.mark.parametrize("name", ["masked", "kl"])
+def test_an_autoencoder_that_gives_no_images_back_is_neither_measured_nor_sampled_as_if_it_did(
+    name, family, shapes_folder, tmp_path
+):
+    """Its patches have neither mean nor variance: whatever is drawn from it would be gray, in a well-formed PNG."""
+    run = family("masked") if name == "masked" else tmp_path / "kl"
+    if name == "kl":
+        (tmp_path / "kl.yaml").write_text(KL)
+        trained(tmp_path / "kl.yaml", run, 3, *of_shapes(shapes_folder))
+    assert "held_out_psnr" not in report_of(run)
+    measured = ran(
+        "ldm.cli.main", "evaluate", run, "--data", shapes_folder, "--images", 3, "--out", tmp_path / "e.json"
+    )
+    assert measured.code == 0, measured.err
+    figures = json.loads((tmp_path / "e.json").read_text())["figures"]
+    assert [figures[each] for each in ("psnr", "ssim", "explained_variance")] == [None] * 3
+    assert str(run) in one_line(stage_two(run, tmp_path), 4)
 
 
 @pytest.mark.parametrize("size", ["32", "20", "12", "16x32"])
@@ -195,7 +247,7 @@ def test_a_dense_autoencoder_refuses_images_of_another_size_and_names_both(size,
 
 def test_stage_two_refuses_images_that_a_dense_autoencoder_does_not_take(family, shapes_folder, tmp_path):
     for size in (32, 12):
-        data = ("--data.kind", "folder", "--data.path", shapes_folder, "--data.size", size, "--data.channels", 1)
+        data = (*of_shapes(shapes_folder), "--data.size", size)
         (tmp_path / "two.yaml").write_text("run: {steps: 2}\n")
         given = (tmp_path / "two.yaml", "--autoencoder", family("plain"), "--out", tmp_path / "two", *data)
         outcome = ran("train_diffusion", *given)

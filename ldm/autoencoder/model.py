@@ -48,6 +48,7 @@ class Autoencoder(nn.Module):
         channels = bottleneck.channels
         self.network, self.bottleneck, self.latent_channels = network, bottleneck, channels
         self.described: dict[str, Any] = {}  # the settings it was made from, and the shape of its images
+        self.decodes_images = True  # and not patches whose mean and variance were taken out
         self.head = nn.Linear(channels, classes) if classes else None
         self.output_logvar = nn.Parameter(torch.zeros(network.image_channels, 1, 1), requires_grad=False)
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
@@ -221,7 +222,7 @@ def of_pixels(image: tuple[int, int, int]) -> Autoencoder:
 
 def write_ours(autoencoder: Autoencoder, folder: Path) -> None:
     """A folder in our own format: settings as JSON, and weights with the statistics beside them."""
-    facts = {"_class_name": stock.OURS, **autoencoder.described}
+    facts = {"_class_name": stock.OURS, "decodes_images": autoencoder.decodes_images, **autoencoder.described}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(facts, indent=2))
     weights = {name: value.detach().cpu().contiguous() for name, value in autoencoder.state_dict().items()}
@@ -239,6 +240,7 @@ def read_ours(folder: Path) -> Autoencoder:
         settings = config.from_dict(AutoencoderSettings, described)
         autoencoder = assemble(settings, image=(channels, height, width), classes=classes_of(tensors))
         autoencoder.load_state_dict(tensors)
+        autoencoder.decodes_images = bool(facts["decodes_images"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error

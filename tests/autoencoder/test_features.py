@@ -74,6 +74,7 @@ def test_a_unit_that_adds_nothing_is_gray():
 
 def test_the_features_of_an_mlp_are_what_one_unit_changes():
     autoencoder = built(MLPNetwork(widths=(8,)), Identity(channels=3))
+    autoencoder.standardize(torch.full((3,), 2.0), torch.tensor([3.0, 0.2, 5.0]))
     zero, one = torch.zeros(1, 3, 1, 1, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:, :, None, None]
     changes = autoencoder.decode_code(one) - autoencoder.decode_code(zero)
     changes = changes / changes.abs().amax((1, 2, 3), keepdim=True)
