@@ -95,16 +95,17 @@ def linear_restoration_psnr(
     side = min(clean.shape[-2:])
     if clean[0].numel() > most or clean.shape[-1] != clean.shape[-2]:
         fits = [n for n in range(1, side + 1) if not any(s % n for s in clean.shape[-2:])]
-        side = max(n for n in fits if clean.shape[1] * n * n <= most)
+        side = max((n for n in fits if clean.shape[1] * n * n <= most), default=1)
     targets = patches(clean, side)
     mean = targets.mean(0, dtype=torch.float64)
+    seen = torch.stack([patches(version, side).mean(0, dtype=torch.float64) for version in corrupted]).mean(0)
     moment, cross = mean.new_zeros(2, len(mean), len(mean))
     for version in corrupted:
-        rows = patches(version, side).double() - mean
+        rows = patches(version, side).double() - seen
         moment, cross = moment + rows.T @ rows, cross + rows.T @ (targets.double() - mean)
     ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
     weights = torch.linalg.solve(moment + ridge, cross)
-    restored = ((patches(held_out_corrupted, side).double() - mean) @ weights + mean).to(held_out)
+    restored = ((patches(held_out_corrupted, side).double() - seen) @ weights + mean).to(held_out)
     return psnr(patches_of(held_out, side), restored.view(len(held_out), -1)).mean().item()
 
 

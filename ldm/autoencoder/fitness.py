@@ -28,6 +28,11 @@ def problems(
         if wrong := penalty.misfit(autoencoder, classes):
             yield f"objective.penalties.{name} {wrong}"
     yield from problems_of_judges(autoencoder.network, settings)
+    if settings.target == "normalized-patches" and autoencoder.is_stock:
+        yield (
+            "objective.target normalized-patches makes an autoencoder that gives no images, and an AutoencoderKL is"
+            " expected to: use another autoencoder.network.kind, or a bottleneck other than gaussian"
+        )
     if image and copies(autoencoder, settings, image):
         numbers = math.prod(autoencoder.latent_shape(image[1:]))
         yield (

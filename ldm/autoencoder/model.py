@@ -100,11 +100,10 @@ class Autoencoder(nn.Module):
 
     def code(self, images: Images, hidden: Tensor | None = None) -> Posterior:
         """The posterior as the bottleneck gives it, before it is standardized: a sparse code has its zeros."""
-        images = padded(images, self.network.factors)
         if hasattr(self.network, "image") and tuple(images.shape[1:]) != self.network.image:
             only, given = (spelled(tuple(sides)) for sides in (self.network.image[1:], images.shape[2:]))
             raise ConfigError(f"{self.network.factor_setting} takes images of size {only} alone, not of {given}")
-        return self.bottleneck(self.network.encode(images, hidden))
+        return self.bottleneck(self.network.encode(padded(images, self.network.factors), hidden))
 
     def decode(self, latents: Latents, hidden: Tensor | None = None) -> Images:
         """The image of each latent, in [-1, 1] as far as the decoder learned it; not clamped."""

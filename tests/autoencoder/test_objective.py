@@ -214,7 +214,7 @@ CUTS = [
     {},
     {"corruption": SaltAndPepper(probability=0.3), "emphasis": 0.9},
     {"corruption": Mask(fraction=(0.0, 0.6)), "emphasis": 1.0},
-    {"corruption": Mask(fraction=0.5), "emphasis": 0.9, "target": "normalized-patches"},
+    {"corruption": Mask(fraction=0.5), "emphasis": 0.9},
     {"latent_corruption": Interpolation(), "distance": "huber"},
     {"latent_corruption": Blur(sigma=(0.2, 1.0))},
     {"penalties": Penalties(l1=L1(), decay=Decay())},
