@@ -39,7 +39,7 @@ def train(settings: StageTwo, out: Path, *, source: str | None, cache: Path, dry
     from ldm.evaluation import Samples
     from ldm.finish import finish_diffusion
     from ldm.latents import LatentBatches, open_autoencoder, open_latents
-    from ldm.pipeline import Description, build_denoiser
+    from ldm.pipeline import Description, build_denoiser, refuse_unfit
     from ldm.training import dry_run
     from ldm.training.run import Run
 
@@ -50,6 +50,7 @@ def train(settings: StageTwo, out: Path, *, source: str | None, cache: Path, dry
     run.list_unreadable(dataset.bad)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
+    refuse_unfit(settings.denoiser, autoencoder.latent_shape(data.sides))
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset, data)
     if not standardized:
         latents = latents.standardize(autoencoder, training.tolist())

@@ -52,6 +52,7 @@ class SaltAndPepper:
     probability: float = 0.3  # of an element to be replaced
     low: float = -1.0  # pepper
     high: float = 1.0  # salt
+    is_local = True  # it touches some elements and leaves the others
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:
@@ -76,6 +77,7 @@ class Mask:
     fraction: float | tuple[float, float] = 0.75  # of the units; two: drawn for each image between them
     patch: int = 0  # pixels wide; 0: as wide as one position of the latent
     whole: float = 0.0  # fraction of the images that are left as they are
+    is_local = True
 
     def __post_init__(self) -> None:
         ends = self.fraction if isinstance(self.fraction, tuple) else (self.fraction, self.fraction)

@@ -45,6 +45,8 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
         objective = run.config.objective
         autoencoder.decodes_images = objective.target == "images"
         train, others = training.tolist(), held_out.tolist()
+        reads = autoencoder.head is not None and bool(others)
+        accuracy = head_accuracy(autoencoder, dataset, data, others, run.device) if reads else None
         statistics = latent_statistics(autoencoder, dataset, data, train, run.device)
         autoencoder.standardize(statistics.mean, statistics.std)
         written_whole(run.folder.path / "vae", autoencoder.save)
@@ -56,8 +58,8 @@ def finish_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarr
                 figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
             figures |= pca_figures(dataset, data, train, others, autoencoder.numbers(data.sides))
             figures |= restoration_figures(exported, objective, dataset, data, train, others, run.device)
-            if autoencoder.head is not None:
-                figures["head_accuracy"] = head_accuracy(exported, dataset, data, others, run.device)
+            if accuracy is not None:
+                figures["head_accuracy"] = accuracy
         write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
         for name, value in figures.items():
             if value is not None or name == "pca_psnr":

@@ -35,6 +35,16 @@ class Description:
     knows_no_label: bool = True  # whether labels were dropped in training, without which there is nothing to guide by
 
 
+def refuse_unfit(denoiser: DenoiserSettings, latent_shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError, before any image is encoded, if the network cannot halve latents of this shape."""
+    levels, (_, height, width) = len(denoiser.network.widths), latent_shape
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise ConfigError(
+            f"latents of {height} x {width} cannot be halved {levels - 1} times: give denoiser.network.widths fewer"
+            " levels, and denoiser.network.attention none that are not there"
+        )
+
+
 def build_denoiser(description: Description) -> Denoiser:
     """An untrained denoiser."""
     settings, channels = description.denoiser, description.latent_shape[0]

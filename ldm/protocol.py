@@ -202,7 +202,7 @@ def report(
     figures |= anchors(autoencoder, pictures, image, latent) | latent_figures(autoencoder, pictures, batches)
     figures = {name: finite(value) for name, value in figures.items()}
     if not autoencoder.decodes_images:
-        figures |= dict.fromkeys(("psnr", "ssim", "explained_variance"))
+        figures |= dict.fromkeys(("psnr", "ssim", "explained_variance", "pca_psnr", "patch_pca_psnr"))
     return {
         "protocol": protocol,
         "figures": figures,

@@ -350,7 +350,7 @@ def test_large_images_and_those_that_are_not_square_are_restored_in_squares(shap
     """The largest that tile the image and have at most so many values: as if each were an image of its own."""
     (clean, _), (others, _) = fields(600, shape, 1), fields(40, shape, 2)
     versions, seen = [noisy(clean, seed) for seed in (10, 11)], noisy(others, 3)
-    found = linear_restoration_psnr(clean, versions, others, seen, most)
+    found = linear_restoration_psnr(clean, versions, others, seen, most=most)
 
     def squares(images: Tensor) -> Tensor:
         return patches(images, side).view(-1, shape[0], side, side)
@@ -381,3 +381,14 @@ def test_the_best_linear_denoiser_does_not_depend_on_the_float_type():
     given = clean, [noisy(clean, 10)], others, noisy(others, 3)
     single = clean.float(), [given[1][0].float()], others.float(), given[3].float()
     assert linear_restoration_psnr(*single) == pytest.approx(linear_restoration_psnr(*given), abs=1e-4)
+
+
+def test_what_is_known_of_an_image_counts_for_the_linear_denoiser_too():
+    clean = (torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 3).clamp(-1, 1)
+    noisy = [clean + torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    known = torch.zeros(clean.shape, dtype=torch.bool)
+    plain = linear_restoration_psnr(clean, noisy, clean, noisy[0])
+    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], known) == plain
+    known[..., :2] = True
+    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], known) > plain + 2
+    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], ~torch.zeros_like(known)) == 100

@@ -65,6 +65,9 @@ class Bottleneck(nn.Module):
         """The posterior of each image."""
         raise NotImplementedError
 
+    def begin(self, step: int) -> None:
+        """A stage that trains the code begins with this step."""
+
 
 class Gaussian(Bottleneck):
     """Half of the encoder's output channels are means, the other half log variances, kept in [-30, 20]."""
@@ -110,6 +113,10 @@ class Sparse(Bottleneck):
             kept = code.topk(self.k, dim=1)
             code = torch.zeros_like(code).scatter(1, kept.indices, kept.values)
         return Posterior.point(code)
+
+    def begin(self, step: int) -> None:
+        """While others trained no unit could fire: all count as alive."""
+        self.fired.fill_(step)
 
     @torch.no_grad()
     def remember(self, code: Tensor, step: int) -> None:

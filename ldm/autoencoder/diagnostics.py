@@ -57,14 +57,16 @@ def encoder_jacobian(
 
     sqrt(E ‖J‖² / elements), with J the Jacobian of the mean code and each channel divided by its standard deviation
     over these images, so scaling the latents changes nothing, whether or not the statistics undo it. The pixels are in
-    [-1, 1]. It is the root of what penalties.contraction punishes, estimated with one probe per image.
+    [-1, 1]. It is the root of what penalties.contraction punishes, with one probe per image, at images as they are and
+    with the spread of posterior samples. Channels that never vary are left out.
     """
     statistics = Statistics()
     for part in images.split(at_once):
         with torch.no_grad():
             statistics.add(autoencoder.encode(part))
     std = statistics.std.to(images).view(-1, 1, 1)
-    std = torch.where(std > 0, std, torch.full_like(std, torch.inf))  # a channel that never varies does not move
+    live = std.flatten() > 0
+    std = torch.where(std > 0, std, torch.full_like(std, torch.inf))  # a channel that never varies does not count
     total, elements = 0.0, 0
     for part in images.split(at_once):
         with torch.enable_grad():
@@ -72,5 +74,5 @@ def encoder_jacobian(
             codes = autoencoder.encode(pixels).mean
         signs = torch.randint(0, 2, codes.shape, generator=generator).to(codes) * 2 - 1
         total += jacobian_norms(codes, pixels, std, signs[None]).double().sum().item()
-        elements += codes.numel()
-    return math.sqrt(total / elements)
+        elements += codes[:, live].numel()
+    return math.sqrt(total / max(elements, 1))

@@ -28,17 +28,18 @@ def problems(
         if wrong := penalty.misfit(autoencoder, classes):
             yield f"objective.penalties.{name} {wrong}"
     yield from problems_of_judges(autoencoder.network, settings)
+    yield from problems_of_stages(autoencoder, settings)
     if settings.target == "normalized-patches" and autoencoder.is_stock:
         yield (
             "objective.target normalized-patches makes an autoencoder that gives no images, and an AutoencoderKL is"
             " expected to: use another autoencoder.network.kind, or a bottleneck other than gaussian"
         )
     if image and copies(autoencoder, settings, image):
-        numbers = math.prod(autoencoder.latent_shape(image[1:]))
+        numbers = math.prod(autoencoder.numbers(image[1:]))
         yield (
             f"the code of {numbers} numbers holds all {math.prod(image)} of the image, so that copying is the best"
-            f" answer: give autoencoder.bottleneck.channels {autoencoder.latent_channels} fewer, or a corruption or a"
-            " penalty"
+            f" answer: lower autoencoder.bottleneck.channels {autoencoder.latent_channels} (or k), or give a corruption"
+            " or a penalty"
         )
 
 
@@ -57,6 +58,9 @@ def problems_of_corruptions(
             yield f"{name}.corruption {wrong}"
         if stage.layer > 1 and isinstance(corruption, Mask) and corruption.unit == "patch":
             yield f"{name}.corruption.unit patch is for images, and layer {stage.layer} has none: use element"
+    is_sigmoid = getattr(autoencoder.bottleneck, "activation", "") == "sigmoid"
+    if hasattr(network, "mask_token") and is_sigmoid and hides_patches(settings):
+        yield "autoencoder.bottleneck.activation sigmoid is 0.5, and not 0, where kind vit hides a patch: use relu"
     latent = autoencoder.latent_shape(image[1:]) if image else (0, 0, 0)
     if latent[1] and (wrong := misfit(settings.latent_corruption, latent[1:], (1, 1))):
         yield f"objective.latent_corruption.{wrong}"
@@ -64,8 +68,24 @@ def problems_of_corruptions(
         return
     if not any(stage.corruption for _, stage in places):
         yield "objective.emphasis is for elements that a corruption touched, and objective.corruption is null"
+    elif not any(getattr(stage.corruption, "is_local", False) for _, stage in places):
+        yield "objective.emphasis is for corruptions that touch some elements only: mask and salt-and-pepper"
     if any(stage.layer > 1 and stage.target == "images" for _, stage in places):
         yield "objective.emphasis is for what was corrupted, and a layer that gives images back was given none"
+
+
+def problems_of_stages(autoencoder: Any, settings: ObjectiveSettings) -> Iterator[str]:
+    """Stages that would not do what they say."""
+    kind = autoencoder.described.get("network", {}).get("kind", "stock")
+    tied = getattr(autoencoder.network.settings, "tied", False) if hasattr(autoencoder.network, "settings") else False
+    for number, stage in enumerate(settings.stages):
+        name = f"objective.stages.{number}"
+        if tied and stage.trains != "all":
+            yield f"{name}.trains {stage.trains} cannot be: autoencoder.network.tied makes one matrix of both sides"
+        if settings.distance == "gaussian" and stage.layer > 1 and stage.target == "below":
+            yield f"objective.distance gaussian is for images, and {name}.layer {stage.layer} gives none: use mse"
+    if settings.stages and kind != "stock" and all(stage.trains == "decoder" for stage in settings.stages):
+        yield "objective.stages would leave the encoder as random as it begins: one of them must train it"
 
 
 def problems_of_judges(network: Any, settings: ObjectiveSettings) -> Iterator[str]:
@@ -106,9 +126,9 @@ def unfit_mask(corruption: Any, factors: tuple[int, int]) -> str | None:
 
 def copies(autoencoder: Any, settings: ObjectiveSettings, image: tuple[int, int, int]) -> bool:
     """Whether the identity would be the best that could be learned, and could be."""
-    bottleneck = autoencoder.bottleneck
-    numbers = math.prod(autoencoder.latent_shape(image[1:]))
-    held = getattr(bottleneck, "k", 0) or settings.corruption or settings.latent_corruption or settings.equivariance
-    held = held or settings.penalties.chosen or (bottleneck.is_distribution and settings.kl > 0)
-    held = held or any(stage.corruption for stage in settings.stages)
-    return numbers >= math.prod(image) and not held
+    numbers, penalties = math.prod(autoencoder.numbers(image[1:])), settings.penalties
+    holding: list[Any] = [settings.corruption, settings.latent_corruption, settings.equivariance]
+    holding += [stage.corruption for stage in settings.stages]
+    holding += [penalties.l1, penalties.rate, penalties.contraction]
+    holding += [autoencoder.bottleneck.is_distribution and settings.kl > 0]
+    return numbers >= math.prod(image) and not any(holding)

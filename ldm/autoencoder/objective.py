@@ -71,6 +71,8 @@ class ReconstructionObjective(nn.Module):
         settings = self.settings
         stage, part = self.schedule.enter(random.step)
         given = part.below(batch.images)
+        if part.has_code and random.step == self.schedule.span(random.step)[0]:
+            self.autoencoder.bottleneck.begin(random.step)
         corrupted = self.corrupted(given, stage, random)
         inputs = corrupted.values.detach().requires_grad_() if self.differentiates else corrupted.values
         with twice_differentiable() if self.differentiates else contextlib.nullcontext():
@@ -100,7 +102,7 @@ class ReconstructionObjective(nn.Module):
             inputs,
             moments,
             posterior.mean,
-            part.decode,
+            partial(part.decode, hidden=corrupted.hidden),
             reconstruction,
             batch.labels,
             random,

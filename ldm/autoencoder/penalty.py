@@ -24,15 +24,15 @@ class Encoded:
     inputs: "Tensor"  # what the encoder saw instead; the code can be differentiated by it if a penalty wants that
     moments: "Tensor"  # what the encoder made of it, before the bottleneck
     code: "Tensor"  # the mean of the posterior
-    decode: Any  # code -> what `images` should be
+    decode: Any  # code -> what `images` should be, with what is hidden of them
     reconstruction: "Tensor"
     labels: "Tensor"
     random: "StepRandom"
 
     @property
     def image_values(self) -> int:
-        """How many numbers an image has."""
-        return self.images[0].numel()
+        """How many numbers an image has, as the encoder saw it."""
+        return self.inputs[0].numel()
 
 
 class Penalty:
@@ -84,7 +84,7 @@ class Rate(Penalty):
         return None
 
     def __call__(self, encoded: Encoded) -> "Tensor":
-        """The rates are those of the whole batch, on all processes."""
+        """The rates are those of the batch on all processes; with accumulation, of a micro-batch."""
         from ldm.processes import shared_mean
 
         rate = shared_mean(encoded.code.mean((0, 2, 3)))
@@ -127,8 +127,9 @@ class Contraction(Penalty):
         from ldm.processes import shared_mean
 
         code = encoded.code
-        moments = shared_mean(code.mean((0, 2, 3))), shared_mean(code.square().mean((0, 2, 3)))
-        std = (moments[1] - moments[0].square()).clamp_min(1e-12).sqrt().view(-1, 1, 1)
+        mean = shared_mean(code.mean((0, 2, 3))).view(-1, 1, 1)
+        variance = shared_mean((code - mean).square().mean((0, 2, 3))).view(-1, 1, 1)
+        std = variance.clamp_min(1e-12).sqrt()
         signs = None
         if self.probes:
             drawn = encoded.random.uniform("contraction", self.probes, *code.shape[1:], device=code.device)

@@ -8,35 +8,42 @@ from torch import Tensor
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.patches import patch_statistics
 from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.corruption import Mask
 from ldm.randomness import StepRandom
 from ldm.shapes import Images
 
 
 @dataclass(frozen=True)
 class Restored:
-    """Images as the encoder saw them, and as they came back; both of the images' own size."""
+    """Images as the encoder saw them, and as they came back; both of the images' own size.
+
+    `known`, boolean and of that size, says which values of the latter were taken from the image.
+    """
 
     corrupted: Images
     images: Images
+    known: Tensor
 
 
 @torch.no_grad()
 def restore(autoencoder: Autoencoder, settings: ObjectiveSettings, images: Images, random: StepRandom) -> Restored:
     """The images through the corruption of the objective and back.
 
-    Where only touched elements were learned (emphasis 1), the others are taken from the image, and where patches were
+    Where only what a mask hides was learned (emphasis 1), the rest is taken from the image, and where patches were
     asked for with mean 0 and variance 1, theirs are put back: what is shown is what the training was about.
     """
+    none = torch.zeros_like(images, dtype=torch.bool)
     if settings.corruption is None:
-        return Restored(images, as_images(autoencoder, settings, autoencoder.reconstruct(images), images))
+        return Restored(images, as_images(autoencoder, settings, autoencoder.reconstruct(images), images), none)
     corrupted = settings.corruption(images, random, name="input", patch=autoencoder.network.factors)
     height, width = images.shape[-2:]
     latents = autoencoder.encode(corrupted.values, corrupted.hidden).mode()
     again = autoencoder.decode(latents, corrupted.hidden)[..., :height, :width]
     again = as_images(autoencoder, settings, again, images)
-    if settings.emphasis == 1 and corrupted.touched is not None:
-        again = torch.where(corrupted.touched, again, images)
-    return Restored(corrupted.values, again)
+    known = none
+    if settings.emphasis == 1 and isinstance(settings.corruption, Mask) and corrupted.touched is not None:
+        known = ~corrupted.touched.expand_as(images)  # of a mask one sees where it is; of other noise one does not
+    return Restored(corrupted.values, torch.where(known, images, again), known)
 
 
 def as_images(autoencoder: Autoencoder, settings: ObjectiveSettings, decoded: Tensor, images: Images) -> Images:

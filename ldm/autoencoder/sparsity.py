@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ldm.autoencoder.bottleneck import Sparse
 from ldm.autoencoder.penalty import Encoded
+from ldm.processes import mean_over_processes
 
 
 @torch.no_grad()
@@ -26,12 +27,14 @@ def code_figures(encoded: Encoded, latents: Tensor, *, is_code: bool = True) -> 
     if not isinstance(bottleneck, Sparse) or not is_code:
         return figures
     bottleneck.remember(code, encoded.random.step)
-    mean = encoded.images.mean(0)
+    mean = mean_over_processes(encoded.images.mean(0))
     images, again = encoded.images - mean, encoded.reconstruction.detach() - mean
+    products = [(images - again).square(), images.square(), again.square(), again * images]
+    error, energy, size, overlap = mean_over_processes(torch.stack([each.mean() for each in products]))
     tiny = 1e-12
     return figures | {
         "l0": (code > 0).to(code.dtype).sum(1).mean(),
         "dead_share": bottleneck.is_dead(encoded.random.step).to(code.dtype).mean(),
-        "explained_variance": 1 - (images - again).square().sum() / images.square().sum().clamp_min(tiny),
-        "shrinkage": (again.square().sum() / (again * images).sum().clamp_min(tiny)).clamp(max=10.0),
+        "explained_variance": 1 - error / energy.clamp_min(tiny),
+        "shrinkage": (size / overlap.clamp_min(tiny)).clamp(max=10.0),
     }

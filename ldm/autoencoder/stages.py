@@ -61,7 +61,7 @@ class Whole:
 class Layer:
     """One layer of a fully connected autoencoder, numbered from the image; with the bottleneck, if it is the last one.
 
-    It gives back what it was given, or, through the layers below it, the images (Bengio et al. 2007, section 2.3).
+    It gives back what it was given, or, through the layers below it, the images (Bengio et al. 2007).
     """
 
     def __init__(self, autoencoder: Autoencoder, layer: int, *, to_images: bool):
@@ -70,12 +70,14 @@ class Layer:
 
     def below(self, images: Images) -> Tensor:
         """What the layers below make of the images."""
-        return self.network.below(self.layer, images).detach()
+        return full_precision(self.network.below(self.layer, images)).detach()
 
     def encode(self, inputs: Tensor, hidden: Tensor | None) -> tuple[Tensor, Posterior]:
         """Of the layers below the last one, the code is a point."""
         moments = self.network.encode_layer(self.layer, inputs)
-        return moments, self.autoencoder.bottleneck(moments) if self.has_code else Posterior.point(moments)
+        return moments, self.autoencoder.bottleneck(moments) if self.has_code else Posterior.point(
+            full_precision(moments)
+        )
 
     def decode(self, code: Tensor, hidden: Tensor | None = None) -> Tensor:
         """What was given, or an image."""

@@ -7,6 +7,7 @@ There is no class token (He et al. 2022, appendix A.1, find none needed): every 
 """
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -67,6 +68,7 @@ class ViTNetwork(nn.Module):
             }
         )
         self.mask_token = nn.Parameter(torch.randn(narrow) * 0.02)
+        self.known_places: dict[Any, Tensor] = {}  # on a GPU, making them again would keep it waiting
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight)
@@ -78,7 +80,7 @@ class ViTNetwork(nn.Module):
         squares = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         rows = images.shape[2] // p
         grid = rows, squares.shape[1] // rows
-        x = self.encoder["embedding"](squares) + places(grid, self.settings.width, squares)
+        x = self.encoder["embedding"](squares) + self.places(grid, self.settings.width, squares)
         seen = None if hidden is None else ~hidden.flatten(1)
         if seen is not None:
             x = x[seen].view(len(x), -1, x.shape[2])
@@ -95,11 +97,18 @@ class ViTNetwork(nn.Module):
         x = self.decoder["embedding"](rearrange(latents, "b c h w -> b (h w) c"))
         if hidden is not None:
             x = torch.where(hidden.flatten(1)[:, :, None], self.mask_token.to(x.dtype), x)
-        x = x + places(grid, self.settings.decoder_width, x)
+        x = x + self.places(grid, self.settings.decoder_width, x)
         for block in self.decoder["blocks"]:  # type: ignore[attr-defined]
             x = block(x)
         squares = self.decoder["pixels"](self.decoder["norm"](x))
         return rearrange(squares, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=p, q=p)
+
+    def places(self, grid: tuple[int, int], width: int, like: Tensor) -> Tensor:
+        """Those of `places`, made once."""
+        key = (grid, width, like.dtype, like.device)
+        if key not in self.known_places:
+            self.known_places[key] = places(grid, width, like)
+        return self.known_places[key]
 
     @property
     def first_decoding(self) -> Tensor:

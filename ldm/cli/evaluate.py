@@ -102,6 +102,8 @@ def main(arguments: list[str]) -> None:
 
     def prepared() -> Any:
         autoencoder = Autoencoder.load(options.run).requires_grad_(False)
+        if not autoencoder.decodes_images and (options.lpips, options.fid) != ("none", "none"):
+            raise ConfigError(f"--lpips and --fid are for images, and {options.run} decodes to normalized patches")
         channels = autoencoder.network.image_channels
         distance = open_distance(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)

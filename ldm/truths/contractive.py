@@ -31,7 +31,7 @@ def figures(*, small: bool = False) -> Iterator[Figure]:
 
 @reproducible("truth contractive sigmoid")
 def of_sigmoid_layer() -> list[Figure]:
-    """Of one sigmoid layer h = s(Wx + b) it is Σⱼ (hⱼ (1 − hⱼ))² ‖Wⱼ‖² (Rifai et al. 2011, equation 7)."""
+    """Of one sigmoid layer h = s(Wx + b) it is Σⱼ (hⱼ (1 − hⱼ))² ‖Wⱼ‖² (Rifai et al. 2011)."""
     settings = Autoencoder(network=LinearNetwork(), bottleneck=Sparse(channels=12, activation="sigmoid"))
     autoencoder, images = assemble(settings, image=(1, 1, 8)), some_images(32)
     code = autoencoder.code(images).mean.detach().flatten(1)

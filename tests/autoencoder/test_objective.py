@@ -280,12 +280,18 @@ def dense(bottleneck: Any, network: Any = None, **objective: Any) -> Reconstruct
     return ReconstructionObjective(build(settings, image=(1, 4, 4)), ObjectiveSettings(**objective))
 
 
-@pytest.mark.parametrize("bottleneck", [Identity(channels=16), Identity(channels=99), Sparse(channels=16)], ids=str)
+@pytest.mark.parametrize(
+    "bottleneck",
+    [Identity(channels=16), Identity(channels=99), Sparse(channels=16), Sparse(channels=40, k=16)],
+    ids=str,
+)
 @pytest.mark.parametrize("network", [LinearNetwork(), MLPNetwork(widths=(40,))], ids=lambda each: each.kind)
 def test_a_code_that_holds_the_whole_image_is_refused_with_the_reason(network: Any, bottleneck: Any):
     with pytest.raises(ConfigError, match=r"holds all 16 of the image, so that copying is the best answer") as refused:
         dense(bottleneck, network)
-    assert "\n" not in str(refused.value) and f"channels {bottleneck.channels} fewer" in str(refused.value)
+    assert "\n" not in str(refused.value) and f"lower autoencoder.bottleneck.channels {bottleneck.channels} " in str(
+        refused.value
+    )
 
 
 def test_whatever_holds_a_large_code_back_makes_it_possible():
@@ -294,6 +300,8 @@ def test_whatever_holds_a_large_code_back_makes_it_possible():
     dense(Identity(channels=16), latent_corruption=Noise())
     dense(Identity(channels=16), penalties=Penalties(l1=L1()))
     dense(Sparse(channels=64, k=3))
+    with pytest.raises(ConfigError, match="copying"):
+        dense(Identity(channels=16), penalties=Penalties(decay=Decay()))
     dense(GaussianSettings(channels=16), kl=1e-6)
     with pytest.raises(ConfigError, match="copying"):
         dense(GaussianSettings(channels=16), kl=0.0)

@@ -133,10 +133,8 @@ def test_without_a_corruption_it_is_the_reconstruction():
 # ---- what of the answer counts
 
 
-@pytest.mark.parametrize(
-    "corruption", [each for each in CORRUPTIONS if isinstance(each, SaltAndPepper | Mask)], ids=str
-)
-def test_with_emphasis_1_what_was_not_touched_comes_from_the_image(corruption: Any):
+@pytest.mark.parametrize("corruption", [each for each in CORRUPTIONS if isinstance(each, Mask)], ids=str)
+def test_with_emphasis_1_what_was_not_hidden_comes_from_the_image(corruption: Any):
     autoencoder = built(TINY)
     touched = corruption(images(), RANDOM, name="input", patch=(4, 4)).touched.expand_as(images())
     assert 0 < touched.double().mean() < 1
@@ -148,8 +146,8 @@ def test_with_emphasis_1_what_was_not_touched_comes_from_the_image(corruption: A
     assert some.equal(plain) and not plain[~touched].equal(images()[~touched])
 
 
-def test_with_emphasis_1_and_noise_everywhere_nothing_comes_from_the_image():
-    for corruption in (Gaussian(), Blur(), Interpolation()):
+def test_with_emphasis_1_nothing_comes_from_the_image_where_nobody_could_see_what_was_touched():
+    for corruption in (Gaussian(), Blur(), Interpolation(), SaltAndPepper()):
         plain, only = (
             restore(built(TINY), Objective(corruption=corruption, emphasis=emphasis), images(), RANDOM).images
             for emphasis in (None, 1.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder, build
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.autoencoder.penalty import L1, Classification, Decay, Penalties, Rate, Revival
+from ldm.autoencoder.penalty import L1, Classification, Contraction, Decay, Penalties, Rate, Revival
 from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
 from ldm.autoencoder.settings import (
     Gaussian,
@@ -54,7 +54,7 @@ def built(network: Any = MLP, bottleneck: Any = None, classes: int = 0) -> Autoe
 def staged(
     *stages: Stage, network: Any = MLP, bottleneck: Any = None, classes: int = 0, **objective: Any
 ) -> ReconstructionObjective:
-    settings = ObjectiveSettings(distance="mse", stages=stages, **objective)
+    settings = ObjectiveSettings(**{"distance": "mse", "stages": stages, **objective})
     return ReconstructionObjective(built(network, bottleneck, classes), settings, steps=STEPS, classes=classes)
 
 
@@ -124,9 +124,25 @@ def test_a_stage_about_a_layer_teaches_that_layer_alone():
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_a_stage_may_train_one_side(side: str):
-    objective = staged(Stage(trains=side), trains(2, trains=side))
+    objective = staged(Stage(trains=side), trains(2, trains=side), Stage())
     assert taught(objective, 0) == layer(1, side) | layer(2, side) | layer(3, side)
-    assert taught(objective, 6) == layer(2, side)
+    assert taught(objective, 4) == layer(2, side)
+
+
+def test_stages_of_decoders_alone_would_leave_the_encoder_random():
+    with pytest.raises(ConfigError, match="as random as it begins"):
+        staged(Stage(trains="decoder"), trains(2, trains="decoder"))
+
+
+def test_the_sides_of_a_tied_network_cannot_be_told_apart():
+    with pytest.raises(ConfigError, match="tied makes one matrix of both sides"):
+        staged(Stage(), Stage(trains="encoder"), network=MLPNetwork(widths=(8, 6), tied=True))
+
+
+def test_a_variance_per_channel_is_for_stages_that_give_images():
+    with pytest.raises(ConfigError, match="distance gaussian is for images"):
+        staged(trains(2), Stage(), distance="gaussian")
+    staged(trains(1), trains(2, target="images"), distance="gaussian")
 
 
 @pytest.mark.parametrize("network", [KLNetwork(widths=(4, 4), norm_groups=2), TinyNetwork(width=4, levels=1, blocks=1)])
@@ -388,3 +404,15 @@ def test_two_processes_of_two_micro_batches_equal_one_with_stages(shapes_folder:
     models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=0, atol=1e-9)
+
+
+def test_the_contraction_of_a_layer_is_computed_in_full_precision():
+    """A code far from 0 has a variance that bfloat16 cannot tell from rounding."""
+    objective = staged(trains(1), Stage(), penalties=Penalties(contraction=Contraction(probes=0))).float()
+    with torch.no_grad():
+        objective.autoencoder.network.encoder[0].bias.add_(5.0)
+    given = ImageBatch(batch().images.float(), batch().labels)
+    exact = objective(given, StepRandom(0, 0, 6)).terms["contraction"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective(given, StepRandom(0, 0, 6)).terms["contraction"].item()
+    assert found == pytest.approx(exact, rel=0.3)
