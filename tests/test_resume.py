@@ -79,6 +79,8 @@ def kill_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None
         outcome = wait()
         killed += outcome.code == -signal.SIGKILL
         assert outcome.code in (0, -signal.SIGKILL), outcome.err
+        if outcome.code == 0:  # done before: the machine has less to do than when the length was timed
+            length *= 0.7
     outcome = stage.run(out, *SETTINGS)
     assert outcome.code == 0, outcome.err
     assert weights(out) == weights(whole)
