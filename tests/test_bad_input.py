@@ -117,6 +117,7 @@ STAGES = "--objective.stages"
         (("--objective.emphasis", 0.9), ("objective.equivariance changes the image", ".emphasis")),
         ((*SPARSE, "--objective.penalties.revival.weight", 1), ("objective.equivariance", ".penalties.revival")),
         (("--objective.target", "normalized-patches"), ("judge images, and normalized patches are none",)),
+        ((KIND, "gaussian", "--objective.emphasis", 0.9), ("touch some elements only", "salt-and-pepper")),
         (("--objective.emphasis", 1.5), ("emphasis must be from 0 to 1",)),
         (("--objective.penalties.rate.rate", 0), ("rate must be above 0 and below 1",)),
         (("--objective.penalties.rate.rate", 1.2), ("rate must be above 0 and below 1",)),
@@ -141,7 +142,7 @@ STAGES = "--objective.stages"
         ),
         (
             (*PLAIN, *IDENTITY, "--autoencoder.bottleneck.channels", 12),
-            ("holds all 768", "copying", "channels 12 fewer"),
+            ("holds all 768", "copying", "lower autoencoder.bottleneck.channels 12"),
         ),
         ((*PLAIN, *SPARSE, "--autoencoder.bottleneck.channels", 64), ("holds all 768", "corruption or a penalty")),
         ((*MLP, "--objective.equivariance", "null"), ("objective.critic.adaptive",)),
