@@ -43,18 +43,30 @@ def last(run: Path) -> checkpoint.Checkpoint:
     return found
 
 
+def train_alike(place: Path, *arguments: object, cut: tuple[object, ...] = (), count: int = 2) -> None:
+    """The same training in float64, by one process into place/one and by `count` of them into place/two: equal weights.
+
+    `cut` are the flags with which the latter cut the batch further.
+    """
+    name, *rest = arguments
+    one, two = ((str(name), *rest, "--out", place / run) for run in ("one", "two"))
+    assert (whole := forked(in_float64(script(*one)))[1]()).code == 0, whole
+    outcomes = together([in_float64(script(*two, *cut))] * count)
+    assert [outcome.code for outcome in outcomes] == [0] * count, outcomes
+    assert json.loads((place / "two" / "environment.json").read_text())["processes"] == count
+    mine, theirs = last(place / "one").tensors, last(place / "two").tensors
+    for file in {"model", "critic-model"} & mine.keys():
+        for key, value in mine[file].items():
+            torch.testing.assert_close(theirs[file][key], value, rtol=0, atol=1e-9)
+
+
 def test_two_processes_equal_one_to_1e_9_over_fifty_steps_in_float64(stage, tmp_path):
     settings = (*SETTINGS, *without_dropout(stage), "--run.steps", 50, "--optim.clip", 1e6)
-    one, two = ((stage.name, *stage.arguments, "--out", tmp_path / name, *settings) for name in ("one", "two"))
-    assert forked(in_float64(script(*one)))[1]().code == 0
-    outcomes = together([in_float64(script(*two))] * 2)
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
-    one, two = last(tmp_path / "one").tensors, last(tmp_path / "two").tensors
+    train_alike(tmp_path, stage.name, *stage.arguments, *settings)
+    one = last(tmp_path / "one").tensors
     for file in {"model", "critic-model"} & one.keys():
         for name, value in one[file].items():
             assert value.dtype == torch.float64 or name == "_extra_state"
-            torch.testing.assert_close(two[file][name], value, rtol=0, atol=1e-9)
     for mine, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert set(mine) == set(theirs)
         for key in set(mine) & {"l1", "kl", "denoising", "gradient", "critic", "critic_weight", "critic_lecam"}:
@@ -91,13 +103,8 @@ objective: {{{distance}{objective}}}
 optim: {{lr: 1e-2, warmup: 1, clip: 1e6}}
 run: {{steps: 8, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_every: 100, precision: fp32}}
 """)
-    one, two = (("train_vae", file, "--out", tmp_path / name) for name in ("one", "two"))
-    assert (whole := forked(in_float64(script(*one)))[1]()).code == 0, whole
     count = 3 - accumulation  # two processes, or one of two micro-batches
-    outcomes = together([in_float64(script(*two, "--run.accumulation", accumulation))] * count)
-    assert [outcome.code for outcome in outcomes] == [0] * count, outcomes
-    for name, value in last(tmp_path / "one").tensors["model"].items():
-        torch.testing.assert_close(last(tmp_path / "two").tensors["model"][name], value, rtol=0, atol=1e-9)
+    train_alike(tmp_path, "train_vae", file, cut=("--run.accumulation", accumulation), count=count)
 
 
 @pytest.mark.parametrize("split", ["two processes", "two micro-batches", "two processes of two micro-batches"])

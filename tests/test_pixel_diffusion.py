@@ -15,8 +15,8 @@ from ldm.data.datasets import Dataset, open_dataset
 from ldm.data.settings import Folder
 from ldm.data.split import split
 from ldm.evaluation import plain_images
-from tests.conftest import STAGE_ONE, STAGE_TWO, Outcome, Stage, forked, metrics, ran, script, together, weights
-from tests.test_distributed import in_float64, last
+from tests.conftest import STAGE_ONE, STAGE_TWO, Outcome, Stage, metrics, ran, weights
+from tests.test_distributed import train_alike
 from tests.test_hub import USE_PIPELINE, in_another_process, pixels
 from tests.test_resume import lose_everything_after
 
@@ -106,13 +106,7 @@ def test_a_run_on_pixels_that_restarts_in_the_middle_equals_one_that_does_not(ru
 
 def test_two_processes_equal_one_on_pixels_to_1e_9_in_float64(pixel_stage, tmp_path):
     settings = ("--denoiser.network.dropout", 0, "--optim.clip", 1e6, "--run.steps", 3)
-    one, two = ((pixel_stage.name, *pixel_stage.arguments, "--out", tmp_path / n, *settings) for n in ("one", "two"))
-    assert (whole := forked(in_float64(script(*one)))[1]()).code == 0, whole
-    outcomes = together([in_float64(script(*two))] * 2)
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    model, other = (last(tmp_path / name).tensors["model"] for name in ("one", "two"))
-    for name, value in model.items():
-        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-9)
+    train_alike(tmp_path, pixel_stage.name, *pixel_stage.arguments, *settings)
 
 
 def test_held_out_pixels_are_denoised_better_than_one_by_one(pixel_stage, tmp_path):

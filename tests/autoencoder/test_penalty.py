@@ -1,6 +1,5 @@
 """Each penalty is what its paper says, and its gradient reaches what it should and nothing else."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm import checkpoint
 from ldm.autoencoder.bottleneck import BOTTLENECKS
 from ldm.autoencoder.model import Autoencoder, build
 from ldm.autoencoder.objective import ReconstructionObjective
@@ -33,9 +31,9 @@ from ldm.data.batches import ImageBatch
 from ldm.errors import ConfigError
 from ldm.losses import Losses
 from ldm.randomness import StepRandom
-from tests.conftest import ROOT, forked, metrics, script, together
+from tests.conftest import ROOT, metrics
 from tests.test_corruption import as_typed, copied, miniature
-from tests.test_distributed import in_float64
+from tests.test_distributed import train_alike
 
 MLP = MLPNetwork(widths=(10,), activation="tanh")
 KL = KLNetwork(widths=(4, 8), norm_groups=2)  # with attention in the middle
@@ -444,14 +442,7 @@ objective: {{distance: mse, penalties: {penalties}}}
 optim: {{lr: 1e-2, warmup: 1, clip: 1e6}}
 run: {{steps: 12, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_every: 100, precision: fp32}}
 """)
-    one, two = (("train_vae", file, "--out", tmp_path / run) for run in ("one", "two"))
-    assert forked(in_float64(script(*one)))[1]().code == 0
-    outcomes = together([in_float64(script(*two))] * 2)
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
-    models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
-    for key, value in models[0].items():
-        torch.testing.assert_close(models[1][key], value, rtol=0, atol=1e-9)
+    train_alike(tmp_path, "train_vae", file)
     terms = [[line[name] for line in metrics(tmp_path / run) if name in line] for run in ("one", "two")]
     assert terms[0] == pytest.approx(terms[1], rel=1e-6) and len(terms[0]) == 12
     assert name != "revival" or any(

@@ -37,8 +37,8 @@ from ldm.losses import Losses
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training.optim import learning_rate
 from ldm.training.settings import Optim
-from tests.conftest import forked, metrics, ran, script, together, weights
-from tests.test_distributed import in_float64
+from tests.conftest import forked, metrics, ran, script, weights
+from tests.test_distributed import train_alike
 from tests.test_resume import lose_everything_after
 
 MLP = MLPNetwork(widths=(8, 6))
@@ -385,25 +385,12 @@ def test_a_signal_in_a_run_of_stages_loses_nothing(shapes_folder: Path, tmp_path
 
 def test_two_processes_equal_one_with_stages(shapes_folder: Path, tmp_path: Path):
     file = config(tmp_path, shapes_folder, THIRDS, 100)
-    one, two = (("train_vae", file, "--out", tmp_path / name) for name in ("one", "two"))
-    assert forked(in_float64(script(*one)))[1]().code == 0
-    outcomes = together([in_float64(script(*two))] * 2)
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
-    models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
-    for name, value in models[0].items():
-        torch.testing.assert_close(models[1][name], value, rtol=0, atol=1e-9)
+    train_alike(tmp_path, "train_vae", file)
 
 
 def test_two_processes_of_two_micro_batches_equal_one_with_stages(shapes_folder: Path, tmp_path: Path):
     file = config(tmp_path, shapes_folder, THIRDS, 100)
-    one, two = (("train_vae", file, "--out", tmp_path / name) for name in ("one", "two"))
-    assert forked(in_float64(script(*one)))[1]().code == 0
-    outcomes = together([in_float64(script(*two, "--run.accumulation", 2))] * 2)
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    models = [checkpoint.newest(tmp_path / run / "checkpoints", print).tensors["model"] for run in ("one", "two")]
-    for name, value in models[0].items():
-        torch.testing.assert_close(models[1][name], value, rtol=0, atol=1e-9)
+    train_alike(tmp_path, "train_vae", file, cut=("--run.accumulation", 2))
 
 
 def test_the_contraction_of_a_layer_is_computed_in_full_precision():
