@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.command_line import Parser
+from ldm.config.command_line import Parser
 from ldm.errors import ConfigError, exit_code_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def parser() -> Parser:
     return parser
 
 
-def asked(arguments: list[str]) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
     if options.columns is not None and options.columns < 1:
@@ -40,7 +40,7 @@ def asked(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> None:
-    options = asked(arguments)
+    options = parsed(arguments)
     import torch
     from tqdm import tqdm
 
@@ -76,13 +76,13 @@ def main(arguments: list[str]) -> None:
 
 def save(images: "Images", names: list[str], options: argparse.Namespace) -> None:
     """One grid, or single images; `names` are the classes in the order in which they repeat."""
-    from ldm.pictures import enlarged, grid, picture, save_png
+    from ldm.pictures import grid, picture, save_png, upscaled
     from ldm.shapes import to_uint8
 
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
     if is_grid(options.out):
         columns = options.columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
-        return save_png(enlarged(grid(images, columns)), options.out, settings)
+        return save_png(upscaled(grid(images, columns)), options.out, settings)
     for number, image in enumerate(to_uint8(images)):
         of_class = f"-{names[number % len(names)]}".replace("/", "_") if names else ""
         save_png(picture(image), options.out / f"{number:05d}{of_class}.png", {**settings, "number": number})

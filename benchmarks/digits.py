@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
+from ldm.data.config import MNIST5kConfig
 from ldm.data.datasets import open_dataset
-from ldm.data.settings import MNIST5k
 from ldm.data.split import split
 
 
@@ -27,8 +27,8 @@ def classifier(rows: np.ndarray, labels: np.ndarray) -> SVC:
 
 
 def main(folder: Path) -> None:
-    dataset = open_dataset(MNIST5k())
-    training, held_out = split(dataset.groups, dataset.settings.held_out, dataset.settings.split_seed)
+    dataset = open_dataset(MNIST5kConfig())
+    training, held_out = split(dataset.groups, dataset.config.held_out, dataset.config.split_seed)
     real = pixels([dataset.image(index).numpy() for index in range(len(dataset))])
     files = sorted((folder / "samples").glob("*.png"))
     samples = pixels([np.asarray(Image.open(file)) for file in files])

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parent.parent
 EMOJI = ROOT.parent / "shared" / "data" / "noto-emoji-64"
 SALT = "--objective.corruption.kind salt-and-pepper"
 HIDE = "--objective.corruption.kind mask --objective.corruption.unit element --objective.corruption.fraction 0.5"
-L1 = "--autoencoder.bottleneck.k 0 --objective.penalties.revival null --objective.penalties.l1.weight 0.5"
+L1 = "--autoencoder.bottleneck.k 0 --objective.penalties.aux_k null --objective.penalties.l1.weight 0.5"
 RATE = (
-    "--autoencoder.bottleneck.k 0 --objective.penalties.revival null --objective.penalties.rate.rate 0.05"
+    "--autoencoder.bottleneck.k 0 --objective.penalties.aux_k null --objective.penalties.kl_sparsity.rate 0.05"
     " --autoencoder.bottleneck.activation sigmoid --autoencoder.bottleneck.channels 256"
 )
 POINT = "--autoencoder.bottleneck.kind identity --autoencoder.bottleneck.channels 4"

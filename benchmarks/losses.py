@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ldm import config
 from ldm.autoencoder.model import Autoencoder
+from ldm.config import reader
 from ldm.data.datasets import open_dataset
 from ldm.data.split import split
-from ldm.evaluation import Reconstructions
-from ldm.pictures import enlarged, grid, save_png
-from ldm.settings import StageOne
+from ldm.evaluation.held_out import ReconstructionPanel
+from ldm.pictures import grid, save_png, upscaled
+from ldm.settings import TrainVAEConfig
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -37,7 +37,7 @@ PERCEPTUAL = ("--objective.perceptual.backbone features --objective.perceptual.w
 ROWS = {
     "L1 + KL": "",
     "+ perceptual": PERCEPTUAL,
-    "+ perceptual + critic": f"{PERCEPTUAL} --objective.critic.weight 0.25 --objective.critic.width 32",
+    "+ perceptual + discriminator": f"{PERCEPTUAL} --objective.discriminator.weight 0.25 --objective.discriminator.width 32",
     "+ equivariance": "--objective.equivariance.probability 0.5",
     "+ latent noise": "--objective.latent_corruption.kind interpolation",
 }
@@ -86,12 +86,12 @@ def folder_of(out: Path, data: str, factor: str, name: str) -> Path:
 def picture(out: Path, data: str, factor: str, count: int = 10) -> None:
     """The same held-out images as every row of a table gives them back, the images themselves on top."""
     runs = [folder_of(out, data, factor, name) for name in ROWS]
-    settings = config.load(StageOne, runs[0] / "config.yaml", {}).data
-    dataset = open_dataset(settings)
-    _, held_out = split(dataset.groups, settings.held_out, settings.split_seed)
-    images = Reconstructions(dataset, settings, held_out, count).images
+    config = reader.load(TrainVAEConfig, runs[0] / "config.yaml", {}).data
+    dataset = open_dataset(config)
+    _, held_out = split(dataset.groups, config.held_out, config.split_seed)
+    images = ReconstructionPanel(dataset, config, held_out, count).images
     rows = [images, *(Autoencoder.load(run).reconstruct(images) for run in runs)]
-    save_png(enlarged(grid(torch.cat(rows), columns=count)), out / f"{data}-{factor}.png")
+    save_png(upscaled(grid(torch.cat(rows), columns=count)), out / f"{data}-{factor}.png")
 
 
 def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> dict[str, float]:
@@ -107,8 +107,8 @@ def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) 
     if not report.exists() or json.loads(report.read_text())["command"] != command:
         shutil.rmtree(run, ignore_errors=True)  # half a row cannot be timed
         seconds = ran(*shlex.split(command))
-        judge = f"features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
-        ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(judge), "--out", str(figures))
+        metric = f"features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
+        ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(metric), "--out", str(figures))
         found = json.loads(figures.read_text())
         found["figures"]["seconds"] = seconds
         found["command"] = command

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ldm.randomness import generator
-from ldm.truths.score import exact_score, mixture, trained
+from ldm.verify.score import exact_score, mixture, trained
 
 SIGMAS = (0.2, 0.5, 1.0)
 

@@ -4,13 +4,13 @@
     python benchmarks/stage_one.py --perceptual vgg       what both train with when nothing else is asked for
     python benchmarks/stage_one.py --size 256 --batch 16 --widths 128 256 512 512 --perceptual vgg --precision bf16
 
-L1 + perceptual + KL + critic with adaptive weight, on the same autoencoder, perceptual network and critic, on the GPU
+L1 + perceptual + KL + discriminator with adaptive weight, on the same autoencoder, perceptual network and discriminator, on the GPU
 if there is one, else on one thread. The peer is huggingface/diffusers, examples/research_projects/autoencoderkl, as it
 is meant: the perceptual distance has a gradient, the autoencoder runs inside the forward that is distributed, the
-critic has no batch norm, takes no gradient in the autoencoder's step and gives none in its own, and losses count per
+discriminator has no batch norm, takes no gradient in the autoencoder's step and gives none in its own, and losses count per
 image value. The rest stays: AutoencoderKL, AdamW as it comes, clip_grad_norm_, EMAModel, schedules, the adaptive weight
 by two gradients through a graph that is kept, every loss read back at every step. It is shown three times: with both
-updates on every batch, as ours; with autoencoder and critic taking turns over batches, as in the script (one update of
+updates on every batch, as ours; with autoencoder and discriminator taking turns over batches, as in the script (one update of
 each, on two batches, is compared with one step of ours); and tuned by us, without what a better loop would not do.
 
 First the losses and all gradients of the first step are compared. Then the steps take turns in one process, and the
@@ -44,46 +44,53 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoder.critic import CriticObjective, build_critic
-from ldm.autoencoder.model import build
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    DiscriminatorConfig,
+    KLNetworkConfig,
+    PerceptualConfig,
+    ReconstructionObjectiveConfig,
+)
+from ldm.autoencoder.losses.discriminator import DiscriminatorObjective, create_discriminator
+from ldm.autoencoder.model import create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Critic, KLNetwork, Objective, Perceptual
-from ldm.data.batches import ImageBatch
-from ldm.data.settings import Folder
-from ldm.settings import StageOne
+from ldm.batch import ImageBatch
+from ldm.data.config import FolderConfig
+from ldm.settings import TrainVAEConfig
+from ldm.training.config import RunConfig
 from ldm.training.devices import MIXED
 from ldm.training.run import Run
-from ldm.training.settings import Run as RunSettings
 
 GAUSSIAN_KL, PERCEPTUAL, CRITIC = 1e-6, 0.5, 0.5
 Step = Callable[[], None]
 
 
 class Ours:
-    """The loop of train_vae.py, long after the critic has started."""
+    """The loop of train_vae.py, long after the discriminator has started."""
 
     def __init__(self, options: argparse.Namespace):
         torch.manual_seed(0)
-        settings = settings_of(options)
-        self.run = run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
-        autoencoder = build(settings.autoencoder, image=(3, options.size, options.size))
-        critic = build_critic(settings.objective.critic, image_channels=3, steps=settings.run.steps)
-        self.reconstruction = ReconstructionObjective(autoencoder, settings.objective, critic)
+        config = settings_of(options)
+        self.run = run = Run(config, Path(tempfile.mkdtemp()), dry=True)
+        autoencoder = create_trainable(config.autoencoder, image=(3, options.size, options.size))
+        discriminator = create_discriminator(config.objective.discriminator, image_channels=3, steps=config.run.steps)
+        self.reconstruction = ReconstructionObjective(autoencoder, config.objective, discriminator)
         self.objective = run.prepare(self.reconstruction, trains=autoencoder)
-        self.judge = run.prepare(CriticObjective(critic), trains=critic, optim=critic.optim, name="critic")
-        self.critic = critic
+        self.metric = run.prepare(
+            DiscriminatorObjective(discriminator), trains=discriminator, optim=discriminator.optim, name="discriminator"
+        )
+        self.discriminator = discriminator
         run.resume("")
-        run.step = settings.run.steps // 2
+        run.step = config.run.steps // 2
         images = torch.rand(options.batch, 3, options.size, options.size) * 2 - 1
         self.batch = ImageBatch(images.to(run.device), torch.zeros(options.batch))
 
     def step(self) -> None:
         run = self.run
-        losses = self.objective(self.batch, run.random)
+        losses = self.objective(self.batch, run.rng)
         run.update(losses.total)
-        judged = self.judge(**losses.outputs)
-        run.update(judged.total, of="critic")
+        judged = self.metric(**losses.outputs)
+        run.update(judged.total, of="discriminator")
         run.log(losses.terms | judged.terms)
         run.history.rows.clear()
         run.history.names.clear()
@@ -107,15 +114,15 @@ class Theirs:
 
     def __init__(self, ours: Ours, *, tuned: bool = False, alternating: bool = False):
         self.tuned, self.alternating, self.images = tuned, alternating, ours.batch.images
-        mixed = MIXED[ours.run.settings.precision]
+        mixed = MIXED[ours.run.config.precision]
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed)
         kl = ours.reconstruction.autoencoder.network.to_stock().train()
-        self.last_layer = kl.decoder.conv_out.weight
+        self.output_layer = kl.decoder.conv_out.weight
         self.perceptual = copy.deepcopy(ours.reconstruction.perceptual)
         prepare = self.accelerator.prepare
-        self.autoencoder, self.critic = prepare(DistributedAutoencoder(kl), copy.deepcopy(ours.critic))
+        self.autoencoder, self.discriminator = prepare(DistributedAutoencoder(kl), copy.deepcopy(ours.discriminator))
         self.optimizer, self.schedule = self.optimizer_of(self.autoencoder)
-        self.critic_optimizer, self.critic_schedule = self.optimizer_of(self.critic)
+        self.discriminator_optimizer, self.discriminator_schedule = self.optimizer_of(self.discriminator)
         self.ema = EMAModel(self.autoencoder.parameters(), foreach=tuned)
         with torch.no_grad():
             self.latent_shape = kl.encode(self.images).latent_dist.mean.shape
@@ -129,22 +136,31 @@ class Theirs:
         return self.autoencoder(self.images, torch.randn(self.latent_shape, device=self.images.device))
 
     def autoencoder_loss(self, reconstruction: Tensor, kl: Tensor) -> dict[str, Tensor]:
-        self.critic.requires_grad_(False)
+        self.discriminator.requires_grad_(False)
         with self.accelerator.autocast():
             rec = F.l1_loss(reconstruction.float(), self.images, reduction="none").mean((1, 2, 3))
             perceptual = self.perceptual(self.images, reconstruction)
             nll = (rec + PERCEPTUAL * perceptual).mean()
             kl_loss = kl.mean() / self.images[0].numel()
-            opinion = -self.critic(reconstruction).mean()
-        lengths = [torch.autograd.grad(part, self.last_layer, retain_graph=True)[0].norm() for part in (nll, opinion)]
+            generator_loss = -self.discriminator(reconstruction).mean()
+        lengths = [
+            torch.autograd.grad(part, self.output_layer, retain_graph=True)[0].norm() for part in (nll, generator_loss)
+        ]
         weight = CRITIC * (lengths[0] / (lengths[1] + 1e-8)).clamp(0, 1e4).detach()
-        loss = nll + GAUSSIAN_KL * kl_loss + weight * opinion
-        self.critic.requires_grad_(True)
-        parts = {"nll": nll, "rec": rec, "perceptual": perceptual, "kl": kl_loss, "weight": weight, "opinion": opinion}
+        loss = nll + GAUSSIAN_KL * kl_loss + weight * generator_loss
+        self.discriminator.requires_grad_(True)
+        parts = {
+            "nll": nll,
+            "rec": rec,
+            "perceptual": perceptual,
+            "kl": kl_loss,
+            "weight": weight,
+            "opinion": generator_loss,
+        }
         return {"loss": loss, **parts}
 
-    def critic_loss(self, reconstruction: Tensor) -> dict[str, Tensor]:
-        real, false = self.critic(self.images), self.critic(reconstruction.detach())
+    def discriminator_loss(self, reconstruction: Tensor) -> dict[str, Tensor]:
+        real, false = self.discriminator(self.images), self.discriminator(reconstruction.detach())
         return {"loss": 0.5 * (F.relu(1 - real).mean() + F.relu(1 + false).mean()), "real": real, "false": false}
 
     def update(self, logs: dict[str, Tensor], module: nn.Module, optimizer: Any, schedule: Any) -> None:
@@ -163,8 +179,8 @@ class Theirs:
         if self.alternating:
             self.ema.step(self.autoencoder.parameters())
             reconstruction, _ = self.reconstruct()
-        losses = self.critic_loss(reconstruction)
-        self.update(losses, self.critic, self.critic_optimizer, self.critic_schedule)
+        losses = self.discriminator_loss(reconstruction)
+        self.update(losses, self.discriminator, self.discriminator_optimizer, self.discriminator_schedule)
         self.ema.step(self.autoencoder.parameters())
 
 
@@ -176,17 +192,21 @@ SIDES: dict[str, Callable[[Ours], Ours | Theirs]] = {
 }
 
 
-def settings_of(options: argparse.Namespace) -> StageOne:
+def settings_of(options: argparse.Namespace) -> TrainVAEConfig:
     weights = options.weights
     if options.perceptual in ("vgg", "alex", "squeeze") and not weights:
         weights = random_weights(options.perceptual)
-    perceptual = Perceptual(PERCEPTUAL, options.perceptual, weights, size=options.perceptual_size)
-    network = KLNetwork(widths=tuple(options.widths), blocks=options.blocks)
-    return StageOne(
-        data=Folder(path="none", size=options.size),
-        autoencoder=AutoencoderSettings(network=network),
-        objective=Objective(kl=GAUSSIAN_KL, perceptual=perceptual, critic=Critic(weight=CRITIC, start=0.0, warmup=0.0)),
-        run=RunSettings(batch_size=options.batch, precision=options.precision),
+    perceptual = PerceptualConfig(PERCEPTUAL, options.perceptual, weights, size=options.perceptual_size)
+    network = KLNetworkConfig(widths=tuple(options.widths), blocks=options.blocks)
+    return TrainVAEConfig(
+        data=FolderConfig(path="none", size=options.size),
+        autoencoder=AutoencoderConfig(network=network),
+        objective=ReconstructionObjectiveConfig(
+            kl=GAUSSIAN_KL,
+            perceptual=perceptual,
+            discriminator=DiscriminatorConfig(weight=CRITIC, start=0.0, warmup=0.0),
+        ),
+        run=RunConfig(batch_size=options.batch, precision=options.precision),
     )
 
 
@@ -202,18 +222,18 @@ def random_weights(net: str) -> str:
 
 def compare(ours: Ours, theirs: Theirs) -> str:
     """How far apart the losses and the gradients of both sides are, relative to their length."""
-    noise = ours.run.random.normal("posterior", *theirs.latent_shape[1:], device=ours.run.device)
-    losses = ours.objective(ours.batch, ours.run.random)
+    noise = ours.run.rng.normal("posterior", *theirs.latent_shape[1:], device=ours.run.device)
+    losses = ours.objective(ours.batch, ours.run.rng)
     reconstruction, kl = theirs.autoencoder(theirs.images, noise)
     peers = theirs.autoencoder_loss(reconstruction, kl)
-    judged, judged_by_peer = ours.judge(**losses.outputs), theirs.critic_loss(reconstruction)
+    judged, judged_by_peer = ours.metric(**losses.outputs), theirs.discriminator_loss(reconstruction)
     pairs = {
         "autoencoder": (losses.total, peers["loss"], ours.reconstruction.autoencoder.network, theirs.autoencoder),
-        "critic": (judged.total, judged_by_peer["loss"], ours.critic, theirs.critic),
+        "discriminator": (judged.total, judged_by_peer["loss"], ours.discriminator, theirs.discriminator),
     }
     found = []
     # In bf16 each side's gradient is as far from that of float32 as from the other's.
-    of_loss, of_gradient = (1e-4, 1e-3) if ours.run.settings.precision == "fp32" else (0.01, 0.5)
+    of_loss, of_gradient = (1e-4, 1e-3) if ours.run.config.precision == "fp32" else (0.01, 0.5)
     for name, (loss, peer_loss, module, peer_module) in pairs.items():
         gradients = []
         for side, total in ((module, loss), (peer_module, peer_loss)):

@@ -27,17 +27,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.data.batches import ImageBatch
-from ldm.data.settings import MNIST5k
+from ldm.batch import ImageBatch, LatentBatch
+from ldm.data.config import MNIST5kConfig
+from ldm.diffusion.config import UNetConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.objective import DenoisingObjective, LatentBatch
-from ldm.diffusion.settings import UNet as UNetSettings
-from ldm.diffusion.unet import UNet
-from ldm.settings import StageOne, StageTwo
+from ldm.diffusion.networks.unet import UNet
+from ldm.diffusion.objective import DenoisingObjective
+from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
+from ldm.training.config import RunConfig
 from ldm.training.run import Run
-from ldm.training.settings import Run as RunSettings
 
 BATCH, ROUNDS = 32, 15
 Step = Callable[[], None]
@@ -82,12 +82,12 @@ class Peer:
 
 
 def our_autoencoder() -> Autoencoder:
-    return build(StageOne(data=MNIST5k()).autoencoder, image=(1, 32, 32))
+    return create_trainable(TrainVAEConfig(data=MNIST5kConfig()).autoencoder, image=(1, 32, 32))
 
 
 def our_step(run: Run, objective: nn.Module, batch: object) -> Step:
     def step() -> None:
-        losses = objective(batch, run.random)
+        losses = objective(batch, run.rng)
         run.update(losses.total)
         run.log(losses.terms)
         run.history.rows.clear()
@@ -99,10 +99,10 @@ def our_step(run: Run, objective: nn.Module, batch: object) -> Step:
 def stage_one() -> tuple[Step, dict[str, Step], Step]:
     """Our step, the peer's, and the model alone."""
     images = torch.rand(BATCH, 1, 32, 32) * 2 - 1
-    settings = StageOne(data=MNIST5k(), run=RunSettings(batch_size=BATCH, precision="fp32"))
-    run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
+    config = TrainVAEConfig(data=MNIST5kConfig(), run=RunConfig(batch_size=BATCH, precision="fp32"))
+    run = Run(config, Path(tempfile.mkdtemp()), dry=True)
     autoencoder = our_autoencoder()
-    objective = run.prepare(ReconstructionObjective(autoencoder, settings.objective), trains=autoencoder)
+    objective = run.prepare(ReconstructionObjective(autoencoder, config.objective), trains=autoencoder)
     run.resume("")
     theirs = our_autoencoder()
     peer = Peer(theirs)
@@ -123,11 +123,11 @@ def stage_two() -> tuple[Step, dict[str, Step], Step]:
     """Our step, the peer's in two ways, and the model alone."""
     images, latents = torch.rand(BATCH, 1, 32, 32) * 2 - 1, torch.randn(BATCH, 4, 8, 8)
     labels = torch.arange(BATCH) % 10
-    settings = StageTwo(run=RunSettings(batch_size=BATCH, precision="fp32"))
-    run = Run(settings, Path(tempfile.mkdtemp()), dry=True)
+    config = TrainDiffusionConfig(run=RunConfig(batch_size=BATCH, precision="fp32"))
+    run = Run(config, Path(tempfile.mkdtemp()), dry=True)
 
     def network() -> UNet:
-        return UNet(UNetSettings(widths=(64, 128), blocks=1), channels=4, classes=10)
+        return UNet(UNetConfig(widths=(64, 128), blocks=1), channels=4, classes=10)
 
     denoiser = Denoiser(network())
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)

@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from sklearn.svm import SVC
 
+from ldm.data.config import MNIST5kConfig
 from ldm.data.datasets import open_dataset
-from ldm.data.settings import MNIST5k
 from ldm.data.split import split
-from ldm.judges import Extractor, open_extractor
-from ldm.metrics import frechet_distance
+from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
+from ldm.evaluation.metrics import frechet_distance
 from ldm.shapes import to_float
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ TOKENIZERS = {
     "+ latent noise": NOISE,
     "+ masking": MASK,
     "+ equivariance": "--objective.equivariance.probability 0.5",
-    "+ contraction": "--objective.penalties.contraction.weight 0.05",
+    "+ contraction": "--objective.penalties.jacobian.weight 0.05",
 }
 COLUMNS = {
     "held-out PSNR": ("psnr", "{:.2f}"),
@@ -61,14 +61,14 @@ class Judge:
     """Real digits, and what tells how much like them others are."""
 
     def __init__(self, weights: Path):
-        dataset = open_dataset(MNIST5k())
-        training, held_out = split(dataset.groups, dataset.settings.held_out, dataset.settings.split_seed)
+        dataset = open_dataset(MNIST5kConfig())
+        training, held_out = split(dataset.groups, dataset.config.held_out, dataset.config.split_seed)
         images = torch.stack([dataset.image(index) for index in range(len(dataset))])
         self.rows, self.labels = images.flatten(1).numpy() / 255, dataset.labels
         self.training, self.held_out, self.images = training, held_out, images
         extractor = open_extractor("features", str(weights), 1, torch.device("cpu"))
         assert extractor is not None
-        self.extractor: Extractor = extractor
+        self.extractor: FeatureExtractor = extractor
         self.reader = SVC(C=5, gamma=0.02).fit(self.rows[training], self.labels[training])
         self.features = self.features_of(images[training])
 
@@ -88,7 +88,7 @@ class Judge:
         }
 
 
-def row(out: Path, judge: Judge, name: str, seed: int, steps: int, denoiser_steps: int, num: int) -> dict[str, float]:
+def row(out: Path, metric: Judge, name: str, seed: int, steps: int, denoiser_steps: int, num: int) -> dict[str, float]:
     """The figures of an autoencoder and the denoiser behind it, from where they were written or from new runs."""
     run = out / f"{name.strip('+ ').replace(' ', '-').lower()}-{seed}"
     draws = f"sample.py {run}/diffusion --out {run}/samples --num {num} --sampler dpm++2m --steps 14 --guidance 1"
@@ -100,10 +100,10 @@ def row(out: Path, judge: Judge, name: str, seed: int, steps: int, denoiser_step
         f" --run.steps {denoiser_steps} --run.batch-size 64 --run.seed {seed} --run.precision fp32",
         draws,
     ]
-    return figures_of(run, judge, commands)
+    return figures_of(run, metric, commands)
 
 
-def pixel_row(out: Path, judge: Judge, seed: int, steps: int, num: int) -> dict[str, float]:
+def pixel_row(out: Path, metric: Judge, seed: int, steps: int, num: int) -> dict[str, float]:
     """The same of a denoiser of pixels."""
     run = out / f"pixels-{seed}"
     commands = [
@@ -111,10 +111,10 @@ def pixel_row(out: Path, judge: Judge, seed: int, steps: int, num: int) -> dict[
         " --run.precision fp32",
         f"sample.py {run}/diffusion --out {run}/samples --num {num} --sampler dpm++2m --steps 14 --guidance 1",
     ]
-    return figures_of(run, judge, commands)
+    return figures_of(run, metric, commands)
 
 
-def figures_of(run: Path, judge: Judge, commands: list[str]) -> dict[str, float]:
+def figures_of(run: Path, metric: Judge, commands: list[str]) -> dict[str, float]:
     """What the commands of a row lead to, done now unless it was done before."""
     report = run / "row.json"
     if report.exists() and json.loads(report.read_text())["commands"] != commands:
@@ -129,7 +129,7 @@ def figures_of(run: Path, judge: Judge, commands: list[str]) -> dict[str, float]
         labels = np.array([int(file.stem.split("-")[1]) for file in files])
         evaluated = run / "evaluation.json"
         figures = json.loads(evaluated.read_text())["figures"] if evaluated.exists() else {}
-        figures |= judge.figures(images, labels)
+        figures |= metric.figures(images, labels)
         report.write_text(json.dumps({"commands": commands, "figures": figures}, indent=2))
     return json.loads(report.read_text())["figures"]  # type: ignore[no-any-return]
 
@@ -147,12 +147,12 @@ def main() -> None:
     os.chdir(ROOT)
     torch.set_num_threads(1)
     ran("benchmarks/lite.py", f"{out}/lite1", "1")
-    judge = Judge(out / "lite1")
+    metric = Judge(out / "lite1")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in TOKENIZERS}
     for seed in options.seeds:  # seed by seed, so that an early stop leaves whole tables
         for name in TOKENIZERS:
-            found[name].append(row(out, judge, name, seed, options.steps, options.denoiser_steps, options.num))
-    found["pixels"] = [pixel_row(out, judge, seed, options.pixel_steps, options.num) for seed in options.seeds[:1]]
+            found[name].append(row(out, metric, name, seed, options.steps, options.denoiser_steps, options.num))
+    found["pixels"] = [pixel_row(out, metric, seed, options.pixel_steps, options.num) for seed in options.seeds[:1]]
     print(f"\n| autoencoder, seeds {options.seeds} | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for name, rows in found.items():
         cells = []
@@ -161,9 +161,9 @@ def main() -> None:
             each_seed = f" ({', '.join(map(form.format, values))})" if len(values) > 1 else ""
             cells.append(form.format(statistics.mean(values)) + each_seed if values else "")
         print(f"| {name} | {' | '.join(cells)} |")
-    real = judge.figures(judge.images[judge.held_out], judge.labels[judge.held_out])
+    real = metric.figures(metric.images[metric.held_out], metric.labels[metric.held_out])
     print(
-        f"\n{len(judge.held_out)} real held-out digits: Fréchet {real['frechet']:.1f}, read as class {real['read']:.1%}"
+        f"\n{len(metric.held_out)} real held-out digits: Fréchet {real['frechet']:.1f}, read as class {real['read']:.1%}"
     )
 
 

@@ -23,24 +23,24 @@ class Corrupted:
     """
 
     values: "Tensor"
-    touched: "Tensor | None" = None
+    corrupted_elements: "Tensor | None" = None
     hidden: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianNoise:
     """Independent Gaussian noise of one strength, or of a strength drawn for each image."""
 
     kind: Literal["gaussian"] = "gaussian"
     sigma: float | tuple[float, float] = 0.5  # standard deviation, where pixels are in [-1, 1]; two: log-uniform
 
     def __post_init__(self) -> None:
-        refuse_strengths("sigma", self.sigma)
+        check_strength("sigma", self.sigma)
 
-    def __call__(self, clean: "Tensor", random: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
+    def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """clean + σ n, with unit Gaussian n."""
-        noise = random.normal(f"{name} noise", *clean.shape[1:], device=clean.device)
-        sigma = strengths(self.sigma, clean, random, f"{name} noise strength")
+        noise = rng.normal(f"{name} noise", *clean.shape[1:], device=clean.device)
+        sigma = strengths(self.sigma, clean, rng, f"{name} noise strength")
         return Corrupted(clean + sigma * noise.to(clean.dtype))
 
 
@@ -60,12 +60,12 @@ class SaltAndPepper:
         if not -1 <= self.low < self.high <= 1:
             raise ValueError(f"low and high must satisfy -1 <= low < high <= 1, not {self.low} and {self.high}")
 
-    def __call__(self, clean: "Tensor", random: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
+    def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """`low` or `high` where a number falls below the probability (Vincent et al. 2010, section 3.3)."""
-        drawn = random.uniform(f"{name} salt and pepper", *clean.shape[1:], device=clean.device)
-        touched = drawn < self.probability
-        values = clean.masked_fill(touched, self.high).masked_fill(drawn < self.probability / 2, self.low)
-        return Corrupted(values, touched)
+        drawn = rng.uniform(f"{name} salt and pepper", *clean.shape[1:], device=clean.device)
+        corrupted_elements = drawn < self.probability
+        values = clean.masked_fill(corrupted_elements, self.high).masked_fill(drawn < self.probability / 2, self.low)
+        return Corrupted(values, corrupted_elements)
 
 
 @dataclass(frozen=True)
@@ -88,32 +88,34 @@ class Mask:
         if not 0 <= self.whole < 1:
             raise ValueError(f"whole must be a fraction from 0 to below 1, not {self.whole}")
 
-    def __call__(self, clean: "Tensor", random: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
+    def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """Of patches just the rounded fraction is hidden, of elements and pixels each one with that probability."""
         batch, channels, height, width = clean.shape
-        fraction = self.fractions(clean, random, name)
+        fraction = self.fractions(clean, rng, name)
         if self.unit != "patch":
             units = (channels if self.unit == "element" else 1, height, width)
-            touched = random.uniform(f"{name} mask", *units, device=clean.device) < fraction.view(batch, 1, 1, 1)
-            return Corrupted(clean.masked_fill(touched, 0), touched)
+            corrupted_elements = rng.uniform(f"{name} mask", *units, device=clean.device) < fraction.view(
+                batch, 1, 1, 1
+            )
+            return Corrupted(clean.masked_fill(corrupted_elements, 0), corrupted_elements)
         down, right = self.patch_sides(patch)
         grid = (-(-height // down), -(-width // right))
-        order = random.uniform(f"{name} mask", math.prod(grid), device=clean.device).argsort(1).argsort(1)
+        order = rng.uniform(f"{name} mask", math.prod(grid), device=clean.device).argsort(1).argsort(1)
         hidden = (order < (fraction * math.prod(grid)).round().view(batch, 1)).view(batch, *grid)
-        touched = hidden.repeat_interleave(down, 1).repeat_interleave(right, 2)[:, None, :height, :width]
-        return Corrupted(clean.masked_fill(touched, 0), touched, hidden)
+        corrupted_elements = hidden.repeat_interleave(down, 1).repeat_interleave(right, 2)[:, None, :height, :width]
+        return Corrupted(clean.masked_fill(corrupted_elements, 0), corrupted_elements, hidden)
 
-    def fractions(self, clean: "Tensor", random: "StepRandom", name: str) -> "Tensor":
+    def fractions(self, clean: "Tensor", rng: "StepRandom", name: str) -> "Tensor":
         """One number per image."""
         low, high = self.fraction if isinstance(self.fraction, tuple) else (self.fraction, self.fraction)
-        found = low + (high - low) * random.uniform(f"{name} mask fraction", device=clean.device)
-        return found * (random.uniform(f"{name} mask of all", device=clean.device) >= self.whole)
+        found = low + (high - low) * rng.uniform(f"{name} mask fraction", device=clean.device)
+        return found * (rng.uniform(f"{name} mask of all", device=clean.device) >= self.whole)
 
     def patch_sides(self, position: tuple[int, int]) -> tuple[int, int]:
         """Height and width of a patch, given those of a position of the latent."""
         return (self.patch, self.patch) if self.patch else position
 
-    def misfit(self, sides: tuple[int, int], position: tuple[int, int]) -> str | None:
+    def incompatibility(self, sides: tuple[int, int], position: tuple[int, int]) -> str | None:
         """What is wrong with this mask on images of this height and width, if anything."""
         if self.unit != "patch":
             return None
@@ -136,16 +138,16 @@ class Blur:
     sigma: float | tuple[float, float] = 1.0  # pixels; two: log-uniform
 
     def __post_init__(self) -> None:
-        refuse_strengths("sigma", self.sigma)
+        check_strength("sigma", self.sigma)
 
-    def __call__(self, clean: "Tensor", random: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
+    def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """Three sigma to each side, reflected at the borders."""
         import torch
         from torchvision.transforms.v2.functional import gaussian_blur
 
         blurred = []
         on_host = torch.empty(len(clean), 1, 1, 1)  # where the widths are needed
-        sigmas = strengths(self.sigma, on_host, random, f"{name} blur").flatten().tolist()
+        sigmas = strengths(self.sigma, on_host, rng, f"{name} blur").flatten().tolist()
         for image, sigma in zip(clean, sigmas, strict=True):
             sides = [2 * min(math.ceil(3 * sigma), side - 1) + 1 for side in reversed(clean.shape[-2:])]
             blurred.append(gaussian_blur(image[None], sides, [sigma] * 2))
@@ -163,18 +165,18 @@ class Interpolation:
         if not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be positive, not {self.strength}")
 
-    def __call__(self, clean: "Tensor", random: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
+    def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """The noise of denoising tokenizers (l-DeTok, Yang et al. 2025; RAE, Zheng et al. 2025).
 
         `spread` is the standard deviation of the sample itself, so that latents cannot escape the noise by growing.
         """
-        noise = random.normal(f"{name} noise", *clean.shape[1:], device=clean.device)
-        t = random.uniform(f"{name} noise share", *[1] * (clean.ndim - 1), device=clean.device)
+        noise = rng.normal(f"{name} noise", *clean.shape[1:], device=clean.device)
+        t = rng.uniform(f"{name} noise share", *[1] * (clean.ndim - 1), device=clean.device)
         spread = clean.detach().std(dim=tuple(range(1, clean.ndim)), correction=0, keepdim=True)
         return Corrupted((1 - t) * clean + t * self.strength * spread * noise)
 
 
-def refuse_strengths(name: str, given: float | tuple[float, float]) -> None:
+def check_strength(name: str, given: float | tuple[float, float]) -> None:
     """Raise ValueError unless it is a positive number, or a smaller and a larger one."""
     ends = given if isinstance(given, tuple) else (given,)
     if not all(0 < end < math.inf for end in ends):
@@ -183,19 +185,19 @@ def refuse_strengths(name: str, given: float | tuple[float, float]) -> None:
         raise ValueError(f"{name} must be a smaller and a larger number, not {given}")
 
 
-def strengths(given: float | tuple[float, float], clean: "Tensor", random: "StepRandom", name: str) -> "Tensor":
+def strengths(given: float | tuple[float, float], clean: "Tensor", rng: "StepRandom", name: str) -> "Tensor":
     """One strength per image, log-uniform where two are given: batch x 1 x 1 x 1."""
     shape = [len(clean), *[1] * (clean.ndim - 1)]
     if not isinstance(given, tuple):
         return clean.new_full(shape, given)
     low, high = given
-    drawn = random.uniform(name, device=clean.device).to(clean.dtype)
+    drawn = rng.uniform(name, device=clean.device).to(clean.dtype)
     return (low * (high / low) ** drawn).view(shape)
 
 
-def misfit(corruption: Any, sides: tuple[int, int], position: tuple[int, int]) -> str | None:
+def incompatibility(corruption: Any, sides: tuple[int, int], position: tuple[int, int]) -> str | None:
     """What is wrong with a corruption for images of this height and width, if anything."""
-    return corruption.misfit(sides, position) if hasattr(corruption, "misfit") else None
+    return corruption.incompatibility(sides, position) if hasattr(corruption, "misfit") else None
 
 
-Corruption: TypeAlias = Gaussian | SaltAndPepper | Mask | Blur | Interpolation
+Corruption: TypeAlias = GaussianNoise | SaltAndPepper | Mask | Blur | Interpolation

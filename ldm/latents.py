@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.bottleneck import Posterior
-from ldm.autoencoder.model import Autoencoder, of_pixels, spelled
-from ldm.autoencoder.statistics import Statistics
+from ldm.autoencoder.latent_statistics import LatentStatistics
+from ldm.autoencoder.model import Autoencoder, pixel_autoencoder
+from ldm.batch import LatentBatch
 from ldm.checkpoint import read_entry, write_atomically
-from ldm.data.batches import Order, in_chunks
+from ldm.data.batches import BatchSampler, iter_batches
+from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset
-from ldm.data.settings import DataSettings
+from ldm.diffusion.config import DenoisingObjectiveConfig
 from ldm.diffusion.noise import sample_sigmas
-from ldm.diffusion.objective import LatentBatch
-from ldm.diffusion.settings import Objective as ObjectiveSettings
 from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.weights import sha256_of
 from ldm.randomness import derived_seed
@@ -65,7 +65,7 @@ class LatentCache:
 
     def standardize(self, autoencoder: Autoencoder, indices: list[int]) -> "LatentCache":
         """Make mean 0 and std 1 what they are over `indices`, for the cached latents and in the autoencoder itself."""
-        statistics = Statistics()
+        statistics = LatentStatistics()
         for start in range(0, len(indices), 256):
             statistics.add(self.posterior(indices[start : start + 256]))
         mean, std = statistics.mean.view(-1, 1, 1), statistics.std.view(-1, 1, 1)
@@ -75,21 +75,21 @@ class LatentCache:
 
 
 def open_latents(
-    run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset, settings: DataSettings
+    run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset, config: DataSourceConfig
 ) -> LatentCache:
     """The cache in `folder`, built there first by the main process if there is none.
 
     Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform.
     """
-    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if settings.flip else 1)
+    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if config.flip else 1)
     channels = autoencoder.latent_channels
 
     def build() -> None:
         if open_cache(folder, expected, channels) is not None:
             return
-        with held(folder):
+        with cache_lock(folder):
             if open_cache(folder, expected, channels) is None:
-                build_cache(folder, expected, autoencoder, dataset, settings, run.device)
+                build_cache(folder, expected, autoencoder, dataset, config, run.device)
 
     run.on_main(build)
     cache = open_cache(folder, expected, channels)
@@ -98,7 +98,7 @@ def open_latents(
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def cache_lock(folder: Path) -> Iterator[None]:
     """Nobody else builds a cache in `folder` meanwhile: a run that shares it waits, and finds it built."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,13 +141,13 @@ def build_cache(
     expected: str,
     autoencoder: Autoencoder,
     dataset: Dataset,
-    settings: DataSettings,
+    config: DataSourceConfig,
     device: torch.device,
 ) -> None:
     """Encode every image once and write the moments; `cache.json` comes last, as half a cache is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    channels, height, width = autoencoder.latent_shape(settings.sides)
-    flips = 2 if settings.flip else 1
+    channels, height, width = autoencoder.latent_shape(config.sides)
+    flips = 2 if config.flip else 1
     is_distribution = autoencoder.bottleneck.is_distribution
     shape = (flips, len(dataset), 2 * channels if is_distribution else channels, height, width)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -157,7 +157,7 @@ def build_cache(
         with open(folder / "moments.npy", "wb") as file, bar:
             np.lib.format.write_array_header_1_0(file, header)
             for flip in range(flips):
-                for indices, images in in_chunks(dataset, settings, list(range(len(dataset)))):
+                for indices, images in iter_batches(dataset, config, list(range(len(dataset)))):
                     posterior = autoencoder.encode((images.flip(-1) if flip else images).to(device))
                     parts = [posterior.mean, posterior.logvar] if is_distribution else [posterior.mean]
                     file.write(torch.cat(parts, dim=1).float().cpu().numpy().astype("<f4").tobytes())
@@ -173,19 +173,19 @@ def build_cache(
 class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
     """Training latents by micro-batch number, with noise, noise levels and dropped labels drawn beside them."""
 
-    def __init__(self, cache: LatentCache, dataset: Dataset, objective: ObjectiveSettings, order: Order):
+    def __init__(self, cache: LatentCache, dataset: Dataset, objective: DenoisingObjectiveConfig, order: BatchSampler):
         self.cache, self.objective, self.order = cache, objective, order
         self.labels, self.no_label = dataset.labels, len(dataset.classes)
 
     def __getitem__(self, micro_batch: int) -> LatentBatch:
         draw, shape = self.order.draw(micro_batch), self.cache.shape
         posterior = self.cache.posterior(draw.indices, self.flips(draw.epochs, draw.indices))
-        latents = posterior.at(draw.random.normal("posterior", *shape))
-        noise = draw.random.normal("noise", *shape)
-        sigma = draw.random.part(
-            sample_sigmas(self.objective.density, draw.random.total, draw.random.generator("sigma"))
+        latents = posterior.at(draw.rng.normal("posterior", *shape))
+        noise = draw.rng.normal("noise", *shape)
+        sigma = draw.rng.part(
+            sample_sigmas(self.objective.noise_distribution, draw.rng.total, draw.rng.generator("sigma"))
         ).to(latents)
-        dropped = draw.random.uniform("label dropout") < self.objective.label_dropout
+        dropped = draw.rng.uniform("label dropout") < self.objective.condition_dropout
         labels = torch.from_numpy(self.labels[draw.indices]).masked_fill(dropped, self.no_label)
         return LatentBatch(latents, noise, sigma, labels)
 
@@ -197,7 +197,7 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
         return [seed % 2 for seed in seeds]
 
 
-def open_autoencoder(source: str | None, settings: DataSettings, data: str) -> tuple[Autoencoder, bool]:
+def open_autoencoder(source: str | None, config: DataSourceConfig, data: str) -> tuple[Autoencoder, bool]:
     """The autoencoder that stage two stands on, and whether its statistics are those of these very data.
 
     `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id, or None for the pixels themselves;
@@ -205,7 +205,7 @@ def open_autoencoder(source: str | None, settings: DataSettings, data: str) -> t
     settings describe.
     """
     if source is None:
-        return of_pixels(settings.shape).requires_grad_(False), False
+        return pixel_autoencoder(config.shape).requires_grad_(False), False
     autoencoder = Autoencoder.load(source).requires_grad_(False)
     if not autoencoder.decodes_images:
         raise CheckpointError(
@@ -214,14 +214,14 @@ def open_autoencoder(source: str | None, settings: DataSettings, data: str) -> t
         )
     environment = Path(source) / "environment.json"
     same_data = environment.is_file() and read_entry(environment, "data", str) == data
-    channels, factors = autoencoder.network.image_channels, autoencoder.network.factors
-    if channels != settings.channels:
+    channels, downsampling = autoencoder.network.image_channels, autoencoder.network.downsampling
+    if channels != config.channels:
         raise CheckpointError(
-            f"the autoencoder {source} takes {channels} channels, not data.channels {settings.channels}"
+            f"the autoencoder {source} takes {channels} channels, not data.channels {config.channels}"
         )
-    if any(side % factor for side, factor in zip(settings.sides, factors, strict=True)):
+    if any(side % factor for side, factor in zip(config.sides, downsampling, strict=True)):
         raise CheckpointError(
-            f"the autoencoder {source} downsamples by {factors[0]}, which data.size {spelled(settings.sides)} is not"
+            f"the autoencoder {source} downsamples by {downsampling[0]}, which data.size {format_size(config.sides)} is not"
             " divisible by"
         )
     return autoencoder, same_data

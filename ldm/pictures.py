@@ -46,10 +46,10 @@ def reconstruction_panel(images: Images, reconstruction: Images, seen: Images | 
     if images.shape[1] in (2, 4):
         difference[:, -1] = 1.0  # an opaque difference can be seen
     rows = [images, *([] if seen is None else [seen]), reconstruction, difference]
-    return enlarged(grid(torch.cat(rows), columns=len(images)))
+    return upscaled(grid(torch.cat(rows), columns=len(images)))
 
 
-def enlarged(image: Image.Image, about: int = 640) -> Image.Image:
+def upscaled(image: Image.Image, about: int = 640) -> Image.Image:
     """Small pictures shown in whole multiples of their pixels."""
     factor = max(round(about / image.width), 1)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -11,31 +11,30 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ldm import config
 from ldm.autoencoder.model import Autoencoder
+from ldm.config import reader
+from ldm.diffusion.config import DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import SAMPLERS, starting_noise
-from ldm.diffusion.settings import Denoiser as DenoiserSettings
-from ldm.diffusion.settings import Sampling
-from ldm.diffusion.unet import UNet
 from ldm.errors import CheckpointError, ConfigError
 from ldm.shapes import Images
 
 
 @dataclass(frozen=True)
-class Description:
+class DiffusionModelConfig:
     """What has to be known to build a denoiser and sample from it."""
 
     latent_shape: tuple[int, int, int]  # channels, height, width
     classes: tuple[str, ...]  # empty: unconditional
-    denoiser: DenoiserSettings
-    sampling: Sampling
+    denoiser: DenoiserConfig
+    sampling: SamplingConfig
     knows_no_label: bool = True  # whether labels were dropped in training, without which there is nothing to guide by
 
 
-def refuse_unfit(denoiser: DenoiserSettings, latent_shape: tuple[int, int, int]) -> None:
+def check_latent_shape(denoiser: DenoiserConfig, latent_shape: tuple[int, int, int]) -> None:
     """Raise ConfigError, before any image is encoded, if the network cannot halve latents of this shape."""
     levels, (_, height, width) = len(denoiser.network.widths), latent_shape
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
@@ -45,17 +44,17 @@ def refuse_unfit(denoiser: DenoiserSettings, latent_shape: tuple[int, int, int])
         )
 
 
-def build_denoiser(description: Description) -> Denoiser:
+def create_denoiser(description: DiffusionModelConfig) -> Denoiser:
     """An untrained denoiser."""
-    settings, channels = description.denoiser, description.latent_shape[0]
-    network = UNet(settings.network, channels=channels, classes=len(description.classes))
-    return Denoiser(network, parametrisation=settings.parametrisation)
+    config, channels = description.denoiser, description.latent_shape[0]
+    network = UNet(config.network, channels=channels, classes=len(description.classes))
+    return Denoiser(network, parametrization=config.parametrization)
 
 
 class LatentDiffusion:
     """An autoencoder and a denoiser of its latents."""
 
-    def __init__(self, autoencoder: Autoencoder, denoiser: nn.Module, description: Description):
+    def __init__(self, autoencoder: Autoencoder, denoiser: nn.Module, description: DiffusionModelConfig):
         self.autoencoder, self.denoiser, self.description = autoencoder.eval(), denoiser.eval(), description
 
     @classmethod
@@ -127,7 +126,9 @@ class LatentDiffusion:
         if guidance != 1 and not self.classes:
             raise ConfigError("--guidance needs a model with classes, and this one has none")
         if guidance != 1 and not self.description.knows_no_label:
-            raise ConfigError("--guidance needs a model trained with objective.label_dropout, and this one had none")
+            raise ConfigError(
+                "--guidance needs a model trained with objective.condition_dropout, and this one had none"
+            )
         grid = self.description.sampling
         return SAMPLERS[sampler], karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
 
@@ -151,7 +152,7 @@ class LatentDiffusion:
         raise ConfigError(f"--labels {label} is not a class of this model: {shown}")
 
 
-def save_denoiser(denoiser: Denoiser, description: Description, folder: Path) -> None:
+def save_denoiser(denoiser: Denoiser, description: DiffusionModelConfig, folder: Path) -> None:
     """Write `config.json` and the weights as safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(asdict(description), indent=2))
@@ -159,13 +160,13 @@ def save_denoiser(denoiser: Denoiser, description: Description, folder: Path) ->
     safetensors.torch.save_file(weights, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
 
 
-def load_denoiser(folder: Path) -> tuple[Denoiser, Description]:
+def load_denoiser(folder: Path) -> tuple[Denoiser, DiffusionModelConfig]:
     """What `save_denoiser` wrote."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder.parent} is not a finished stage-two run: it has no unet/config.json")
     try:
-        description = config.from_dict(Description, json.loads((folder / "config.json").read_text()))
-        denoiser = build_denoiser(description)
+        description = reader.from_dict(DiffusionModelConfig, json.loads((folder / "config.json").read_text()))
+        denoiser = create_denoiser(description)
         denoiser.network.load_state_dict(safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors"))
     except (OSError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error

@@ -3,41 +3,39 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ldm import config
-from ldm.autoencoder.settings import Autoencoder
-from ldm.autoencoder.settings import Objective as ReconstructionSettings
-from ldm.data.settings import DataSettings
-from ldm.diffusion.settings import Denoiser, Sampling
-from ldm.diffusion.settings import Objective as DenoisingSettings
+from ldm.autoencoder.config import AutoencoderConfig, ReconstructionObjectiveConfig
+from ldm.config import reader
+from ldm.config.yaml_file import read_yaml
+from ldm.data.config import DataSourceConfig
+from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig
 from ldm.errors import CheckpointError, ConfigError
-from ldm.plain_yaml import read_yaml
-from ldm.training.settings import Optim, Run
+from ldm.training.config import OptimConfig, RunConfig
 
 
 @dataclass(frozen=True)
-class StageOne:
+class TrainVAEConfig:
     """train_vae.py: an autoencoder on images."""
 
-    data: DataSettings
-    autoencoder: Autoencoder = field(default_factory=Autoencoder)
-    objective: ReconstructionSettings = field(default_factory=ReconstructionSettings)
-    optim: Optim = field(default_factory=Optim)
-    run: Run = field(default_factory=Run)
+    data: DataSourceConfig
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    objective: ReconstructionObjectiveConfig = field(default_factory=ReconstructionObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 @dataclass(frozen=True)
-class StageTwo:
+class TrainDiffusionConfig:
     """train_diffusion.py: a denoiser on the latents of an autoencoder, or on the pixels."""
 
-    data: DataSettings | None = None  # left out: the data of the autoencoder's run, with its held-out split
-    denoiser: Denoiser = field(default_factory=Denoiser)
-    objective: DenoisingSettings = field(default_factory=DenoisingSettings)
-    sampling: Sampling = field(default_factory=Sampling)
-    optim: Optim = field(default_factory=Optim)
-    run: Run = field(default_factory=Run)
+    data: DataSourceConfig | None = None  # left out: the data of the autoencoder's run, with its held-out split
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    objective: DenoisingObjectiveConfig = field(default_factory=DenoisingObjectiveConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
-def with_data_of(source: str | None, settings: StageTwo) -> tuple[StageTwo, DataSettings]:
+def with_data_from(source: str | None, settings: TrainDiffusionConfig) -> tuple[TrainDiffusionConfig, DataSourceConfig]:
     """The settings and their data; if they name none of their own, those of the stage-one run in `source`."""
     if settings.data is not None:
         return settings, settings.data
@@ -50,11 +48,11 @@ def with_data_of(source: str | None, settings: StageTwo) -> tuple[StageTwo, Data
         raise ConfigError(
             f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section"
         )
-    data = config.load(StageOne, file, {}).data
+    data = reader.load(TrainVAEConfig, file, {}).data
     return replace(settings, data=data), data
 
 
-def stage_one_of(source: str) -> StageOne | None:
+def stage_one_of(source: str) -> TrainVAEConfig | None:
     """The settings of the run of train_vae.py in `source`; None if that is an autoencoder and no run.
 
     Raises CheckpointError for a run of train_diffusion.py, ConfigError for a config.yaml that cannot be read.
@@ -67,4 +65,4 @@ def stage_one_of(source: str) -> StageOne | None:
         raise CheckpointError(
             f"{source} is not a run of train_vae.py but of train_diffusion.py: give {file.parent}/vae"
         )
-    return config.load(StageOne, file, {})
+    return reader.load(TrainVAEConfig, file, {})

@@ -52,7 +52,7 @@ autoencoder:
   bottleneck: {{channels: 2}}
 objective:
   perceptual: {{backbone: random, size: 32}}
-  critic: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1, optim: {{warmup: 2}}}}
+  discriminator: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1, optim: {{warmup: 2}}}}
   equivariance: {{}}
   latent_corruption: {{kind: interpolation, strength: 0.5}}
   corruption: {{kind: mask, fraction: [0, 0.3], whole: 0.1}}

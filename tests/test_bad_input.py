@@ -53,8 +53,8 @@ def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, word
         (("--objective.perceptual.backbone", "features"), 2, ("needs weights",)),
         (("--objective.perceptual.weights", "nowhere", "--objective.perceptual.backbone", "alex"), 2, ("nowhere",)),
         (("--objective.perceptual.size", 8), 2, ("objective.perceptual.size 8 is too small for",)),
-        (("--objective.critic.start", 2), 2, ("objective.critic", "start must be a fraction")),
-        (("--objective.critic.los", "hinge"), 2, ("did you mean --objective.critic.loss",)),
+        (("--objective.discriminator.start", 2), 2, ("objective.discriminator", "start must be a fraction")),
+        (("--objective.discriminator.los", "hinge"), 2, ("did you mean --objective.discriminator.loss",)),
         (("--objective.equivariance.smallest", 0), 2, ("smallest must be above 0",)),
         (("--objective.corruption.fraction", 1), 2, ("objective.corruption: fraction must be above 0 and below 1",)),
         (("--data.size", "[16, 17]"), 2, ("data.size [16, 17] is not divisible by 2",)),
@@ -81,7 +81,7 @@ SPARSE = ("--autoencoder.bottleneck.kind", "sparse")
 IDENTITY = ("--autoencoder.bottleneck.kind", "identity")
 PLAIN = tuple(
     word
-    for name in ("corruption", "latent_corruption", "equivariance", "critic", "perceptual")
+    for name in ("corruption", "latent_corruption", "equivariance", "discriminator", "perceptual")
     for word in (f"--objective.{name}", "null")
 )
 VIT = ("--autoencoder.network.kind", "vit", *PLAIN[2:])  # with a corruption, nothing else
@@ -115,20 +115,20 @@ STAGES = "--objective.stages"
         ),
         (("--objective.corruption", "null", "--objective.emphasis", 0.9), ("objective.emphasis", "corruption is null")),
         (("--objective.emphasis", 0.9), ("objective.equivariance changes the image", ".emphasis")),
-        ((*SPARSE, "--objective.penalties.revival.weight", 1), ("objective.equivariance", ".penalties.revival")),
+        ((*SPARSE, "--objective.penalties.aux_k.weight", 1), ("objective.equivariance", ".penalties.aux_k")),
         (("--objective.target", "normalized-patches"), ("judge images, and normalized patches are none",)),
         ((KIND, "gaussian", "--objective.emphasis", 0.9), ("touch some elements only", "salt-and-pepper")),
         (("--objective.emphasis", 1.5), ("emphasis must be from 0 to 1",)),
-        (("--objective.penalties.rate.rate", 0), ("rate must be above 0 and below 1",)),
-        (("--objective.penalties.rate.rate", 1.2), ("rate must be above 0 and below 1",)),
-        (("--objective.penalties.rate.weight", 1), ("objective.penalties.rate", "activation sigmoid")),
+        (("--objective.penalties.kl_sparsity.rate", 0), ("rate must be above 0 and below 1",)),
+        (("--objective.penalties.kl_sparsity.rate", 1.2), ("rate must be above 0 and below 1",)),
+        (("--objective.penalties.kl_sparsity.weight", 1), ("objective.penalties.kl_sparsity", "activation sigmoid")),
         (("--objective.penalties.l1.weight", 0), ("objective.penalties.l1", "leave the penalty out")),
-        (("--objective.penalties.revival.weight", 1), ("objective.penalties.revival", "kind sparse")),
-        (("--objective.penalties.contraction.probes", -1), ("probes must be 0 or more",)),
+        (("--objective.penalties.aux_k.weight", 1), ("objective.penalties.aux_k", "kind sparse")),
+        (("--objective.penalties.jacobian.probes", -1), ("probes must be 0 or more",)),
         (("--objective.penalties.l2.weight", 1), ("--objective.penalties.l2",)),
         ((*SPARSE, "--autoencoder.bottleneck.k", 5, "--autoencoder.bottleneck.channels", 4), ("k must be from 0 to",)),
         ((*SPARSE, "--autoencoder.bottleneck.activation", "sigmoid", "--autoencoder.bottleneck.k", 1), ("use relu",)),
-        ((*SPARSE, "--autoencoder.bottleneck.patience", 0), ("patience must be at least 1",)),
+        ((*SPARSE, "--autoencoder.bottleneck.dead_after", 0), ("patience must be at least 1",)),
         (("--autoencoder.network.kind", "mlp", "--autoencoder.network.widths", "[]"), ("kind linear has none",)),
         (("--autoencoder.network.kind", "linear", "--autoencoder.network.tied", "true"), ("tied needs",)),
         (("--autoencoder.network.kind", "pixels"), ("pixels has nothing to train",)),
@@ -145,9 +145,9 @@ STAGES = "--objective.stages"
             ("holds all 768", "copying", "lower autoencoder.bottleneck.channels 12"),
         ),
         ((*PLAIN, *SPARSE, "--autoencoder.bottleneck.channels", 64), ("holds all 768", "corruption or a penalty")),
-        ((*MLP, "--objective.equivariance", "null"), ("objective.critic.adaptive",)),
-        ((*MLP, "--objective.critic", "null"), ("objective.equivariance needs",)),
-        ((STAGES, "[{layer: 1}]"), ("objective.perceptual and .critic judge images",)),
+        ((*MLP, "--objective.equivariance", "null"), ("objective.discriminator.adaptive",)),
+        ((*MLP, "--objective.discriminator", "null"), ("objective.equivariance needs",)),
+        ((STAGES, "[{layer: 1}]"), ("objective.perceptual and .discriminator judge images",)),
         (
             (*PLAIN, STAGES, "[{layer: 1}]"),
             ("objective.stages.0.layer 1 needs autoencoder.network.kind linear or mlp",),
@@ -191,13 +191,13 @@ def test_an_autoencoder_to_start_from_that_does_not_fit(stage_one, finished_vae,
 def test_other_perceptual_weights_do_not_slip_into_a_run_that_goes_on(stage_one, tmp_path):
     networks = [squeezenet1_1(), squeezenet1_1()]
     file, out = tmp_path / "squeeze.pth", tmp_path / "run"
-    settings = ("--objective.perceptual.backbone", "squeeze", "--objective.perceptual.weights", file)
+    config = ("--objective.perceptual.backbone", "squeeze", "--objective.perceptual.weights", file)
     torch.save(networks[0].state_dict(), file)
-    assert stage_one.run(out, *settings, "--run.steps", 3).code == 0
+    assert stage_one.run(out, *config, "--run.steps", 3).code == 0
     torch.save(networks[1].state_dict(), file)
-    one_line(stage_one.run(out, *settings), 2, "weights of objective.perceptual changed")
+    one_line(stage_one.run(out, *config), 2, "weights of objective.perceptual changed")
     torch.save(networks[0].state_dict(), file)
-    assert stage_one.run(out, *settings).code == 0
+    assert stage_one.run(out, *config).code == 0
 
 
 def test_images_that_are_not_numbers_are_named(stage_one, tmp_path):
@@ -233,7 +233,7 @@ def test_unreadable_files_stop_a_run_above_the_threshold_and_are_listed_below_it
     (images / "disc" / "00.png").write_bytes(b"not a picture")
     broken = ("--data.path", images, "--run.steps", 2)
     one_line(stage_one.run(tmp_path / "stops", *broken), 3, "1 of 60", "disc/00.png")
-    goes_on = stage_one.run(tmp_path / "goes-on", *broken, "--data.bad-files", 0.05)
+    goes_on = stage_one.run(tmp_path / "goes-on", *broken, "--data.max-unreadable", 0.05)
     assert goes_on.code == 0 and "disc/00.png" in goes_on.out + goes_on.err
 
 

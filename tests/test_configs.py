@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from ldm import config
-from ldm.settings import StageOne, StageTwo
+from ldm.config import reader
+from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
 from tests.conftest import ROOT
 
-STAGES = {"vae": StageOne, "autoencoder": StageOne, "diffusion": StageTwo}
+STAGES = {"vae": TrainVAEConfig, "autoencoder": TrainVAEConfig, "diffusion": TrainDiffusionConfig}
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_a_config_is_read_and_its_head_says_how_to_run_it(file: Path) -> None:
-    settings = config.load(STAGES[file.parent.name], file, {})
-    assert config.load(type(settings), file, {"run.steps": "7"}).run.steps == 7
+    config = reader.load(STAGES[file.parent.name], file, {})
+    assert reader.load(type(config), file, {"run.steps": "7"}).run.steps == 7
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     script = "train_diffusion.py" if file.parent.name == "diffusion" else "train_vae.py"
     assert any(f"{script} {file.relative_to(ROOT)}" in line for line in head)

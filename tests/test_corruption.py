@@ -14,14 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.corruption import Blur, Corrupted, Corruption, Gaussian, Interpolation, Mask, SaltAndPepper, misfit
+from ldm.corruption import (
+    Blur,
+    Corrupted,
+    Corruption,
+    GaussianNoise,
+    Interpolation,
+    Mask,
+    SaltAndPepper,
+    incompatibility,
+)
 from ldm.randomness import StepRandom
 from tests.conftest import ROOT, metrics, ran
 
 KINDS = get_args(Corruption)
 EXAMPLES = [
     *(kind() for kind in KINDS),
-    Gaussian(sigma=(0.1, 2.0)),
+    GaussianNoise(sigma=(0.1, 2.0)),
     Blur(sigma=(0.3, 2.0)),
     SaltAndPepper(probability=1.0, low=-0.5, high=0.25),
     *(Mask(unit=unit, fraction=(0.1, 0.6), whole=0.3) for unit in ("element", "pixel", "patch")),
@@ -38,8 +47,8 @@ def images(count: int = 6, channels: int = 3, size: int = 16, seed: int = 0) -> 
     return torch.rand(count, channels, size, size, generator=generator, dtype=torch.float64) * 0.8 + 0.1
 
 
-def corrupt(corruption: Any, clean: Tensor, random: StepRandom | None = None, name: str = "input") -> Corrupted:
-    found: Corrupted = corruption(clean, random or StepRandom(1, 5, len(clean)), name=name, patch=(4, 4))
+def corrupt(corruption: Any, clean: Tensor, rng: StepRandom | None = None, name: str = "input") -> Corrupted:
+    found: Corrupted = corruption(clean, rng or StepRandom(1, 5, len(clean)), name=name, patch=(4, 4))
     return found
 
 
@@ -101,11 +110,11 @@ def test_the_images_that_are_given_are_not_touched_and_shape_and_type_are_kept(c
 @every
 def test_touched_says_where_values_may_differ(corruption):
     given, found = images(40), corrupt(corruption, images(40))
-    if found.touched is None:
+    if found.corrupted_elements is None:
         assert share(found.values != given) > 0.99
         return
-    touched = found.touched.expand_as(given)
-    assert found.touched.dtype == torch.bool and (found.values != given).equal(touched)
+    corrupted_elements = found.corrupted_elements.expand_as(given)
+    assert found.corrupted_elements.dtype == torch.bool and (found.values != given).equal(corrupted_elements)
 
 
 @every
@@ -114,21 +123,21 @@ def test_a_gradient_comes_through_wherever_something_of_the_value_is_left(corrup
     found = corrupt(corruption, given)
     found.values.sum().backward()
     assert given.grad is not None and bool(given.grad.isfinite().all())
-    if found.touched is not None:
-        assert (given.grad == 0).equal(found.touched.expand_as(given))
+    if found.corrupted_elements is not None:
+        assert (given.grad == 0).equal(found.corrupted_elements.expand_as(given))
 
 
 @pytest.mark.parametrize("corruption", LOCAL, ids=str)
 def test_whatever_was_there_the_same_places_are_touched(corruption):
     one, other = corrupt(corruption, images()), corrupt(corruption, images(seed=1))
-    assert one.touched.equal(other.touched)
+    assert one.corrupted_elements.equal(other.corrupted_elements)
 
 
 # ---- Gaussian noise
 
 
 def test_gaussian_noise_has_the_stated_strength():
-    noise = corrupt(Gaussian(sigma=0.3), images(200)).values - images(200)
+    noise = corrupt(GaussianNoise(sigma=0.3), images(200)).values - images(200)
     count = noise.numel()
     assert abs(noise.mean()) < 4 * 0.3 / math.sqrt(count)
     assert abs(noise.std() - 0.3) < 4 * 0.3 / math.sqrt(2 * count)
@@ -138,7 +147,7 @@ def test_gaussian_noise_has_the_stated_strength():
 def test_of_two_strengths_each_image_gets_one_that_is_log_uniform_between_them():
     low, high, count = 0.01, 1.0, 2000
     clean = torch.zeros(count, 3, 16, 16, dtype=torch.float64)
-    sigmas = corrupt(Gaussian(sigma=(low, high)), clean).values.flatten(1).std(1)
+    sigmas = corrupt(GaussianNoise(sigma=(low, high)), clean).values.flatten(1).std(1)
     position = (sigmas / low).log() / math.log(high / low)  # uniform in [0, 1), up to the error of a standard deviation
     assert position.min() > -0.02 and position.max() < 1.02
     assert abs(position.mean() - 0.5) < 4 / math.sqrt(12 * count)
@@ -155,18 +164,18 @@ def test_half_of_what_is_replaced_is_salt_and_half_is_pepper(probability):
     count = found.values.numel()
     for value in (-1.0, 1.0):
         assert abs(share(found.values == value) - probability / 2) < 4 * math.sqrt(probability / count)
-    assert abs(share(found.touched) - probability) <= 4 * math.sqrt(probability * (1 - probability) / count)
-    assert found.touched.equal(found.values.abs() == 1)
+    assert abs(share(found.corrupted_elements) - probability) <= 4 * math.sqrt(probability * (1 - probability) / count)
+    assert found.corrupted_elements.equal(found.values.abs() == 1)
 
 
 def test_salt_and_pepper_are_as_bright_as_they_are_said_to_be():
     found = corrupt(SaltAndPepper(probability=0.5, low=-0.5, high=0.75), images())
-    assert set(found.values[found.touched].unique().tolist()) == {-0.5, 0.75}
+    assert set(found.values[found.corrupted_elements].unique().tolist()) == {-0.5, 0.75}
 
 
 def test_salt_falls_on_channels_one_by_one():
-    touched = corrupt(SaltAndPepper(probability=0.5), images()).touched
-    assert not touched.all(1).equal(touched.any(1))
+    corrupted_elements = corrupt(SaltAndPepper(probability=0.5), images()).corrupted_elements
+    assert not corrupted_elements.all(1).equal(corrupted_elements.any(1))
 
 
 # ---- masks
@@ -181,7 +190,9 @@ def test_of_patches_just_the_rounded_fraction_is_hidden_in_every_image(fraction,
     assert found.hidden.shape == (20, 16 // side, 16 // side)
     assert found.hidden.sum((1, 2)).eq(round(fraction * count)).all()
     spread = found.hidden.repeat_interleave(side, 1).repeat_interleave(side, 2)
-    assert found.touched.equal(spread[:, None]), "all pixels and channels of a patch go together, and no others"
+    assert found.corrupted_elements.equal(spread[:, None]), (
+        "all pixels and channels of a patch go together, and no others"
+    )
 
 
 def test_every_patch_is_hidden_equally_often():
@@ -193,8 +204,8 @@ def test_every_patch_is_hidden_equally_often():
 def test_elements_and_pixels_are_hidden_each_with_the_stated_probability(unit):
     found = corrupt(Mask(unit=unit, fraction=0.3), images(100))
     assert found.hidden is None
-    assert abs(share(found.touched) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / found.touched.numel())
-    together = found.touched.expand(100, 3, 16, 16)
+    assert abs(share(found.corrupted_elements) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / found.corrupted_elements.numel())
+    together = found.corrupted_elements.expand(100, 3, 16, 16)
     assert together.all(1).equal(together.any(1)) == (unit == "pixel")
 
 
@@ -202,15 +213,17 @@ def test_elements_and_pixels_are_hidden_each_with_the_stated_probability(unit):
 def test_masking_puts_zeros_and_does_not_scale_up_what_remains(unit):
     """Dropout would."""
     found = corrupt(Mask(unit=unit, fraction=0.5), images())
-    touched = found.touched.expand_as(found.values)
-    assert not found.values[touched].any() and found.values[~touched].equal(images()[~touched])
+    corrupted_elements = found.corrupted_elements.expand_as(found.values)
+    assert not found.values[corrupted_elements].any() and found.values[~corrupted_elements].equal(
+        images()[~corrupted_elements]
+    )
 
 
 def test_some_images_stay_whole_and_of_the_others_a_uniform_fraction_is_hidden():
     """The fraction that hides anything in miniature: [0, 0.6] of elements, and a tenth of the images left alone."""
     count = 4000
     found = corrupt(Mask(unit="element", fraction=(0.0, 0.6), whole=0.1), images(count, 1))
-    fractions = found.touched.double().mean((1, 2, 3))
+    fractions = found.corrupted_elements.double().mean((1, 2, 3))
     whole = share(fractions == 0)
     assert 0.1 - 4 * math.sqrt(0.09 / count) < whole < 0.1 + 4 * math.sqrt(0.09 / count) + 0.9 / 256
     expected = 0.9 * 0.3
@@ -221,8 +234,8 @@ def test_some_images_stay_whole_and_of_the_others_a_uniform_fraction_is_hidden()
 
 def test_a_patch_that_hangs_over_the_edge_is_cut_there():
     found = corrupt(Mask(fraction=0.5), images(size=18))
-    assert found.hidden.shape == (6, 5, 5) and found.touched.shape == (6, 1, 18, 18)
-    assert (found.values == 0).all(1, keepdim=True).equal(found.touched)
+    assert found.hidden.shape == (6, 5, 5) and found.corrupted_elements.shape == (6, 1, 18, 18)
+    assert (found.values == 0).all(1, keepdim=True).equal(found.corrupted_elements)
 
 
 # ---- blur
@@ -300,9 +313,9 @@ def test_a_latent_cannot_escape_the_noise_by_growing():
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
-        *((kind, {"sigma": sigma}) for kind in (Gaussian, Blur) for sigma in (0.0, -1.0, math.nan, math.inf)),
-        *((kind, {"sigma": pair}) for kind in (Gaussian, Blur) for pair in ((0.5, 0.1), (0.3, 0.3), (0.0, 1.0))),
-        *((kind, {"sigma": pair}) for kind in (Gaussian, Blur) for pair in ((-1.0, 1.0), (0.1, math.inf))),
+        *((kind, {"sigma": sigma}) for kind in (GaussianNoise, Blur) for sigma in (0.0, -1.0, math.nan, math.inf)),
+        *((kind, {"sigma": pair}) for kind in (GaussianNoise, Blur) for pair in ((0.5, 0.1), (0.3, 0.3), (0.0, 1.0))),
+        *((kind, {"sigma": pair}) for kind in (GaussianNoise, Blur) for pair in ((-1.0, 1.0), (0.1, math.inf))),
         *((SaltAndPepper, {"probability": value}) for value in (0.0, -0.1, 1.1, math.nan)),
         *((SaltAndPepper, {"low": low, "high": high}) for low, high in ((0.5, 0.5), (0.5, -0.5), (-1.1, 1), (-1, 1.1))),
         *((SaltAndPepper, {"low": low, "high": high}) for low, high in ((math.nan, 1), (-1, math.nan))),
@@ -333,13 +346,20 @@ def test_a_setting_without_a_meaning_is_refused_in_one_line_by_name(kind, wrong)
     ],
 )
 def test_a_mask_of_patches_that_do_not_fit_an_image_says_why(mask, sides, position, says):
-    found = misfit(mask, sides, position)
+    found = incompatibility(mask, sides, position)
     assert found is not None and says in found and "\n" not in found
 
 
 def test_what_fits_an_image_is_no_misfit():
-    for corruption in (Mask(), Mask(patch=2), Mask(unit="pixel", fraction=0.01), Gaussian(), Blur(), SaltAndPepper()):
-        assert misfit(corruption, (16, 16), (4, 4)) is None
+    for corruption in (
+        Mask(),
+        Mask(patch=2),
+        Mask(unit="pixel", fraction=0.01),
+        GaussianNoise(),
+        Blur(),
+        SaltAndPepper(),
+    ):
+        assert incompatibility(corruption, (16, 16), (4, 4)) is None
 
 
 # ---- a new one

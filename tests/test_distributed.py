@@ -31,9 +31,9 @@ def without_dropout(stage: Stage) -> tuple[object, ...]:
     return ("--denoiser.network.dropout", 0) if stage.name == "train_diffusion" else ()
 
 
-def critic_from_the_start(stage: Stage) -> tuple[object, ...]:
+def discriminator_from_the_start(stage: Stage) -> tuple[object, ...]:
     """When it starts follows from the number of steps, which these runs change."""
-    whole = ("--objective.critic.start", 0, "--objective.critic.optim.schedule", "constant")
+    whole = ("--objective.discriminator.start", 0, "--objective.discriminator.optim.schedule", "constant")
     return whole if stage.name == "train_vae" else ()
 
 
@@ -55,21 +55,29 @@ def train_alike(place: Path, *arguments: object, cut: tuple[object, ...] = (), c
     assert [outcome.code for outcome in outcomes] == [0] * count, outcomes
     assert json.loads((place / "two" / "environment.json").read_text())["processes"] == count
     mine, theirs = last(place / "one").tensors, last(place / "two").tensors
-    for file in {"model", "critic-model"} & mine.keys():
+    for file in {"model", "discriminator-model"} & mine.keys():
         for key, value in mine[file].items():
             torch.testing.assert_close(theirs[file][key], value, rtol=0, atol=1e-9)
 
 
 def test_two_processes_equal_one_to_1e_9_over_fifty_steps_in_float64(stage, tmp_path):
-    settings = (*SETTINGS, *without_dropout(stage), "--run.steps", 50, "--optim.clip", 1e6)
-    train_alike(tmp_path, stage.name, *stage.arguments, *settings)
+    config = (*SETTINGS, *without_dropout(stage), "--run.steps", 50, "--optim.clip", 1e6)
+    train_alike(tmp_path, stage.name, *stage.arguments, *config)
     one = last(tmp_path / "one").tensors
-    for file in {"model", "critic-model"} & one.keys():
+    for file in {"model", "discriminator-model"} & one.keys():
         for name, value in one[file].items():
             assert value.dtype == torch.float64 or name == "_extra_state"
     for mine, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert set(mine) == set(theirs)
-        for key in set(mine) & {"l1", "kl", "denoising", "gradient", "critic", "critic_weight", "critic_lecam"}:
+        for key in set(mine) & {
+            "l1",
+            "kl",
+            "denoising",
+            "gradient",
+            "discriminator",
+            "discriminator_weight",
+            "discriminator_lecam",
+        }:
             assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
 
 
@@ -110,11 +118,11 @@ run: {{steps: 8, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_ever
 @pytest.mark.parametrize("split", ["two processes", "two micro-batches", "two processes of two micro-batches"])
 def test_the_gradient_of_a_step_does_not_depend_on_how_the_batch_is_cut(stage, tmp_path, split):
     """After one step AdamW's first moment is the gradient, times a constant."""
-    settings = (*SETTINGS, *without_dropout(stage), "--run.steps", 1)
-    assert stage.run(tmp_path / "one", *settings).code == 0
+    config = (*SETTINGS, *without_dropout(stage), "--run.steps", 1)
+    assert stage.run(tmp_path / "one", *config).code == 0
     if "micro-batches" in split:
-        settings = (*settings, "--run.accumulation", 2)
-    outcomes = stage.processes(2 if "processes" in split else 1, tmp_path / "cut", *settings)
+        config = (*config, "--run.accumulation", 2)
+    outcomes = stage.processes(2 if "processes" in split else 1, tmp_path / "cut", *config)
     assert all(outcome.code == 0 for outcome in outcomes), outcomes
     one, cut = last(tmp_path / "one").tensors["optimizer"], last(tmp_path / "cut").tensors["optimizer"]
     moments = [name for name in one if name.startswith("exp_avg.")]
@@ -128,7 +136,7 @@ def test_two_processes_resume_bit_equal(stage, tmp_path):
         2,
         "--optim.schedule",
         "constant",
-        *critic_from_the_start(stage),
+        *discriminator_from_the_start(stage),
         "--run.steps",
     )
     for name, steps in (("whole", 6), ("again", 4), ("again", 6)):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ldm import config
-from ldm.settings import StageOne, StageTwo
+from ldm.config import reader
+from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NAMES = {*config.setting_names(StageOne), *config.setting_names(StageTwo)}
+NAMES = {*reader.setting_names(TrainVAEConfig), *reader.setting_names(TrainDiffusionConfig)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

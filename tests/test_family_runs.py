@@ -12,22 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm import Autoencoder, LatentDiffusion, config
-from ldm.autoencoder.features import has_features
+from ldm import Autoencoder, LatentDiffusion
+from ldm.autoencoder.dictionary import has_features
 from ldm.autoencoder.restoration import restore
+from ldm.config import reader
+from ldm.data.config import MNIST5kConfig
 from ldm.data.datasets import Dataset, open_dataset
-from ldm.data.settings import MNIST5k
 from ldm.data.split import split
-from ldm.evaluation import plain_images
-from ldm.metrics import psnr
+from ldm.evaluation.held_out import eval_images
+from ldm.evaluation.metrics import psnr
+from ldm.export.reopen import load_run
 from ldm.randomness import StepRandom
-from ldm.runs import reopen
-from ldm.settings import StageOne
+from ldm.settings import TrainVAEConfig
 from tests.conftest import ROOT, Outcome, ran
-from tests.test_hub import pixels
+from tests.export.test_diffusers_pipeline import pixels
 
 CONFIGS = sorted((ROOT / "configs" / "autoencoder").glob("*.yaml"))
-DATA = MNIST5k(size=16)
+DATA = MNIST5kConfig(size=16)
 STEPS = {"stacked": 5}  # a step for each of its stages; for all others three
 CLASSES = ("--objective.penalties.classification.weight", 0.1)
 every = pytest.mark.parametrize("name", [file.stem for file in CONFIGS])
@@ -66,7 +67,7 @@ def dataset() -> Dataset:
 def held_out(dataset: Dataset) -> tuple[list[int], Tensor]:
     """Which images no run was trained on, and those images."""
     _, indices = split(dataset.groups, DATA.held_out, DATA.split_seed)
-    return indices.tolist(), plain_images(dataset, DATA, indices.tolist())
+    return indices.tolist(), eval_images(dataset, DATA, indices.tolist())
 
 
 def report_of(run: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def one_line(outcome: Outcome, code: int) -> str:
 @every
 def test_what_is_exported_reconstructs_like_what_was_trained_in_standardized_latents(name, family, dataset):
     run, (_, images) = family(name), held_out(dataset)
-    trained = reopen(str(run), step=STEPS.get(name, 3), ema=None, as_trained=True).autoencoder
+    trained = load_run(str(run), step=STEPS.get(name, 3), ema=None, raw_latents=True).autoencoder
     exported = Autoencoder.load(run)
     assert not trained.latent_mean.any() and bool(exported.latent_mean.any()), "only the export is standardized"
     with torch.no_grad():
@@ -138,7 +139,7 @@ def test_the_psnr_of_the_report_is_that_of_the_exported_autoencoder(name, family
 @pytest.mark.parametrize("name", sorted(RESTORING))
 def test_the_figures_of_restoration_are_those_of_another_draw_of_the_noise(name, family, dataset):
     run, (_, images) = family(name), held_out(dataset)
-    report, objective = report_of(run), config.load(StageOne, run / "config.yaml", {}).objective
+    report, objective = report_of(run), reader.load(TrainVAEConfig, run / "config.yaml", {}).objective
     found = restore(Autoencoder.load(run), objective, images, StepRandom(7, 0, len(images)))
     for key, seen in (("corrupted_psnr", found.corrupted), ("restored_psnr", found.images)):
         assert report[key] == pytest.approx(psnr(images, seen).mean().item(), abs=0.3)

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm import checkpoint
-from ldm.autoencoder import compvis
+from ldm.autoencoder.formats import compvis
 from ldm.autoencoder.model import Autoencoder
 from tests.conftest import ROOT, Stage, metrics, ran, weights
-from tests.test_hub import in_another_process
+from tests.export.test_diffusers_pipeline import in_another_process
 
 ENCODER = ("encoder.", "quant_conv.")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ldm import Autoencoder
-from ldm.data.batches import in_chunks
+from ldm.data.batches import iter_batches
+from ldm.data.config import FolderConfig
 from ldm.data.datasets import open_dataset
-from ldm.data.settings import Folder
 from ldm.data.split import split
-from ldm.evaluation import latent_statistics
+from ldm.evaluation.held_out import latent_statistics
 from tests.conftest import STAGE_TWO, Stage, ran
 
 
@@ -53,17 +53,17 @@ def run(foreign: Path, flat_folder: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_its_latents_are_measured_on_the_data_and_standardized(run, flat_folder):
-    settings = Folder(path=str(flat_folder), size=16)
-    dataset = open_dataset(settings)
-    training, _ = split(dataset.groups, settings.held_out, settings.split_seed)
-    kept = latent_statistics(Autoencoder.load(run), dataset, settings, training.tolist(), torch.device("cpu"))
+    config = FolderConfig(path=str(flat_folder), size=16)
+    dataset = open_dataset(config)
+    training, _ = split(dataset.groups, config.held_out, config.split_seed)
+    kept = latent_statistics(Autoencoder.load(run), dataset, config, training.tolist(), torch.device("cpu"))
     assert kept.mean.abs().max() < 0.02
     assert (kept.std - 1).abs().max() < 0.02
 
 
 def test_it_reconstructs_as_it_did(run, foreign, flat_folder):
-    settings = Folder(path=str(flat_folder), size=16)
-    _, images = next(in_chunks(open_dataset(settings), settings, [0, 1, 2]))
+    config = FolderConfig(path=str(flat_folder), size=16)
+    _, images = next(iter_batches(open_dataset(config), config, [0, 1, 2]))
     with torch.no_grad():
         before, after = (Autoencoder.load(source).reconstruct(images) for source in (foreign, run))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)

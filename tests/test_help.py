@@ -70,7 +70,10 @@ def test_help_answers_at_once_and_without_torch(name: str, flag: str) -> None:
     ("name", "flags"),
     [
         ("train_vae", ["--data.kind", "--autoencoder.network.widths", "--objective.kl", "--optim.lr", "--run.steps"]),
-        ("train_diffusion", ["--autoencoder", "--denoiser.network.widths", "--objective.density.mean", "--cache"]),
+        (
+            "train_diffusion",
+            ["--autoencoder", "--denoiser.network.widths", "--objective.noise_distribution.mean", "--cache"],
+        ),
         ("sample", ["--num", "--labels", "--steps", "--sampler", "--guidance", "--seed", "--batch-size"]),
     ],
 )
@@ -93,7 +96,7 @@ MISSPELT = {
 
 
 @pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in MISSPELT.items() for flag in flags])
-def test_a_misspelt_flag_exits_2_and_is_told_its_neighbour(name: str, flag: str) -> None:
+def test_a_misspelt_flag_exits_2_and_is_told_its_neighbor(name: str, flag: str) -> None:
     told = refusal(watched(name, CONFIGS.get(name, "run"), "--out", "x", flag, 5))
     assert flag in told and f"did you mean {MISSPELT[name][flag]}?" in told.replace("batch-size", "batch_size")
 

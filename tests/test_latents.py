@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.bottleneck import Posterior
-from ldm.autoencoder.model import Autoencoder, build
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Gaussian, KLNetwork
-from ldm.autoencoder.statistics import Statistics
-from ldm.data.batches import Order, plain_view
+from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
+from ldm.autoencoder.latent_statistics import LatentStatistics
+from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.data.batches import BatchSampler, eval_view
+from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, open_dataset
-from ldm.data.settings import Folder
+from ldm.diffusion.config import DenoisingObjectiveConfig, LogNormalConfig
 from ldm.diffusion.noise import sample_sigmas
-from ldm.diffusion.settings import LogNormal
-from ldm.diffusion.settings import Objective as ObjectiveSettings
 from ldm.errors import CheckpointError
-from ldm.latents import LatentBatches, LatentCache, build_cache, fingerprint, held, open_autoencoder, open_cache
+from ldm.latents import LatentBatches, LatentCache, build_cache, cache_lock, fingerprint, open_autoencoder, open_cache
 from ldm.randomness import generator
 from ldm.shapes import to_float
 from tests.conftest import Stage
@@ -35,8 +33,10 @@ CPU = torch.device("cpu")
 def untrained(seed: int = 0) -> Autoencoder:
     """An autoencoder whose latents are neither centered nor of unit variance."""
     torch.manual_seed(seed)
-    settings = AutoencoderSettings(network=KLNetwork(widths=(8, 8), norm_groups=4), bottleneck=Gaussian(channels=2))
-    autoencoder = build(settings, image=(3, 16, 16)).eval().requires_grad_(False)
+    config = AutoencoderConfig(
+        network=KLNetworkConfig(widths=(8, 8), norm_groups=4), bottleneck=GaussianConfig(channels=2)
+    )
+    autoencoder = create_trainable(config, image=(3, 16, 16)).eval().requires_grad_(False)
     autoencoder.network.quant_conv.bias.copy_(torch.tensor([0.5, -3.0, -4.0, -1.0]))
     return autoencoder
 
@@ -48,12 +48,12 @@ def autoencoder() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def dataset(shapes_folder: Path) -> Dataset:
-    return open_dataset(Folder(path=str(shapes_folder), size=16, flip=True))
+    return open_dataset(FolderConfig(path=str(shapes_folder), size=16, flip=True))
 
 
 def cached(folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
-    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.settings.flip else 1)
-    build_cache(folder, expected, autoencoder, dataset, dataset.settings, CPU)
+    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
+    build_cache(folder, expected, autoencoder, dataset, dataset.config, CPU)
     cache = open_cache(folder, expected, autoencoder.latent_channels)
     assert cache is not None
     return cache
@@ -65,7 +65,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, autoencoder: Autoencoder, da
 
 
 def plain(dataset: Dataset, indices: list[int]) -> Tensor:
-    return to_float(torch.stack([plain_view(dataset, dataset.settings, index) for index in indices]))
+    return to_float(torch.stack([eval_view(dataset, dataset.config, index) for index in indices]))
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -96,9 +96,9 @@ def test_the_cache_holds_moments_of_every_image_memory_mapped_and_read_only(cach
 
 
 def test_without_flips_only_plain_views_are_encoded(tmp_path, autoencoder, dataset):
-    settings = replace(dataset.settings, flip=False)
+    config = replace(dataset.config, flip=False)
     expected = fingerprint(autoencoder, dataset.fingerprint, 1)
-    build_cache(tmp_path, expected, autoencoder, dataset, settings, CPU)
+    build_cache(tmp_path, expected, autoencoder, dataset, config, CPU)
     found = open_cache(tmp_path, expected, 2)
     assert found.moments.shape[0] == 1
     close(found.posterior([4, 2]).mean, autoencoder.encode(plain(dataset, [4, 2])).mean)
@@ -188,10 +188,10 @@ def test_two_runs_that_share_a_cache_do_not_write_it_at_once(tmp_path):
     order: list[str] = []
 
     def second() -> None:
-        with held(tmp_path):
+        with cache_lock(tmp_path):
             order.append("second")
 
-    with held(tmp_path):
+    with cache_lock(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(timeout=0.2)
@@ -205,7 +205,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_cache(tmp_path, cache, autoencode
     """Writing through a memory map would end in SIGBUS, which no program survives."""
     (tmp_path / "moments.npy").symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
-        build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, dataset.settings, CPU)
+        build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, dataset.config, CPU)
     assert caught.value.errno == errno.ENOSPC and str(tmp_path) in caught.value.filename
     assert open_cache(tmp_path, cache.fingerprint, 2) is None
 
@@ -236,7 +236,7 @@ def test_standardizing_again_changes_nothing(cache):
     twice = once.standardize(autoencoder, indices)
     close(twice.mean, once.mean, 1e-6)
     close(twice.std, once.std, 1e-6)
-    statistics = Statistics()
+    statistics = LatentStatistics()
     statistics.add(twice.posterior(indices))
     close(statistics.mean, torch.zeros(2), 1e-6)
     close(statistics.std, torch.ones(2), 1e-6)
@@ -256,7 +256,9 @@ def test_standardizing_leaves_the_weights_and_the_file_alone(cache, autoencoder)
 
 def batches(cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **order: int) -> LatentBatches:
     given = {"seed": 0, "batch_size": 12, **order}
-    return LatentBatches(cache, dataset, objective or ObjectiveSettings(), Order(tuple(range(samples)), **given))
+    return LatentBatches(
+        cache, dataset, objective or DenoisingObjectiveConfig(), BatchSampler(tuple(range(samples)), **given)
+    )
 
 
 def test_latents_are_samples_of_the_posterior_with_fresh_noise_at_every_step(cache, dataset):
@@ -287,7 +289,7 @@ def test_a_latent_is_the_one_of_the_image_or_of_its_mirror_image_half_of_the_tim
     for step in range(50):
         draw = given.order.draw(step)
         flips = given.flips(draw.epochs, draw.indices)
-        noise = draw.random.normal("posterior", *cache.shape)
+        noise = draw.rng.normal("posterior", *cache.shape)
         assert torch.equal(given[step].latents, cache.posterior(draw.indices, flips).at(noise))
         mirrored += sum(flips)
     assert abs(mirrored - 300) < 4 * math.sqrt(150)
@@ -304,7 +306,7 @@ def test_whether_a_latent_is_mirrored_depends_on_epoch_and_image_alone(cache, da
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_labels_are_dropped_at_the_stated_rate_to_the_number_of_classes(cache, dataset, probability: float):
-    given = batches(cache, dataset, objective=ObjectiveSettings(label_dropout=probability))
+    given = batches(cache, dataset, objective=DenoisingObjectiveConfig(condition_dropout=probability))
     assert given.no_label == len(dataset.classes) == 2
     labels = torch.cat([given[step].labels for step in range(100)])
     true = torch.tensor([dataset.labels[index] for step in range(100) for index in given.order.draw(step).indices])
@@ -319,8 +321,8 @@ def test_images_without_classes_have_only_the_label_that_says_so(cache, dataset)
 
 
 def test_noise_levels_follow_the_density(cache, dataset):
-    density = LogNormal(mean=-0.7, std=0.9)
-    given = batches(cache, dataset, objective=ObjectiveSettings(density=density))
+    density = LogNormalConfig(mean=-0.7, std=0.9)
+    given = batches(cache, dataset, objective=DenoisingObjectiveConfig(density=density))
     logs = torch.cat([given[step].sigma for step in range(200)]).double().log()
     assert abs(logs.mean() + 0.7) < 4 * 0.9 / math.sqrt(len(logs))
     assert abs(logs.std() - 0.9) < 4 * 0.9 / math.sqrt(2 * len(logs))
@@ -333,9 +335,9 @@ def test_the_parts_of_a_step_tile_the_same_global_batch_bit_for_bit(cache, datas
         whole = batches(cache, dataset)[step]
         parts = [
             batches(cache, dataset, processes=processes, accumulation=accumulation, rank=rank)[
-                step * accumulation + turn
+                step * accumulation + micro_step
             ]
-            for turn in range(accumulation)
+            for micro_step in range(accumulation)
             for rank in range(processes)
         ]
         for expected, *found in zip(whole, *parts, strict=True):
@@ -353,17 +355,17 @@ def test_the_posterior_of_the_cache_can_be_changed_without_touching_the_file(cac
 
 
 def test_a_finished_run_is_standardized_for_its_own_data_and_frozen(finished_vae: Path, dataset: Dataset):
-    data, settings = json.loads((finished_vae / "environment.json").read_text())["data"], dataset.settings
-    autoencoder, standardized = open_autoencoder(str(finished_vae), settings, data)
+    data, config = json.loads((finished_vae / "environment.json").read_text())["data"], dataset.config
+    autoencoder, standardized = open_autoencoder(str(finished_vae), config, data)
     assert standardized and not any(parameter.requires_grad for parameter in autoencoder.parameters())
-    assert not open_autoencoder(str(finished_vae), settings, "other data")[1]
-    assert not open_autoencoder(str(finished_vae / "vae"), settings, data)[1]
+    assert not open_autoencoder(str(finished_vae), config, "other data")[1]
+    assert not open_autoencoder(str(finished_vae / "vae"), config, data)[1]
 
 
 @pytest.mark.parametrize(("changed", "named"), [({"channels": 1}, "data.channels 1"), ({"size": 15}, "data.size 15")])
 def test_an_autoencoder_of_other_images_is_refused_by_name(finished_vae: Path, dataset: Dataset, changed, named):
     with pytest.raises(CheckpointError, match=named) as caught:
-        open_autoencoder(str(finished_vae), replace(dataset.settings, **changed), "data")
+        open_autoencoder(str(finished_vae), replace(dataset.config, **changed), "data")
     assert str(finished_vae) in str(caught.value)
 
 
@@ -376,7 +378,7 @@ def test_a_finished_run_encodes_its_training_images_to_mean_0_and_std_1(finished
 def test_a_run_that_is_not_finished_is_refused_by_name(tmp_path: Path, dataset: Dataset):
     (tmp_path / "environment.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not finished") as caught:
-        open_autoencoder(str(tmp_path), dataset.settings, "data")
+        open_autoencoder(str(tmp_path), dataset.config, "data")
     assert str(tmp_path) in str(caught.value)
 
 

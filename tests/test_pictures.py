@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from ldm.pictures import MODES, curves, enlarged, grid, picture, reconstruction_panel, save_png
+from ldm.pictures import MODES, curves, grid, picture, reconstruction_panel, save_png, upscaled
 from ldm.shapes import full_precision, to_float, to_uint8
 
 
@@ -73,9 +73,9 @@ def test_a_png_holds_the_same_pixels_and_the_settings(channels: int, tmp_path: P
 
 def test_small_pictures_grow_by_whole_pixels_and_large_ones_stay():
     pixels = to_uint8(images(1, 3))[0]
-    found = pil_to_tensor(enlarged(picture(pixels), about=8))
+    found = pil_to_tensor(upscaled(picture(pixels), about=8))
     assert torch.equal(found, pixels.repeat_interleave(2, 1).repeat_interleave(2, 2))
-    assert enlarged(picture(pixels), about=3).size == (4, 3)
+    assert upscaled(picture(pixels), about=3).size == (4, 3)
 
 
 @pytest.mark.parametrize("channels", MODES)

@@ -15,7 +15,7 @@ import torch
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import SAMPLERS, starting_noise
 from ldm.errors import CheckpointError, ConfigError
-from ldm.pipeline import LatentDiffusion, build_denoiser, load_denoiser, save_denoiser
+from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_denoiser
 
 LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
 
@@ -24,10 +24,10 @@ LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
 def model(finished_diffusion: Path) -> LatentDiffusion:
     """The miniature run, with two classes, wide awake: six steps leave the U-Net almost at its start."""
     found = LatentDiffusion.load(finished_diffusion)
-    random = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in found.denoiser.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
     return found
 
 
@@ -35,7 +35,7 @@ def model(finished_diffusion: Path) -> LatentDiffusion:
 def unconditional(model: LatentDiffusion) -> LatentDiffusion:
     """The same autoencoder with a denoiser that knows no classes."""
     description = replace(model.description, classes=())
-    return LatentDiffusion(model.autoencoder, build_denoiser(description), description)
+    return LatentDiffusion(model.autoencoder, create_denoiser(description), description)
 
 
 def refused(action: Callable[[], Any], kind: type[Exception] = ConfigError) -> str:
@@ -216,7 +216,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "half a config": cut("unet/config.json", 100),
     "not an object": lambda run: (run / "unet" / "config.json").write_text("[1, 2]"),
     "not text": lambda run: (run / "unet" / "config.json").write_bytes(b"\xff\xfe\x00"),
-    "unknown key": with_config(lambda config: config.update(colour=3)),
+    "unknown key": with_config(lambda config: config.update(color=3)),
     "missing key": with_config(lambda config: config.pop("classes")),
     "wrong type": with_config(lambda config: config.update(latent_shape="large")),
     "too few sides": with_config(lambda config: config.update(latent_shape=[2, 8])),
@@ -259,8 +259,8 @@ def test_a_run_without_its_autoencoder_does_not_ask_the_hub_for_one(
 
 
 def test_a_model_that_never_saw_no_label_is_not_guided_by_an_untrained_one(stage_two, tmp_path) -> None:
-    assert stage_two.run(tmp_path / "run", "--objective.label-dropout", 0, "--run.steps", 2).code == 0
+    assert stage_two.run(tmp_path / "run", "--objective.condition-dropout", 0, "--run.steps", 2).code == 0
     model = LatentDiffusion.load(tmp_path / "run")
     assert model.sample(2, steps=2).equal(model.sample(2, steps=2, guidance=1))
-    with pytest.raises(ConfigError, match=r"objective\.label_dropout"):
+    with pytest.raises(ConfigError, match=r"objective\.condition_dropout"):
         model.sample(2, steps=2, guidance=2)

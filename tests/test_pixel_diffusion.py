@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import Autoencoder, LatentDiffusion
+from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, open_dataset
-from ldm.data.settings import Folder
 from ldm.data.split import split
-from ldm.evaluation import plain_images
+from ldm.evaluation.held_out import eval_images
 from tests.conftest import STAGE_ONE, STAGE_TWO, Outcome, Stage, metrics, ran, weights
+from tests.export.test_diffusers_pipeline import USE_PIPELINE, in_another_process, pixels
 from tests.test_distributed import train_alike
-from tests.test_hub import USE_PIPELINE, in_another_process, pixels
 from tests.test_resume import lose_everything_after
 
 DATA = 'data: {{kind: folder, path: "{path}", size: 16, flip: true}}\n'
@@ -41,14 +41,14 @@ def run(pixel_stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(shapes_folder: Path) -> Dataset:
-    return open_dataset(Folder(path=str(shapes_folder), size=16, flip=True))
+    return open_dataset(FolderConfig(path=str(shapes_folder), size=16, flip=True))
 
 
 def training_images(dataset: Dataset) -> Tensor:
-    settings = dataset.settings
-    indices, _ = split(dataset.groups, settings.held_out, settings.split_seed)
+    config = dataset.config
+    indices, _ = split(dataset.groups, config.held_out, config.split_seed)
     assert 0 < len(indices) < len(dataset)
-    return plain_images(dataset, settings, indices.tolist())  # type: ignore[arg-type]
+    return eval_images(dataset, config, indices.tolist())  # type: ignore[arg-type]
 
 
 def one_line(outcome: Outcome, code: int) -> str:
@@ -86,7 +86,7 @@ def test_its_latents_are_the_pixels_with_mean_0_and_std_1_in_each_channel_of_the
 def test_the_cache_holds_the_codes_alone_which_are_the_images_and_their_mirror_images(run, dataset):
     moments = np.load(run / "latents" / "moments.npy")
     assert moments.shape == (2, 60, 3, 16, 16) and moments.dtype == np.float32
-    images = plain_images(dataset, dataset.settings, list(range(60)))
+    images = eval_images(dataset, dataset.config, list(range(60)))
     assert (moments[0] == images.numpy()).all() and (moments[1] == images.flip(-1).numpy()).all()
 
 
@@ -105,14 +105,14 @@ def test_a_run_on_pixels_that_restarts_in_the_middle_equals_one_that_does_not(ru
 
 
 def test_two_processes_equal_one_on_pixels_to_1e_9_in_float64(pixel_stage, tmp_path):
-    settings = ("--denoiser.network.dropout", 0, "--optim.clip", 1e6, "--run.steps", 3)
-    train_alike(tmp_path, pixel_stage.name, *pixel_stage.arguments, *settings)
+    config = ("--denoiser.network.dropout", 0, "--optim.clip", 1e6, "--run.steps", 3)
+    train_alike(tmp_path, pixel_stage.name, *pixel_stage.arguments, *config)
 
 
 def test_held_out_pixels_are_denoised_better_than_one_by_one(pixel_stage, tmp_path):
     """At loss 1 is the best that can be made of each noisy pixel by itself: an untrained network is there."""
-    settings = ("--run.steps", 30, "--run.sample-every", 30, "--denoiser.network.dropout", 0, "--optim.lr", 1e-2)
-    outcome = pixel_stage.run(tmp_path / "run", *settings)
+    config = ("--run.steps", 30, "--run.sample-every", 30, "--denoiser.network.dropout", 0, "--optim.lr", 1e-2)
+    outcome = pixel_stage.run(tmp_path / "run", *config)
     assert outcome.code == 0, outcome.err
     (panel,) = [line for line in metrics(tmp_path / "run") if "held_out_sigma_1" in line]
     assert panel["held_out_sigma_1"] < 0.9 and panel["held_out_sigma_3"] < 0.8, panel

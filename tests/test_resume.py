@@ -47,10 +47,10 @@ def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_p
 
 
 def test_six_steps_equal_three_and_a_restart_and_three(stage, tmp_path):
-    """Steps may change on resume; with a constant learning rate, and a critic from the start, nothing else follows."""
+    """Steps may change on resume; with a constant learning rate, and a discriminator from the start, nothing else follows."""
     constant: tuple[object, ...] = ("--optim.schedule", "constant", "--run.sample-every", 6)
     if stage.name == "train_vae":
-        constant += ("--objective.critic.start", 0, "--objective.critic.optim.schedule", "constant")
+        constant += ("--objective.discriminator.start", 0, "--objective.discriminator.optim.schedule", "constant")
     assert stage.run(tmp_path / "six", "--run.steps", 6, *constant).code == 0
     assert stage.run(tmp_path / "three", "--run.steps", 3, *constant).code == 0
     assert stage.run(tmp_path / "three", "--run.steps", 6, *constant).code == 0

@@ -6,10 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.autoencoder.settings import Identity as IdentitySettings
-from ldm.autoencoder.settings import Sparse as SparseSettings
-from ldm.processes import mean_over_processes
+from ldm.autoencoder.config import GaussianConfig, IdentityConfig, SparseConfig
+from ldm.distributed import mean_over_processes
 from ldm.shapes import Latents, Scalars, full_precision
 
 
@@ -57,9 +55,9 @@ class Bottleneck(nn.Module):
     is_distribution = False  # whether there is a KL
     unit_norm = False  # whether the decoder's columns are taken with length 1
 
-    def __init__(self, settings: Any, encoder_channels: int):
+    def __init__(self, config: Any, encoder_channels: int):
         super().__init__()
-        self.settings, self.channels, self.encoder_channels = settings, settings.channels, encoder_channels
+        self.config, self.channels, self.encoder_channels = config, config.channels, encoder_channels
 
     def forward(self, moments: Tensor) -> Posterior:
         """The posterior of each image."""
@@ -69,42 +67,42 @@ class Bottleneck(nn.Module):
         """A stage that trains the code begins with this step."""
 
 
-class Gaussian(Bottleneck):
+class GaussianBottleneck(Bottleneck):
     """Half of the encoder's output channels are means, the other half log variances, kept in [-30, 20]."""
 
     is_distribution = True
 
-    def __init__(self, settings: GaussianSettings):
-        super().__init__(settings, 2 * settings.channels)
+    def __init__(self, config: GaussianConfig):
+        super().__init__(config, 2 * config.channels)
 
     def forward(self, moments: Tensor) -> Posterior:
         mean, logvar = full_precision(moments).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
 
-class Identity(Bottleneck):
+class IdentityBottleneck(Bottleneck):
     """The encoder's output is the code."""
 
-    def __init__(self, settings: IdentitySettings):
-        super().__init__(settings, settings.channels)
+    def __init__(self, config: IdentityConfig):
+        super().__init__(config, config.channels)
 
     def forward(self, moments: Tensor) -> Posterior:
         return Posterior.point(full_precision(moments))
 
 
-class Sparse(Bottleneck):
+class SparseBottleneck(Bottleneck):
     """An activation that is 0 for most units, and perhaps only the k largest values of each position (k-sparse
     autoencoders, Makhzani and Frey 2014).
 
     Remembers the last step of training in which each unit was above 0 anywhere, on any process.
     """
 
-    fired: Tensor
+    last_active: Tensor
 
-    def __init__(self, settings: SparseSettings):
-        super().__init__(settings, settings.channels)
-        self.activation, self.k, self.unit_norm = settings.activation, settings.k, settings.unit_norm
-        self.register_buffer("fired", torch.zeros(settings.channels, dtype=torch.int64))
+    def __init__(self, config: SparseConfig):
+        super().__init__(config, config.channels)
+        self.activation, self.k, self.unit_norm = config.activation, config.k, config.unit_norm
+        self.register_buffer("fired", torch.zeros(config.channels, dtype=torch.int64))
 
     def forward(self, moments: Tensor) -> Posterior:
         moments = full_precision(moments)
@@ -116,17 +114,21 @@ class Sparse(Bottleneck):
 
     def begin(self, step: int) -> None:
         """While others trained no unit could fire: all count as alive."""
-        self.fired.fill_(step)
+        self.last_active.fill_(step)
 
     @torch.no_grad()
-    def remember(self, code: Tensor, step: int) -> None:
+    def update_usage(self, code: Tensor, step: int) -> None:
         """Note which units are above 0 in this step of training."""
         fires = mean_over_processes((code > 0).any(0).flatten(1).any(1).float()) > 0
-        self.fired.masked_fill_(fires, step)
+        self.last_active.masked_fill_(fires, step)
 
     def is_dead(self, step: int) -> Tensor:
         """Which units have been 0 for more than `patience` steps: one truth value each."""
-        return self.fired < step - self.settings.patience
+        return self.last_active < step - self.config.dead_after
 
 
-BOTTLENECKS: dict[type, Any] = {GaussianSettings: Gaussian, IdentitySettings: Identity, SparseSettings: Sparse}
+BOTTLENECKS: dict[type, Any] = {
+    GaussianConfig: GaussianBottleneck,
+    IdentityConfig: IdentityBottleneck,
+    SparseConfig: SparseBottleneck,
+}

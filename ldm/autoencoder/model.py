@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm import config
-from ldm.autoencoder import stock
-from ldm.autoencoder.bottleneck import BOTTLENECKS, Bottleneck, Gaussian, Posterior
-from ldm.autoencoder.network import NETWORKS, StockNetwork
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.autoencoder.settings import Identity, PixelNetwork
+from ldm.autoencoder.bottleneck import BOTTLENECKS, Bottleneck, GaussianBottleneck, Posterior
+from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, IdentityConfig, PixelNetworkConfig
+from ldm.autoencoder.formats import diffusers
+from ldm.autoencoder.networks.kl import NETWORKS, StockNetwork
 from ldm.checkpoint import read_json
+from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 from ldm.shapes import Images, Latents, full_precision
 
@@ -47,7 +45,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         channels = bottleneck.channels
         self.network, self.bottleneck, self.latent_channels = network, bottleneck, channels
-        self.described: dict[str, Any] = {}  # the settings it was made from, and the shape of its images
+        self.saved_config: dict[str, Any] = {}  # the settings it was made from, and the shape of its images
         self.decodes_images = True  # and not patches whose mean and variance were taken out
         self.head = nn.Linear(channels, classes) if classes else None
         self.output_logvar = nn.Parameter(torch.zeros(network.image_channels, 1, 1), requires_grad=False)
@@ -61,19 +59,19 @@ class Autoencoder(nn.Module):
 
         Raises CheckpointError if there is none. A stock autoencoder's scaling and shift become the statistics.
         """
-        folder = stock.located(source)
-        return read_ours(folder) if stock.is_ours(folder) else cls.of_stock(stock.read(source))
+        folder = diffusers.resolve_path(source)
+        return read_ours(folder) if diffusers.is_ours(folder) else cls.from_diffusers(diffusers.read(source))
 
     @classmethod
-    def of_stock(cls, kl: "AutoencoderKL") -> Self:
+    def from_diffusers(cls, kl: "AutoencoderKL") -> Self:
         """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
         channels = kl.config["latent_channels"]
-        autoencoder = cls(StockNetwork(kl), Gaussian(GaussianSettings(channels=channels)))
-        autoencoder.standardize(*stock.statistics(kl.config))
+        autoencoder = cls(StockNetwork(kl), GaussianBottleneck(GaussianConfig(channels=channels)))
+        autoencoder.standardize(*diffusers.statistics(kl.config))
         return autoencoder.to(kl.device).eval()
 
     @property
-    def is_stock(self) -> bool:
+    def is_autoencoder_kl(self) -> bool:
         """Whether it fits diffusers' AutoencoderKL."""
         return isinstance(self.network, StockNetwork) and self.bottleneck.is_distribution
 
@@ -82,8 +80,8 @@ class Autoencoder(nn.Module):
 
         It is then a stock AutoencoderKL folder with the statistics folded in; otherwise, a folder of our own.
         """
-        if self.is_stock:
-            kl = stock.fold(self.network.to_stock(), self.latent_mean, self.latent_std)
+        if self.is_autoencoder_kl:
+            kl = diffusers.fold(self.network.to_stock(), self.latent_mean, self.latent_std)
             kl.save_pretrained(str(folder), safe_serialization=True)
         else:
             write_ours(self, folder)
@@ -101,9 +99,9 @@ class Autoencoder(nn.Module):
     def code(self, images: Images, hidden: Tensor | None = None) -> Posterior:
         """The posterior as the bottleneck gives it, before it is standardized: a sparse code has its zeros."""
         if hasattr(self.network, "image") and tuple(images.shape[1:]) != self.network.image:
-            only, given = (spelled(tuple(sides)) for sides in (self.network.image[1:], images.shape[2:]))
-            raise ConfigError(f"{self.network.factor_setting} takes images of size {only} alone, not of {given}")
-        return self.bottleneck(self.network.encode(padded(images, self.network.factors), hidden))
+            only, given = (format_size(tuple(sides)) for sides in (self.network.image[1:], images.shape[2:]))
+            raise ConfigError(f"{self.network.downsampling_setting} takes images of size {only} alone, not of {given}")
+        return self.bottleneck(self.network.encode(padded(images, self.network.downsampling), hidden))
 
     def decode(self, latents: Latents, hidden: Tensor | None = None) -> Images:
         """The image of each latent, in [-1, 1] as far as the decoder learned it; not clamped."""
@@ -111,13 +109,13 @@ class Autoencoder(nn.Module):
 
     def decode_code(self, code: Tensor, hidden: Tensor | None = None) -> Images:
         """The image of a code that is not standardized."""
-        return full_precision(self.network.decode(self.to_columns(code), hidden))
+        return full_precision(self.network.decode(self.unit_norm_scaled(code), hidden))
 
-    def to_columns(self, code: Tensor) -> Tensor:
+    def unit_norm_scaled(self, code: Tensor) -> Tensor:
         """The code in units of the decoder's columns: these have length 1 where the bottleneck says so."""
         if not self.bottleneck.unit_norm:
             return code
-        lengths = self.network.first_decoding.transpose(0, 1).flatten(1).norm(dim=1)
+        lengths = self.network.decoder_in_weight.transpose(0, 1).flatten(1).norm(dim=1)
         return code / lengths.clamp_min(1e-8).to(code.dtype).view(-1, 1, 1)
 
     def reconstruct(self, images: Images) -> Images:
@@ -143,7 +141,7 @@ class Autoencoder(nn.Module):
 
     def latent_shape(self, sides: tuple[int, int]) -> tuple[int, int, int]:
         """Channels, height, width of the latent of an image of this height and width."""
-        height, width = (-(-side // factor) for side, factor in zip(sides, self.network.factors, strict=True))
+        height, width = (-(-side // factor) for side, factor in zip(sides, self.network.downsampling, strict=True))
         return self.latent_channels, height, width
 
     def numbers(self, sides: tuple[int, int]) -> tuple[int, int, int]:
@@ -152,76 +150,76 @@ class Autoencoder(nn.Module):
         return getattr(self.bottleneck, "k", 0) or channels, height, width
 
 
-def padded(images: Images, factors: tuple[int, int]) -> Images:
+def padded(images: Images, downsampling: tuple[int, int]) -> Images:
     """Images extended to the right and below until `factors` divide the sides: reflected, or repeated when tiny."""
-    down, right = -images.shape[-2] % factors[0], -images.shape[-1] % factors[1]
+    down, right = -images.shape[-2] % downsampling[0], -images.shape[-1] % downsampling[1]
     if not down and not right:
         return images
     reflects = down < images.shape[-2] and right < images.shape[-1]
     return F.pad(images, (0, right, 0, down), mode="reflect" if reflects else "replicate")
 
 
-def spelled(sides: tuple[int, ...]) -> str:
+def format_size(sides: tuple[int, ...]) -> str:
     """Height and width as a person writes data.size: one number for a square."""
     return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))
 
 
-def assemble(settings: AutoencoderSettings, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
+def create(config: AutoencoderConfig, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
     """An untrained autoencoder, or the existing one that the settings start from, with the statistics that it has.
 
     `image` is channels, height, width of what it is trained on; `classes` is for a head, and 0 for none.
     """
-    bottleneck = BOTTLENECKS[type(settings.bottleneck)](settings.bottleneck)
-    network = NETWORKS[type(settings.network)](
-        settings.network,
+    bottleneck = BOTTLENECKS[type(config.bottleneck)](config.bottleneck)
+    network = NETWORKS[type(config.network)](
+        config.network,
         image=image,
         encoder_channels=bottleneck.encoder_channels,
         latent_channels=bottleneck.channels,
     )
     autoencoder = Autoencoder(network, bottleneck, classes=classes)
-    if autoencoder.is_stock:
-        autoencoder.standardize(*stock.statistics(network.config))
-    autoencoder.described = {**config.to_dict(settings), "image": list(image)}
+    if autoencoder.is_autoencoder_kl:
+        autoencoder.standardize(*diffusers.statistics(network.config))
+    autoencoder.saved_config = {**reader.to_dict(config), "image": list(image)}
     return autoencoder
 
 
-def build(settings: AutoencoderSettings, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
+def create_trainable(config: AutoencoderConfig, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
     """What `assemble` gives, ready to be trained on images of these channels, height and width."""
-    if settings.network.kind == "pixels":
+    if config.network.kind == "pixels":
         raise ConfigError(
             "autoencoder.network.kind pixels has nothing to train: give train_diffusion.py no --autoencoder for it"
         )
-    autoencoder, sides = assemble(settings, image=image, classes=classes), image[1:]
-    factors = autoencoder.network.factors
-    if any(side % factor for side, factor in zip(sides, factors, strict=True)):
+    autoencoder, sides = create(config, image=image, classes=classes), image[1:]
+    downsampling = autoencoder.network.downsampling
+    if any(side % factor for side, factor in zip(sides, downsampling, strict=True)):
         below, above = (
-            tuple(toward(side / factor) * factor for side, factor in zip(sides, factors, strict=True))
+            tuple(toward(side / factor) * factor for side, factor in zip(sides, downsampling, strict=True))
             for toward in (math.floor, math.ceil)
         )
-        near = " or ".join(spelled(nearest) for nearest in (below, above) if all(nearest))
+        near = " or ".join(format_size(nearest) for nearest in (below, above) if all(nearest))
         raise ConfigError(
-            f"data.size {spelled(sides)} is not divisible by {factors[0]}, the downsampling of"
-            f" {autoencoder.network.factor_setting}: use {near}"
+            f"data.size {format_size(sides)} is not divisible by {downsampling[0]}, the downsampling of"
+            f" {autoencoder.network.downsampling_setting}: use {near}"
         )
-    if settings.trains == "decoder":
-        if settings.network.kind != "stock":
+    if config.trains == "decoder":
+        if config.network.kind != "stock":
             raise ConfigError(
-                f"autoencoder.trains decoder with autoencoder.network.kind {settings.network.kind} would leave the"
+                f"autoencoder.trains decoder with autoencoder.network.kind {config.network.kind} would leave the"
                 " encoder as random as it begins: use kind stock and the path of an autoencoder"
             )
         autoencoder.freeze_encoder()
     return autoencoder
 
 
-def of_pixels(image: tuple[int, int, int]) -> Autoencoder:
+def pixel_autoencoder(image: tuple[int, int, int]) -> Autoencoder:
     """The autoencoder that does nothing, for images of these channels, height and width."""
-    settings = AutoencoderSettings(network=PixelNetwork(), bottleneck=Identity(channels=image[0]))
-    return assemble(settings, image=image).eval()
+    config = AutoencoderConfig(network=PixelNetworkConfig(), bottleneck=IdentityConfig(channels=image[0]))
+    return create(config, image=image).eval()
 
 
 def write_ours(autoencoder: Autoencoder, folder: Path) -> None:
     """A folder in our own format: settings as JSON, and weights with the statistics beside them."""
-    facts = {"_class_name": stock.OURS, "decodes_images": autoencoder.decodes_images, **autoencoder.described}
+    facts = {"_class_name": diffusers.OURS, "decodes_images": autoencoder.decodes_images, **autoencoder.saved_config}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(facts, indent=2))
     weights = {name: value.detach().cpu().contiguous() for name, value in autoencoder.state_dict().items()}
@@ -232,12 +230,12 @@ def read_ours(folder: Path) -> Autoencoder:
     """What `write_ours` wrote, or CheckpointError."""
     try:
         facts = read_json(folder / "config.json")
-        described = {name: facts[name] for name in ("network", "bottleneck")}
+        saved_config = {name: facts[name] for name in ("network", "bottleneck")}
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        stock.refuse_infinite(tensors)
+        diffusers.check_finite(tensors)
         channels, height, width = map(int, facts["image"])
-        settings = config.from_dict(AutoencoderSettings, described)
-        autoencoder = assemble(settings, image=(channels, height, width), classes=classes_of(tensors))
+        config = reader.from_dict(AutoencoderConfig, saved_config)
+        autoencoder = create(config, image=(channels, height, width), classes=classes_of(tensors))
         autoencoder.load_state_dict(tensors)
         autoencoder.decodes_images = bool(facts["decodes_images"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class ForwardPass:
     """One batch on its way through an autoencoder, or through one layer of it."""
 
     autoencoder: Any  # ldm.autoencoder.model.Autoencoder
@@ -27,7 +27,7 @@ class Encoded:
     decode: Any  # code -> what `images` should be, with what is hidden of them
     reconstruction: "Tensor"
     labels: "Tensor"
-    random: "StepRandom"
+    rng: "StepRandom"
 
     @property
     def image_values(self) -> int:
@@ -39,34 +39,34 @@ class Penalty:
     """A weight, and what it weighs."""
 
     weight: float
-    differentiates = False  # whether it needs the code's derivative by the inputs
-    is_about_code = True  # and rests while a layer trains whose output is not the code
+    needs_jacobian = False  # whether it needs the code's derivative by the inputs
+    needs_latent = True  # and rests while a layer trains whose output is not the code
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
             raise ValueError(f"weight must be positive, not {self.weight}; leave the penalty out for none")
 
-    def misfit(self, autoencoder: Any, classes: int) -> str | None:
+    def incompatibility(self, autoencoder: Any, classes: int) -> str | None:
         """What keeps this penalty from an autoencoder, if anything."""
         return None
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class L1(Penalty):
+class L1Penalty(Penalty):
     """The absolute values of the code (sparse coding, Olshausen and Field 1996)."""
 
     weight: float = 0.05  # of their sum over the code, divided by the number of image values
-    is_about_code = False  # a layer's output may be sparse as well
+    needs_latent = False  # a layer's output may be sparse as well
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         return encoded.code.abs().flatten(1).sum(1).mean() / encoded.image_values
 
 
 @dataclass(frozen=True)
-class Rate(Penalty):
+class KLSparsity(Penalty):
     """KL between a wanted rate of activation and that of each unit over the batch (Ng 2011)."""
 
     weight: float = 3.0  # of its sum over the units, divided by the number of image values
@@ -77,17 +77,17 @@ class Rate(Penalty):
         if not 0 < self.rate < 1:
             raise ValueError(f"rate must be above 0 and below 1, not {self.rate}")
 
-    def misfit(self, autoencoder: Any, classes: int) -> str | None:
+    def incompatibility(self, autoencoder: Any, classes: int) -> str | None:
         """Only a sigmoid's activation is a rate."""
         if getattr(autoencoder.bottleneck, "activation", None) != "sigmoid":
             return "needs autoencoder.bottleneck.kind sparse with activation sigmoid, whose values are rates"
         return None
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         """The rates are those of the batch on all processes; with accumulation, of a micro-batch."""
-        from ldm.processes import shared_mean
+        from ldm.distributed import mean_with_gradient
 
-        rate = shared_mean(encoded.code.mean((0, 2, 3)))
+        rate = mean_with_gradient(encoded.code.mean((0, 2, 3)))
         return bernoulli_kl(self.rate, rate).sum() / encoded.image_values
 
 
@@ -98,20 +98,20 @@ def bernoulli_kl(wanted: float, rate: "Tensor") -> "Tensor":
 
 
 @dataclass(frozen=True)
-class Contraction(Penalty):
+class JacobianPenalty(Penalty):
     """How far the code moves when the image does (contractive autoencoders, Rifai et al. 2011)."""
 
     weight: float = 0.1  # of the squared Jacobian per element of the standardized code
     probes: int = 1  # random probes of the Jacobian per step; 0: exact, at one backward pass per element of the code
-    differentiates = True
-    is_about_code = False
+    needs_jacobian = True
+    needs_latent = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.probes < 0:
             raise ValueError(f"probes must be 0 or more, not {self.probes}")
 
-    def misfit(self, autoencoder: Any, classes: int) -> str | None:
+    def incompatibility(self, autoencoder: Any, classes: int) -> str | None:
         """Whatever mixes the images of a batch, or draws anew at every call, has no Jacobian of one image."""
         from torch import nn
 
@@ -122,17 +122,17 @@ class Contraction(Penalty):
                 return "cannot be taken of a network with dropout, which is another one at every call"
         return None
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         """Of the standardized code: scaling the code down, for the decoder to undo it, gains nothing."""
-        from ldm.processes import shared_mean
+        from ldm.distributed import mean_with_gradient
 
         code = encoded.code
-        mean = shared_mean(code.mean((0, 2, 3))).view(-1, 1, 1)
-        variance = shared_mean((code - mean).square().mean((0, 2, 3))).view(-1, 1, 1)
+        mean = mean_with_gradient(code.mean((0, 2, 3))).view(-1, 1, 1)
+        variance = mean_with_gradient((code - mean).square().mean((0, 2, 3))).view(-1, 1, 1)
         std = variance.clamp_min(1e-12).sqrt()
         signs = None
         if self.probes:
-            drawn = encoded.random.uniform("contraction", self.probes, *code.shape[1:], device=code.device)
+            drawn = encoded.rng.uniform("contraction", self.probes, *code.shape[1:], device=code.device)
             signs = (drawn.to(code.dtype) < 0.5).to(code.dtype).transpose(0, 1) * 2 - 1
         return jacobian_norms(code, encoded.inputs, std, signs).mean() / code[0].numel()
 
@@ -161,7 +161,7 @@ def jacobian_norms(code: "Tensor", inputs: "Tensor", std: "Tensor", signs: "Tens
 
 
 @dataclass(frozen=True)
-class Revival(Penalty):
+class AuxKLoss(Penalty):
     """Units that have not fired for long explain what is left of the image (auxiliary loss, Gao et al. 2024)."""
 
     weight: float = 0.03125  # of the squared error of the rest, over the rest's own square
@@ -172,67 +172,67 @@ class Revival(Penalty):
         if self.units < 1:
             raise ValueError(f"units must be at least 1, not {self.units}")
 
-    def misfit(self, autoencoder: Any, classes: int) -> str | None:
+    def incompatibility(self, autoencoder: Any, classes: int) -> str | None:
         """Only a sparse code has units that can be dead."""
         if not hasattr(autoencoder.bottleneck, "is_dead"):
             return "needs autoencoder.bottleneck.kind sparse, where units can be dead"
         return None
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         """‖rest - (decode(z) - decode(0))‖² / ‖rest‖², with z the values of dead units alone, before the activation.
 
         Gao et al. activate them, which leaves units that are below 0 everywhere without a gradient.
         """
-        from ldm.processes import shared_mean
+        from ldm.distributed import mean_with_gradient
 
-        dead = encoded.autoencoder.bottleneck.is_dead(encoded.random.step)
+        dead = encoded.autoencoder.bottleneck.is_dead(encoded.rng.step)
         values = encoded.moments * dead.view(-1, 1, 1)
         size = values.abs()
         least = size.topk(min(self.units, values.shape[1]), dim=1).values[:, -1:]
         code = values * (size >= least)
         rest = (encoded.images - encoded.reconstruction).detach()
         found = encoded.decode(code) - encoded.decode(code.new_zeros(code.shape))
-        return (rest - found).square().mean() / shared_mean(rest.square().mean()).clamp_min(1e-12) * dead.any()
+        return (rest - found).square().mean() / mean_with_gradient(rest.square().mean()).clamp_min(1e-12) * dead.any()
 
 
 @dataclass(frozen=True)
-class Decay(Penalty):
+class L2Penalty(Penalty):
     """The squares of all weight matrices, inside the loss, where AdamW's weight decay stands outside it."""
 
     weight: float = 1e-4  # of their sum
-    is_about_code = False
+    needs_latent = False
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         parameters = [each for each in encoded.autoencoder.network.parameters() if each.ndim > 1]
         return sum(each.square().sum() for each in parameters)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
-class Classification(Penalty):
+class ClassificationLoss(Penalty):
     """A linear layer reads the class from the code, averaged over positions; that is for fine-tuning."""
 
     weight: float = 1.0  # of the cross-entropy in nats
 
-    def misfit(self, autoencoder: Any, classes: int) -> str | None:
+    def incompatibility(self, autoencoder: Any, classes: int) -> str | None:
         """There must be something to read."""
         return None if classes > 1 else "needs data with at least two classes"
 
-    def __call__(self, encoded: Encoded) -> "Tensor":
+    def __call__(self, encoded: ForwardPass) -> "Tensor":
         from torch.nn import functional as F
 
         return F.cross_entropy(encoded.autoencoder.head(encoded.code.mean((2, 3))), encoded.labels)
 
 
 @dataclass(frozen=True)
-class Penalties:
+class PenaltiesConfig:
     """Each is left out until its section is there; several may be."""
 
-    l1: L1 | None = None  # null: none
-    rate: Rate | None = None  # null: none
-    contraction: Contraction | None = None  # null: none
-    revival: Revival | None = None  # null: none
-    decay: Decay | None = None  # null: none
-    classification: Classification | None = None  # null: none
+    l1: L1Penalty | None = None  # null: none
+    rate: KLSparsity | None = None  # null: none
+    contraction: JacobianPenalty | None = None  # null: none
+    revival: AuxKLoss | None = None  # null: none
+    decay: L2Penalty | None = None  # null: none
+    classification: ClassificationLoss | None = None  # null: none
 
     @property
     def chosen(self) -> dict[str, Penalty]:

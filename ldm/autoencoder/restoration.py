@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.autoencoder.config import ReconstructionObjectiveConfig
+from ldm.autoencoder.losses.normalized_patches import patch_statistics
 from ldm.autoencoder.model import Autoencoder
-from ldm.autoencoder.patches import patch_statistics
-from ldm.autoencoder.settings import Objective as ObjectiveSettings
 from ldm.corruption import Mask
 from ldm.randomness import StepRandom
 from ldm.shapes import Images
 
 
 @dataclass(frozen=True)
-class Restored:
+class Restoration:
     """Images as the encoder saw them, and as they came back; both of the images' own size.
 
     `known`, boolean and of that size, says which values of the latter were taken from the image.
@@ -26,29 +26,35 @@ class Restored:
 
 
 @torch.no_grad()
-def restore(autoencoder: Autoencoder, settings: ObjectiveSettings, images: Images, random: StepRandom) -> Restored:
+def restore(
+    autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, images: Images, rng: StepRandom
+) -> Restoration:
     """The images through the corruption of the objective and back.
 
     Where only what a mask hides was learned (emphasis 1), the rest is taken from the image, and where patches were
     asked for with mean 0 and variance 1, theirs are put back: what is shown is what the training was about.
     """
     none = torch.zeros_like(images, dtype=torch.bool)
-    if settings.corruption is None:
-        return Restored(images, as_images(autoencoder, settings, autoencoder.reconstruct(images), images), none)
-    corrupted = settings.corruption(images, random, name="input", patch=autoencoder.network.factors)
+    if config.corruption is None:
+        return Restoration(images, as_images(autoencoder, config, autoencoder.reconstruct(images), images), none)
+    corrupted = config.corruption(images, rng, name="input", patch=autoencoder.network.downsampling)
     height, width = images.shape[-2:]
     latents = autoencoder.encode(corrupted.values, corrupted.hidden).mode()
     again = autoencoder.decode(latents, corrupted.hidden)[..., :height, :width]
-    again = as_images(autoencoder, settings, again, images)
+    again = as_images(autoencoder, config, again, images)
     known = none
-    if settings.emphasis == 1 and isinstance(settings.corruption, Mask) and corrupted.touched is not None:
-        known = ~corrupted.touched.expand_as(images)  # of a mask one sees where it is; of other noise one does not
-    return Restored(corrupted.values, torch.where(known, images, again), known)
+    if config.emphasis == 1 and isinstance(config.corruption, Mask) and corrupted.corrupted_elements is not None:
+        known = ~corrupted.corrupted_elements.expand_as(
+            images
+        )  # of a mask one sees where it is; of other noise one does not
+    return Restoration(corrupted.values, torch.where(known, images, again), known)
 
 
-def as_images(autoencoder: Autoencoder, settings: ObjectiveSettings, decoded: Tensor, images: Images) -> Images:
+def as_images(
+    autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, decoded: Tensor, images: Images
+) -> Images:
     """What was decoded, with the mean and variance of the images' own patches where it was to have none."""
-    if settings.target != "normalized-patches":
+    if config.target != "normalized-patches":
         return decoded
-    mean, std = patch_statistics(images, autoencoder.network.factors)
+    mean, std = patch_statistics(images, autoencoder.network.downsampling)
     return decoded * std + mean

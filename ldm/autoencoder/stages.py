@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ldm.autoencoder.bottleneck import Posterior
-from ldm.autoencoder.dense import DenseNetwork
+from ldm.autoencoder.config import StageConfig
 from ldm.autoencoder.model import Autoencoder
-from ldm.autoencoder.settings import Stage
+from ldm.autoencoder.networks.mlp import MLPNetwork
 from ldm.errors import ConfigError
 from ldm.shapes import Images, full_precision
 
@@ -81,7 +81,7 @@ class Layer:
 
     def decode(self, code: Tensor, hidden: Tensor | None = None) -> Tensor:
         """What was given, or an image."""
-        x = self.autoencoder.to_columns(code) if self.has_code else code
+        x = self.autoencoder.unit_norm_scaled(code) if self.has_code else code
         for layer in range(self.layer, 0 if self.to_images else self.layer - 1, -1):
             x = self.network.decode_layer(layer, x)
         return full_precision(x)
@@ -93,20 +93,20 @@ class Schedule:
     Raises ConfigError for a stage that trains nothing, has no step, or names a layer that is not there.
     """
 
-    def __init__(self, autoencoder: Autoencoder, stages: Sequence[Stage], steps: int):
-        self.stages = list(stages) or [Stage()]
+    def __init__(self, autoencoder: Autoencoder, stages: Sequence[StageConfig], steps: int):
+        self.stages = list(stages) or [StageConfig()]
         whole = sum(stage.share for stage in self.stages)
         self.ends = [round(steps * share / whole) for share in accumulate(stage.share for stage in self.stages)]
         learning = {name: each for name, each in autoencoder.named_parameters() if each.requires_grad}
         self.parts: list[Part] = []
         self.learning: list[list[Any]] = []  # the parameters of each stage
         self.everything = list(learning.values())
-        for number, (stage, span) in enumerate(zip(self.stages, pairwise([0, *self.ends]), strict=True)):
+        for number, (stage, window) in enumerate(zip(self.stages, pairwise([0, *self.ends]), strict=True)):
             self.parts.append(part_of(autoencoder, stage, f"objective.stages.{number}"))
             self.learning.append([each for name, each in learning.items() if self.trains(number, name)])
             if not self.learning[-1]:
                 raise ConfigError(f"objective.stages.{number} trains nothing: its {stage.trains} is frozen or empty")
-            if stages and span[0] == span[1]:
+            if stages and window[0] == window[1]:
                 raise ConfigError(f"objective.stages.{number} has no step of the {steps}: give it a larger share")
 
     def trains(self, number: int, name: str) -> bool:
@@ -125,26 +125,26 @@ class Schedule:
         """Which stage step number `step`, from 0, belongs to."""
         return min(bisect_right(self.ends, step), len(self.ends) - 1)
 
-    def span(self, step: int) -> tuple[int, int]:
+    def window(self, step: int) -> tuple[int, int]:
         """The first step of this one's stage, and the first one after it."""
         number = self.number(step)
         return ([0, *self.ends][number], self.ends[number])
 
-    def enter(self, step: int) -> tuple[Stage, Part]:
+    def enter(self, step: int) -> tuple[StageConfig, Part]:
         """The stage of this step and its part; what others train is frozen, and what this one trains is not."""
         number = self.number(step)
-        if len(self.stages) > 1 or self.stages[0] != Stage():
+        if len(self.stages) > 1 or self.stages[0] != StageConfig():
             learning = {id(each) for each in self.learning[number]}
             for each in self.everything:
                 each.requires_grad_(id(each) in learning)
         return self.stages[number], self.parts[number]
 
 
-def part_of(autoencoder: Autoencoder, stage: Stage, name: str) -> Part:
+def part_of(autoencoder: Autoencoder, stage: StageConfig, name: str) -> Part:
     """What a stage is about, or ConfigError."""
     if not stage.layer:
         return Whole(autoencoder)
-    if not isinstance(autoencoder.network, DenseNetwork):
+    if not isinstance(autoencoder.network, MLPNetwork):
         raise ConfigError(f"{name}.layer {stage.layer} needs autoencoder.network.kind linear or mlp")
     layers = len(autoencoder.network.encoder)
     if stage.layer > layers:

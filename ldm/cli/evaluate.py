@@ -8,21 +8,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ldm.autoencoder.settings import Perceptual
-from ldm.command_line import Parser
-from ldm.data.settings import Data, DataSettings, Folder
+from ldm.autoencoder.config import PerceptualConfig
+from ldm.config.command_line import Parser
+from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
 from ldm.settings import stage_one_of
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
-    from ldm.protocol import Pictures
+    from ldm.evaluation.protocol import Pictures
 
 SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
-MOST_SHOWN = 16  # channels, one by one
-MOST_FEATURES = 2**14  # of a probe: 10,000 images of so many numbers are 1.3 GB in float64
-NETWORKS = (*get_args(get_type_hints(Perceptual)["backbone"]), "none")
+MAX_SHOWN = 16  # channels, one by one
+MAX_FEATURES = 2**14  # of a probe: 10,000 images of so many numbers are 1.3 GB in float64
+NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
 LATENT_FIGURES = {
     "kl_per_latent_element": "KL per latent element, nats",
     "latent_mean": "latent mean",
@@ -55,7 +55,7 @@ def parser() -> Parser:
     return parser
 
 
-def asked(arguments: list[str]) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
     for name in ("images", "batch_size"):
@@ -86,16 +86,16 @@ def split_of(options: argparse.Namespace) -> str:
 
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
-    options = asked(arguments)
+    options = parsed(arguments)
     of_run = stage_one_of(options.run)
-    settings = None if of_run is None else of_run.data
+    config = None if of_run is None else of_run.data
     size = None if options.size is None else size_of(options.size)
 
     from tqdm import tqdm
 
     from ldm.autoencoder.model import Autoencoder
-    from ldm.judges import open_distance, open_extractor
-    from ldm.protocol import evaluate
+    from ldm.evaluation.feature_networks import open_extractor, open_perceptual_metric
+    from ldm.evaluation.protocol import evaluate
     from ldm.training.processes import Processes
 
     processes = Processes(options.device)
@@ -105,12 +105,12 @@ def main(arguments: list[str]) -> None:
         if not autoencoder.decodes_images and (options.lpips, options.fid) != ("none", "none"):
             raise ConfigError(f"--lpips and --fid are for images, and {options.run} decodes to normalized patches")
         channels = autoencoder.network.image_channels
-        distance = open_distance(options.lpips, options.lpips_weights, processes.device)
+        distance = open_perceptual_metric(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
-        data = chosen_data(options, settings, size, channels)
-        pictures = chosen_pictures(options, data, settings, processes.is_main)
+        data = chosen_data(options, config, size, channels)
+        pictures = chosen_pictures(options, data, config, processes.is_main)
         if options.probe != "none":
-            refuse_what_no_probe_can(options.probe, autoencoder, pictures)
+            check_probe(options.probe, autoencoder, pictures)
         return autoencoder, distance, extractor, pictures
 
     autoencoder, distance, extractor, pictures = processes.main_first(prepared)
@@ -140,8 +140,8 @@ def size_of(text: str) -> int | tuple[int, int]:
 
 
 def chosen_data(
-    options: argparse.Namespace, of_run: DataSettings | None, size: int | tuple[int, int] | None, channels: int
-) -> DataSettings:
+    options: argparse.Namespace, of_run: DataSourceConfig | None, size: int | tuple[int, int] | None, channels: int
+) -> DataSourceConfig:
     """The settings of the images to measure on, or ConfigError."""
     if options.data is None:
         if of_run is None:
@@ -153,13 +153,13 @@ def chosen_data(
         return replace(of_run, size=size or of_run.size)
     if of_run is None and size is None:
         raise ConfigError(f"--size is missing: {options.run} is not a run of train_vae.py, to take it from")
-    shared = {} if of_run is None else {each.name: getattr(of_run, each.name) for each in fields(Data)}
-    return Folder(**{**shared, "path": options.data, "channels": channels, "size": size or shared["size"]})
+    shared = {} if of_run is None else {each.name: getattr(of_run, each.name) for each in fields(DataConfig)}
+    return FolderConfig(**{**shared, "path": options.data, "channels": channels, "size": size or shared["size"]})
 
 
-def refuse_other_data(options: argparse.Namespace, fingerprint: str, same_size: bool, progress: bool) -> None:
+def check_same_data(options: argparse.Namespace, fingerprint: str, same_size: bool, progress: bool) -> None:
     """Raise DataError if the run's own images are not those any more that it was trained on."""
-    from ldm.training.folder import RunFolder
+    from ldm.training.run_folder import RunFolder
 
     if same_size:
         RunFolder(Path(options.run)).refuse_other_data(fingerprint, "name others with --data PATH")
@@ -168,7 +168,7 @@ def refuse_other_data(options: argparse.Namespace, fingerprint: str, same_size: 
 
 
 def chosen_pictures(
-    options: argparse.Namespace, data: DataSettings, of_run: DataSettings | None, progress: bool
+    options: argparse.Namespace, data: DataSourceConfig, of_run: DataSourceConfig | None, progress: bool
 ) -> "Pictures":
     """The images to measure on, and those that anchors are fitted to.
 
@@ -176,12 +176,12 @@ def chosen_pictures(
     """
     from ldm.data.datasets import open_dataset
     from ldm.data.split import split
-    from ldm.protocol import Pictures, spread
+    from ldm.evaluation.protocol import Pictures, evenly_spaced
 
     wanted = split_of(options)
     dataset = open_dataset(data, progress=progress)
     if options.data is None and of_run is not None:
-        refuse_other_data(options, dataset.fingerprint, data.sides == of_run.sides, progress)
+        check_same_data(options, dataset.fingerprint, data.sides == of_run.sides, progress)
     training, held_out = split(dataset.groups, data.held_out, data.split_seed)
     indices = {"held-out": held_out.tolist(), "training": training.tolist(), "all": list(range(len(dataset)))}[wanted]
     if not indices:
@@ -192,19 +192,19 @@ def chosen_pictures(
     if options.fid != "none" and (options.images or len(indices)) < 2:
         raise ConfigError("--fid needs at least 2 images")
     anchors = [] if options.data and wanted == "all" else training.tolist()
-    return Pictures(dataset, data, wanted, spread(indices, options.images or len(indices)), anchors)
+    return Pictures(dataset, data, wanted, evenly_spaced(indices, options.images or len(indices)), anchors)
 
 
-def refuse_what_no_probe_can(probe: str, autoencoder: "Autoencoder", pictures: "Pictures") -> None:
+def check_probe(probe: str, autoencoder: "Autoencoder", pictures: "Pictures") -> None:
     """Raise an error where there are no classes to tell apart, or too many features to do it with."""
     if len(set(pictures.dataset.labels[pictures.fitted].tolist())) < 2:
         raise DataError(
             f"--probe {probe} needs training images of at least two classes: a folder has one sub-folder for each"
         )
-    numbers = math.prod(autoencoder.latent_shape(pictures.settings.sides))
-    if probe == "flat" and numbers > MOST_FEATURES:
+    numbers = math.prod(autoencoder.latent_shape(pictures.config.sides))
+    if probe == "flat" and numbers > MAX_FEATURES:
         raise ConfigError(
-            f"--probe flat takes latents of up to {MOST_FEATURES} numbers, not of {numbers}: use --probe mean"
+            f"--probe flat takes latents of up to {MAX_FEATURES} numbers, not of {numbers}: use --probe mean"
         )
 
 
@@ -215,13 +215,13 @@ def finish(
     import numpy as np
 
     from ldm.checkpoint import write_atomically
-    from ldm.evaluation import Reconstructions
+    from ldm.evaluation.held_out import ReconstructionPanel
 
     result = {"autoencoder": {"source": options.run, **result.pop("autoencoder")}, **result}
     if options.out:
         write_atomically(options.out, json.dumps(result, indent=2).encode())
     if options.panel:
-        panel = Reconstructions(pictures.dataset, pictures.settings, np.array(pictures.indices))
+        panel = ReconstructionPanel(pictures.dataset, pictures.config, np.array(pictures.indices))
         try:
             panel.draw(autoencoder, options.panel)
         except OSError as error:
@@ -245,11 +245,11 @@ def table(result: dict[str, Any]) -> str:
             without = "the same: there is one patch"
         rows.append((f"  PSNR of {title}", shown(figures[name], " dB", without)))
     for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
-        if judge := protocol[key]:
-            few = judge.get("fewer_images_than_dimensions")
-            note = f" (too large: no more images than the {judge['dimensions']} features)" if few else ""
-            title = "rFID" if judge["name"] == "rfid" else judge["name"]
-            rows.append((title, shown(figures[judge["name"]]) + note))
+        if metric := protocol[key]:
+            few = metric.get("fewer_images_than_dimensions")
+            note = f" (too large: no more images than the {metric['dimensions']} features)" if few else ""
+            title = "rFID" if metric["name"] == "rfid" else metric["name"]
+            rows.append((title, shown(figures[metric["name"]]) + note))
         else:
             rows.append((key, f"not measured: ask with {advice}"))
     rows += probe_rows(figures, protocol["probe"]) + code_rows(result)
@@ -284,6 +284,6 @@ def shown(value: Any, unit: str = "", without: str = "not defined") -> str:
     """A figure, or several: of many, the smallest and the largest."""
     if value is None:
         return without
-    if isinstance(value, list) and len(value) > MOST_SHOWN:
+    if isinstance(value, list) and len(value) > MAX_SHOWN:
         return f"{min(value):.4g} to {max(value):.4g}, in {len(value)} channels"
     return " ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value])) + unit

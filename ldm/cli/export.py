@@ -4,7 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ldm.command_line import Parser
+from ldm.config.command_line import Parser
 from ldm.errors import ConfigError
 
 
@@ -16,10 +16,10 @@ def main(arguments: list[str]) -> None:
     scale = None if options.latent_scale is None else latent_scale(options.latent_scale)
 
     # Imported here, so that --help and a mistyped flag are answered at once.
-    from ldm.export import Request, export
+    from ldm.export.autoencoder import ExportRequest, export
 
     facts = export(
-        Request(
+        ExportRequest(
             source=options.run,
             out=Path(options.out),
             format=options.format,

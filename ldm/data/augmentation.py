@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.settings import Augment
+from ldm.data.config import AugmentConfig
 from ldm.randomness import derived_seed
 
 
@@ -16,7 +16,7 @@ class Draws(NamedTuple):
     top: float  # where a random crop is cut
     left: float
     flip: float
-    turn: float
+    micro_step: float
     flip_vertical: float
     zoom: float
     zoom_top: float  # where the part lies that is enlarged
@@ -31,15 +31,15 @@ def draws(seed: int, epoch: int, index: int) -> Draws:
     return Draws(*numbers.random(len(Draws._fields)).tolist())
 
 
-def augmented(image: Tensor, drawn: Draws, augment: Augment) -> Tensor:
+def augmented(image: Tensor, drawn: Draws, augment: AugmentConfig) -> Tensor:
     """The image, float [channels, height, width] in [-1, 1], turned, mirrored, enlarged and toned, in that order.
 
     Zoom is bicubic and log-uniform from 1 to `augment.zoom`. Brightness adds and contrast multiplies; both leave the
     alpha of two and four channels alone. What leaves [-1, 1] is clipped.
     """
-    if augment.turns:
+    if augment.rotate90:
         square = image.shape[-1] == image.shape[-2]
-        image = torch.rot90(image, int(4 * drawn.turn) if square else 2 * int(2 * drawn.turn), (-2, -1))
+        image = torch.rot90(image, int(4 * drawn.micro_step) if square else 2 * int(2 * drawn.micro_step), (-2, -1))
     if augment.flip_vertical and drawn.flip_vertical < 0.5:
         image = image.flip(-2)
     if augment.zoom > 1:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ldm.data.augmentation import augmented, draws
+from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset
-from ldm.data.images import center_crop
-from ldm.data.settings import DataSettings
+from ldm.data.decoding import center_crop
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import Images, Labels, to_float
 
@@ -23,16 +23,16 @@ class ImageBatch(NamedTuple):
     labels: Labels
 
 
-class Draw(NamedTuple):
+class BatchSpec(NamedTuple):
     """What one part of a global batch consists of, before anything is loaded."""
 
-    random: StepRandom
+    rng: StepRandom
     epochs: list[int]  # which pass over the data each sample belongs to
     indices: list[int]  # index of each sample in the data set
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchSampler:
     """The training images in the order in which they are seen: shuffled passes, one after the other, without end.
 
     Micro-batch m of a process belongs to step m // accumulation. The parts of a step tile the global batch, so that
@@ -46,15 +46,15 @@ class Order:
     processes: int = 1
     rank: int = 0
 
-    def draw(self, micro_batch: int) -> Draw:
+    def draw(self, micro_batch: int) -> BatchSpec:
         """The part of the global batch that this process computes in its micro-batch number `micro_batch`."""
-        step, turn = divmod(micro_batch, self.accumulation)
-        parts, part = self.accumulation * self.processes, turn * self.processes + self.rank
-        random = StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
-        first = step * self.batch_size + random.start
-        places = [divmod(position, len(self.samples)) for position in range(first, first + random.count)]
+        step, micro_step = divmod(micro_batch, self.accumulation)
+        parts, part = self.accumulation * self.processes, micro_step * self.processes + self.rank
+        rng = StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
+        first = step * self.batch_size + rng.start
+        places = [divmod(position, len(self.samples)) for position in range(first, first + rng.count)]
         indices = [self.samples[shuffled(len(self.samples), self.seed, epoch)[place]] for epoch, place in places]
-        return Draw(random, [epoch for epoch, _ in places], indices)
+        return BatchSpec(rng, [epoch for epoch, _ in places], indices)
 
 
 @lru_cache(maxsize=4)
@@ -66,11 +66,11 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
     """Training images by micro-batch number, augmented; what is drawn depends on (seed, epoch, image) alone."""
 
-    def __init__(self, dataset: Dataset, settings: DataSettings, order: Order):
-        self.dataset, self.settings, self.order = dataset, settings, order
+    def __init__(self, dataset: Dataset, config: DataSourceConfig, order: BatchSampler):
+        self.dataset, self.config, self.order = dataset, config, order
 
     def __getitem__(self, micro_batch: int) -> ImageBatch:
-        draw, augment = self.order.draw(micro_batch), self.settings.augment
+        draw, augment = self.order.draw(micro_batch), self.config.augment
         places = list(zip(draw.epochs, draw.indices, strict=True))
         images = torch.stack([to_float(self.view(*place)) for place in places])
         if augment is not None:
@@ -80,27 +80,27 @@ class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
 
     def view(self, epoch: int, index: int) -> Tensor:
         """The image at its depth, cropped and mirrored as this epoch has it."""
-        image, (height, width) = self.dataset.image(index).numpy(), self.settings.sides
+        image, (height, width) = self.dataset.image(index).numpy(), self.config.sides
         drawn = draws(self.order.seed, epoch, index)
-        if self.settings.crop == "random":
+        if self.config.crop == "random":
             top = int(drawn.top * (image.shape[1] - height + 1))
             left = int(drawn.left * (image.shape[2] - width + 1))
             image = image[:, top : top + height, left : left + width]
-        if self.settings.flip and drawn.flip < 0.5:
+        if self.config.flip and drawn.flip < 0.5:
             image = image[:, :, ::-1]
         return torch.from_numpy(image.copy())
 
 
-def plain_view(dataset: Dataset, settings: DataSettings, index: int) -> Tensor:
+def eval_view(dataset: Dataset, config: DataSourceConfig, index: int) -> Tensor:
     """One image at its depth as evaluation and the latent cache see it: cropped in the center, never mirrored."""
     image = dataset.image(index)
-    return torch.as_tensor(center_crop(image.numpy(), settings.sides))
+    return torch.as_tensor(center_crop(image.numpy(), config.sides))
 
 
-def in_chunks(
-    dataset: Dataset, settings: DataSettings, indices: list[int], size: int = 64
+def iter_batches(
+    dataset: Dataset, config: DataSourceConfig, indices: list[int], size: int = 64
 ) -> Iterator[tuple[list[int], Images]]:
     """The plain views of `indices`, `size` at a time, with their indices."""
     for start in range(0, len(indices), size):
         chunk = indices[start : start + size]
-        yield chunk, torch.stack([to_float(plain_view(dataset, settings, index)) for index in chunk])
+        yield chunk, torch.stack([to_float(eval_view(dataset, config, index)) for index in chunk])

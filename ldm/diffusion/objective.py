@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.batch import Losses
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.noise import spread
-from ldm.losses import Losses
+from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import Labels, Latents, NoiseLevels
 
@@ -33,8 +33,8 @@ class DenoisingObjective(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, batch: LatentBatch, random: StepRandom) -> Losses:
-        sigma = spread(batch.sigma, batch.latents)
+    def forward(self, batch: LatentBatch, rng: StepRandom) -> Losses:
+        sigma = broadcast_sigma(batch.sigma, batch.latents)
         denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.labels)
         scale = self.denoiser.c_out(sigma)
         loss = F.mse_loss(denoised / scale, batch.latents / scale)

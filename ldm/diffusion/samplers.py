@@ -46,8 +46,8 @@ def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int) -> L
 def euler(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | None = None) -> Latents:
     """First order, one denoising per step; DDIM (Song et al. 2021) is this method."""
     noisy = start
-    for sigma, lower in descent(sigmas, on_step):
-        denoised = denoise(noisy, everywhere(sigma, noisy))
+    for sigma, lower in sigma_pairs(sigmas, on_step):
+        denoised = denoise(noisy, expand_sigma(sigma, noisy))
         noisy = torch.lerp(denoised, noisy, lower / sigma)
     return noisy
 
@@ -58,12 +58,12 @@ def heun(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | 
     Karras et al. 2022, algorithm 1. A step to 0 stays Euler's, for there is no slope at 0.
     """
     noisy = start
-    for sigma, lower in descent(sigmas, on_step):
-        denoised = denoise(noisy, everywhere(sigma, noisy))
+    for sigma, lower in sigma_pairs(sigmas, on_step):
+        denoised = denoise(noisy, expand_sigma(sigma, noisy))
         arrival = torch.lerp(denoised, noisy, lower / sigma)
         if lower > 0:
             slope = (noisy - denoised) / sigma
-            slope_at_arrival = (arrival - denoise(arrival, everywhere(lower, arrival))) / lower
+            slope_at_arrival = (arrival - denoise(arrival, expand_sigma(lower, arrival))) / lower
             arrival = noisy + (lower - sigma) * (slope + slope_at_arrival) / 2
         noisy = arrival
     return noisy
@@ -77,8 +77,8 @@ def dpmpp_2m(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnSte
     """
     noisy = start
     before: tuple[float, Tensor] | None = None
-    for sigma, lower in descent(sigmas, on_step):
-        denoised = denoise(noisy, everywhere(sigma, noisy))
+    for sigma, lower in sigma_pairs(sigmas, on_step):
+        denoised = denoise(noisy, expand_sigma(sigma, noisy))
         middle = denoised
         if before is not None and lower > 0:
             higher, denoised_before = before
@@ -103,22 +103,22 @@ def euler_ancestral(
     the shape and on the device of `start`, for step 0, 1, and so on; it is the one argument more than a `Sampler` has.
     """
     noisy = start
-    for step, (sigma, lower) in enumerate(descent(sigmas, on_step)):
-        denoised = denoise(noisy, everywhere(sigma, noisy))
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas, on_step)):
+        denoised = denoise(noisy, expand_sigma(sigma, noisy))
         kept = (lower / sigma) ** 2
         noisy = torch.lerp(denoised, noisy, kept) + lower * math.sqrt(1 - kept) * noise(step)
     return noisy
 
 
-def descent(sigmas: Tensor, on_step: OnStep | None) -> Iterator[tuple[float, float]]:
-    """Neighbouring noise levels, higher and lower, one pair per step."""
+def sigma_pairs(sigmas: Tensor, on_step: OnStep | None) -> Iterator[tuple[float, float]]:
+    """Neighboring noise levels, higher and lower, one pair per step."""
     for step, pair in enumerate(pairwise(sigmas.tolist()), start=1):
         yield pair
         if on_step is not None:
             on_step(step)
 
 
-def everywhere(sigma: float, noisy: Latents) -> NoiseLevels:
+def expand_sigma(sigma: float, noisy: Latents) -> NoiseLevels:
     """The same noise level for every sample of `noisy`."""
     return noisy.new_full((len(noisy),), sigma)
 

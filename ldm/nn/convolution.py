@@ -50,7 +50,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

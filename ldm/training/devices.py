@@ -12,14 +12,14 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 
 from ldm.errors import ConfigError
-from ldm.training.settings import Run as RunSettings
+from ldm.training.config import RunConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
-PATIENCE = timedelta(days=1)  # the others wait while the main process encodes the images, or measures at the end
+TIMEOUT = timedelta(days=1)  # the others wait while the main process encodes the images, or measures at the end
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def resolved_precision(asked: str) -> Precision:
+def resolve_precision(asked: str) -> Precision:
     """`auto` becomes bf16 where the hardware multiplies it natively, else fp32."""
     on_gpu = torch.cuda.is_available()
     if asked == "fp16" and not on_gpu:
@@ -36,31 +36,31 @@ def cpu_has_bf16() -> bool:
     return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
 
 
-def accelerator_for(settings: RunSettings, out: Path, *, parts_rest: bool = False) -> Accelerator:
+def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: bool = False) -> Accelerator:
     """The Accelerator of a run: device, process group, autocast, trackers; `parts_rest` as `Run` has it."""
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[settings.precision]):
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[config.precision]):
         raise ConfigError("set the precision with --run.precision, not with accelerate's --mixed_precision")
     trackers = [tracker.value for tracker in get_available_trackers()]
-    if settings.report_to and settings.report_to not in trackers:
+    if config.report_to and config.report_to not in trackers:
         installed = ", ".join(trackers) or "none"
-        raise ConfigError(f"run.report_to {settings.report_to} is not an installed tracker of Accelerate: {installed}")
+        raise ConfigError(f"run.report_to {config.report_to} is not an installed tracker of Accelerate: {installed}")
     # Convolutions from or to one channel: the stride of a dimension of size 1 means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without this, Accelerate ignores torchrun's processes on CPUs
-        mixed_precision=MIXED[settings.precision],
-        log_with=settings.report_to or None,
+        mixed_precision=MIXED[config.precision],
+        log_with=config.report_to or None,
         project_dir=str(out),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=parts_rest),
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
         ],
     )
-    parts = accelerator.num_processes * settings.accumulation
-    if settings.batch_size % parts:
+    parts = accelerator.num_processes * config.accumulation
+    if config.batch_size % parts:
         raise ConfigError(
-            f"run.batch_size {settings.batch_size} is not divisible by {parts}, which is"
-            f" {accelerator.num_processes} process(es) x {settings.accumulation} accumulation"
+            f"run.batch_size {config.batch_size} is not divisible by {parts}, which is"
+            f" {accelerator.num_processes} process(es) x {config.accumulation} accumulation"
         )
     return accelerator
 

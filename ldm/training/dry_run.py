@@ -6,7 +6,7 @@ from math import prod
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ldm import config
+from ldm.config import reader
 
 if TYPE_CHECKING:
     from ldm.training.run import Run
@@ -26,7 +26,7 @@ def report(
     for micro_batch in range(STEPS * run.settings.accumulation):
         began = time.monotonic()
         run.step = max(run.settings.steps - 1 - micro_batch // run.settings.accumulation, 0)
-        run.turn = micro_batch % run.settings.accumulation
+        run.micro_step = micro_batch % run.settings.accumulation
         train_step(run.step, run.to_device(batches[micro_batch]))
         run.history.rows_on_host()  # waits for the device
         seconds.append(time.monotonic() - began)
@@ -35,11 +35,11 @@ def report(
     parameters = ", ".join(f"{name} {size:,}".strip() for name, size in sizes.items())
     image, code = prod(data.shape), prod(latent)
     minutes = per_step * run.settings.steps / 60
-    run.say(config.dump(run.config).rstrip())
-    run.say(f"parameters         {parameters}")
-    run.say(f"image              {' x '.join(map(str, data.shape))} = {image:,} numbers")
-    run.say(f"latent             {' x '.join(map(str, latent))} = {code:,} numbers, {image / code:.1f} times fewer")
-    run.say(f"training images    {len(batches.order.samples):,}")
-    run.say(f"steps              {run.settings.steps:,} of {run.settings.batch_size} images")
-    run.say(f"time               about {minutes:.1f} minutes: {per_step:.3f} s per step")
-    run.say(f"memory             {run.history.memory() / 2**30:.2f} GiB per process")
+    run.print(reader.dump(run.config).rstrip())
+    run.print(f"parameters         {parameters}")
+    run.print(f"image              {' x '.join(map(str, data.shape))} = {image:,} numbers")
+    run.print(f"latent             {' x '.join(map(str, latent))} = {code:,} numbers, {image / code:.1f} times fewer")
+    run.print(f"training images    {len(batches.order.samples):,}")
+    run.print(f"steps              {run.settings.steps:,} of {run.settings.batch_size} images")
+    run.print(f"time               about {minutes:.1f} minutes: {per_step:.3f} s per step")
+    run.print(f"memory             {run.history.memory() / 2**30:.2f} GiB per process")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-LENGTHS = ("0.05", "0.10")
+SIGMA_RELS = ("0.05", "0.10")
 
 
-def exponent(relative_length: float) -> float:
+def gamma_from_sigma_rel(relative_length: float) -> float:
     """The gamma of Karras et al. 2024 (EDM2), equation 123: the power profile with this relative standard deviation."""
     low, high = 0.0, 1e6
     for _ in range(200):
@@ -16,7 +16,7 @@ def exponent(relative_length: float) -> float:
     return low
 
 
-class PowerAverages:
+class PowerEMA:
     """Two power-function averages (EDM2, section 3.1): average_t = beta_t average + (1 - beta_t) weights, with
     beta_t = (1 - 1/t) ** (gamma + 1).
 
@@ -25,16 +25,16 @@ class PowerAverages:
 
     def __init__(self, parameters: list[Tensor]):
         self.parameters = parameters
-        self.averages = {length: [p.detach().clone() for p in parameters] for length in LENGTHS}
-        self.exponents = {length: exponent(float(length)) + 1 for length in LENGTHS}
+        self.averages = {length: [p.detach().clone() for p in parameters] for length in SIGMA_RELS}
+        self.exponents = {length: gamma_from_sigma_rel(float(length)) + 1 for length in SIGMA_RELS}
 
     @torch.no_grad()
-    def update(self, step: int, alive: Tensor) -> None:
+    def update(self, step: int, all_finite: Tensor) -> None:
         """Take in the weights after update number `step` (from 1); nothing changes where `alive` is 0."""
         count = len(self.parameters)
-        both = [average for length in LENGTHS for average in self.averages[length]]
-        moves = torch._foreach_sub(self.parameters * len(LENGTHS), both)
-        for place, length in enumerate(LENGTHS):
-            share = alive * (1 - (1 - 1 / step) ** self.exponents[length])
+        both = [average for length in SIGMA_RELS for average in self.averages[length]]
+        moves = torch._foreach_sub(self.parameters * len(SIGMA_RELS), both)
+        for place, length in enumerate(SIGMA_RELS):
+            share = all_finite * (1 - (1 - 1 / step) ** self.exponents[length])
             torch._foreach_mul_(moves[place * count : (place + 1) * count], share)
         torch._foreach_add_(both, moves)

@@ -5,18 +5,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ldm.training.settings import Optim as OptimSettings
+from ldm.training.config import OptimConfig
 
 
-def learning_rate(settings: OptimSettings, step: int, steps: int) -> float:
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """The rate of update number `step` (from 0) in a run of `steps`: linear warm-up, then constant or half a cosine."""
-    warmup = min(settings.warmup, steps)
+    warmup = min(config.warmup, steps)
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    if settings.schedule == "constant":
-        return settings.lr
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
     done = (step - warmup) / max(steps - warmup, 1)
-    return settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
 class GuardedAdamW:
@@ -26,15 +26,13 @@ class GuardedAdamW:
     fused kernel's division by `grad_scale`, skipping is its `found_inf`, so nothing is read back during a step.
     """
 
-    def __init__(
-        self, parameters: dict[str, nn.Parameter], settings: OptimSettings, scaler: "torch.amp.GradScaler | None"
-    ):
+    def __init__(self, parameters: dict[str, nn.Parameter], config: OptimConfig, scaler: "torch.amp.GradScaler | None"):
         self.names, self.parameters = list(parameters), list(parameters.values())
-        self.settings, self.scaler = settings, scaler
+        self.config, self.scaler = config, scaler
         self.adamw = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.alive = torch.ones((), dtype=torch.float32, device=self.parameters[0].device)
+        self.all_finite = torch.ones((), dtype=torch.float32, device=self.parameters[0].device)
 
     @torch.no_grad()
     def step(self, lr: float, loss: Tensor) -> Tensor:
@@ -48,10 +46,10 @@ class GuardedAdamW:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # 0 * loss is 0 unless the loss is infinite or not a number.
         finite = torch.add(norm if self.scaler is None else loss, loss, alpha=0) < math.inf
-        self.alive.mul_(finite)
-        applies = self.alive if self.scaler is None else self.alive * (norm < math.inf)
+        self.all_finite.mul_(finite)
+        applies = self.all_finite if self.scaler is None else self.all_finite * (norm < math.inf)
         self.adamw.found_inf = 1 - applies  # type: ignore[attr-defined]
-        self.adamw.grad_scale = (norm / self.settings.clip).clamp_(min=1).float()  # type: ignore[attr-defined]
+        self.adamw.grad_scale = (norm / self.config.clip).clamp_(min=1).float()  # type: ignore[attr-defined]
         self.adamw.param_groups[0]["lr"] = lr
         self.adamw.step()
         if self.scaler is not None:

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ldm.errors import ConfigError, LDMError
-from ldm.training.devices import PATIENCE
+from ldm.training.devices import TIMEOUT
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class Processes:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-        state = PartialState(cpu=torch.device(name).type == "cpu", timeout=PATIENCE)
+        state = PartialState(cpu=torch.device(name).type == "cpu", timeout=TIMEOUT)
         self.count, self.rank, self.is_main = state.num_processes, state.process_index, state.is_main_process
         self.device = state.device if self.count > 1 else torch.device(name)
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm import checkpoint, config
-from ldm.data.batches import Order
+from ldm import checkpoint
+from ldm.config import reader
+from ldm.data.batches import BatchSampler
 from ldm.errors import ConfigError, LDMError, StopRequested
 from ldm.randomness import StepRandom, derived_seed
-from ldm.training.devices import accelerator_for, asked_processes, resolved_precision
-from ldm.training.folder import RunFolder
-from ldm.training.history import History
-from ldm.training.interruption import StopFlag, listening
+from ldm.training.config import OptimConfig
+from ldm.training.devices import asked_processes, create_accelerator, resolve_precision
+from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import on_main
-from ldm.training.settings import Optim
-from ldm.training.state import State
+from ldm.training.run_folder import RunFolder
+from ldm.training.signals import StopFlag, catch_signals
+from ldm.training.train_state import TrainState
 
 T = TypeVar("T")
 CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small checkpoint
@@ -33,38 +34,40 @@ class Run:
     `parts_rest` says that not every step trains every parameter, which several processes must know beforehand.
     """
 
-    def __init__(self, settings: Any, out: Path, *, dry: bool = False, parts_rest: bool = False):
-        precision = resolved_precision(settings.run.precision)
+    def __init__(self, settings: Any, out: Path, *, dry: bool = False, find_unused_parameters: bool = False):
+        precision = resolve_precision(settings.run.precision)
         self.config = replace(settings, run=replace(settings.run, precision=precision))
         self.settings, self.dry = self.config.run, dry
-        self.accelerator = accelerator_for(self.settings, out, parts_rest=parts_rest)
+        self.accelerator = create_accelerator(self.settings, out, find_unused_parameters=find_unused_parameters)
         self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.folder = RunFolder(out)
-        self.states: dict[str, State] = {}
+        self.states: dict[str, TrainState] = {}
         self.objectives: list[nn.Module] = []
         self.watches: list[Callable[[dict[str, Any]], str | None]] = []
         self.gradients: dict[str, Tensor] = {}
-        self.step = self.turn = 0
+        self.step = self.micro_step = 0
         self.drawn = time.monotonic()  # when the curves were last drawn
         self.stop = StopFlag()
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config))
-        self.say(f"{out}: {self.processes} process(es) on {self.device.type}, {precision}")
+        self.print(f"{out}: {self.processes} process(es) on {self.device.type}, {precision}")
         if asked_processes() > self.processes:
-            self.say(
+            self.print(
                 f"warning: {asked_processes()} processes were asked for and {self.processes} came up;"
                 " on CPUs use: torchrun --nproc-per-node N"
             )
         if self.settings.report_to and not dry:
-            self.accelerator.init_trackers("ldm", config={"config": config.dump(self.config)})
+            self.accelerator.init_trackers("ldm", config={"config": reader.dump(self.config)})
         torch.manual_seed(derived_seed(self.settings.seed, "weights"))
 
     def is_finished(self) -> bool:
         """Whether an earlier run of the same command did everything already; says so."""
         finished = not self.dry and bool(self.on_main(lambda: self.folder.is_finished(self.settings.steps)))
         if finished:
-            self.say(f"{self.folder.path} is finished: {self.settings.steps} steps; more --run.steps go on from there")
+            self.print(
+                f"{self.folder.path} is finished: {self.settings.steps} steps; more --run.steps go on from there"
+            )
         return finished
 
     # ---- before the first step
@@ -72,30 +75,32 @@ class Run:
     def list_unreadable(self, bad: list[str]) -> None:
         """Name the images that could not be read and were replaced."""
         for reason in bad[:20]:
-            self.say(f"unreadable, replaced by another: {reason}")
+            self.print(f"unreadable, replaced by another: {reason}")
         if len(bad) > 20:
-            self.say(f"unreadable, replaced by others: {len(bad) - 20} more")
+            self.print(f"unreadable, replaced by others: {len(bad) - 20} more")
 
-    def order(self, samples: list[int]) -> Order:
+    def order(self, samples: list[int]) -> BatchSampler:
         """The order in which this process sees the training samples."""
         settings = self.settings
         if settings.batch_size > len(samples):
             raise ConfigError(f"run.batch_size {settings.batch_size} is larger than the {len(samples)} training images")
         rank = self.accelerator.process_index
-        return Order(tuple(samples), settings.seed, settings.batch_size, settings.accumulation, self.processes, rank)
+        return BatchSampler(
+            tuple(samples), settings.seed, settings.batch_size, settings.accumulation, self.processes, rank
+        )
 
     def prepare(
         self,
         objective: nn.Module,
         *,
         trains: nn.Module,
-        optim: Optim | None = None,
+        optim: OptimConfig | None = None,
         name: str = "",
-        span: Callable[[int], tuple[int, int]] | None = None,
+        window: Callable[[int], tuple[int, int]] | None = None,
     ) -> nn.Module:
         """Make an objective ready on all processes; `trains` is the part of it that is optimized and saved.
 
-        The main objective has no name, and its module is averaged too. A further one, as a critic's, has a name and its
+        The main objective has no name, and its module is averaged too. A further one, as a discriminator's, has a name and its
         own optimizer settings. The learning rate goes through its schedule once in the run, or once in every `span`: of
         a step the first step that belongs together with it, and the first one that no longer does.
         """
@@ -103,7 +108,9 @@ class Run:
         scaler = self.accelerator.scaler
         scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
         settings = optim or self.config.optim
-        self.states[name] = State(trains, settings, scaler, name=name, averaged=not name, span=span or self.whole)
+        self.states[name] = TrainState(
+            trains, settings, scaler, name=name, ema_model=not name, window=window or self.whole
+        )
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
 
@@ -111,7 +118,7 @@ class Run:
         """All steps of the run belong together."""
         return 0, self.settings.steps
 
-    def resume(self, data: str, judges: str = "") -> None:
+    def resume(self, data: str, perceptual_weights: str = "") -> None:
         """Go on from the newest whole checkpoint in the folder, if there is one.
 
         `data` is the data's fingerprint, `judges` a hash of the pretrained networks in the loss, if there are any.
@@ -119,20 +126,20 @@ class Run:
         """
         if not self.dry:
             facts = {"device": self.device.type, "processes": self.processes, "precision": self.settings.precision}
-            self.on_main(lambda: self.folder.describe_environment(data, judges, **facts))
+            self.on_main(lambda: self.folder.describe_environment(data, perceptual_weights, **facts))
             newest = self.on_main(self.newest_checkpoint)
             if newest is not None:
                 found = checkpoint.load(newest)
                 for state in self.states.values():
                     state.load(found)
                 self.step = found.step
-                self.say(f"going on from step {self.step}")
+                self.print(f"going on from step {self.step}")
             self.on_main(lambda: self.folder.forget_after(self.step))
-        self.history = History(self.folder, self.accelerator, self.settings, self.step)
+        self.history = MetricsLog(self.folder, self.accelerator, self.settings, self.step)
 
     def newest_checkpoint(self) -> Path | None:
         """Where the newest whole checkpoint lies."""
-        found = checkpoint.newest(self.folder.checkpoints, self.say)
+        found = checkpoint.newest(self.folder.checkpoints, self.print)
         return None if found is None else found.path
 
     # ---- the loop
@@ -150,12 +157,12 @@ class Run:
             num_workers=settings.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with listening() as self.stop, self.history.progress():
+        with catch_signals() as self.stop, self.history.progress():
             incoming = iter(loader)
             for step in range(self.step, settings.steps):
                 torch.manual_seed(derived_seed(settings.seed, "dropout", step, self.accelerator.process_index))
-                for self.turn in range(settings.accumulation):
-                    last = self.turn == settings.accumulation - 1
+                for self.micro_step in range(settings.accumulation):
+                    last = self.micro_step == settings.accumulation - 1
                     with ExitStack() as stack:
                         for objective in () if last else self.objectives:
                             stack.enter_context(self.accelerator.no_sync(objective))
@@ -164,12 +171,12 @@ class Run:
                 self.between_steps()
 
     @property
-    def random(self) -> StepRandom:
+    def rng(self) -> StepRandom:
         """The random numbers of this process's part of the current step."""
         settings = self.settings
         parts, part = (
             settings.accumulation * self.processes,
-            self.turn * self.processes + self.accelerator.process_index,
+            self.micro_step * self.processes + self.accelerator.process_index,
         )
         return StepRandom.of_part(settings.seed, self.step, total=settings.batch_size, parts=parts, part=part)
 
@@ -181,7 +188,7 @@ class Run:
         state, accumulation = self.states[of], self.settings.accumulation
         total = total if accumulation == 1 else total / accumulation
         (total if state.scaler is None else state.scaler.scale(total)).backward()
-        if self.turn == accumulation - 1:
+        if self.micro_step == accumulation - 1:
             lr = state.lr(self.step)
             self.gradients["_".join(filter(None, [of, "gradient"]))] = state.advance(self.step + 1, lr, total.detach())
 
@@ -190,23 +197,23 @@ class Run:
         self.history.keep(terms | self.gradients)
         self.gradients.clear()
 
-    def watch(self, judge: Callable[[dict[str, Any]], str | None]) -> None:
+    def watch(self, metric: Callable[[dict[str, Any]], str | None]) -> None:
         """Let `judge` read every line of the log; what it has to say is said as a warning, once."""
-        self.watches.append(judge)
+        self.watches.append(metric)
 
     def panel_is_due(self) -> bool:
         """Whether a panel is drawn after the step that is being computed; true on the main process only."""
         number, every = self.step + 1, self.settings.sample_every or max(self.settings.steps // 10, 1)
         due = number % every == 0 or number == self.settings.steps
-        return due and self.is_main and self.turn == self.settings.accumulation - 1
+        return due and self.is_main and self.micro_step == self.settings.accumulation - 1
 
     def panel_path(self) -> Path:
         """Where the panel of this step belongs."""
         return self.folder.samples / f"step-{self.step + 1:08d}.png"
 
-    def averaged(self) -> Any:
+    def ema_model(self) -> Any:
         """A copy of the trained module with the weights that would be exported now."""
-        return self.states[""].averaged(self.settings.ema)
+        return self.states[""].ema_model(self.settings.ema)
 
     def record(self, **figures: float) -> None:
         """Write figures of this step to the log beside the loss terms."""
@@ -233,10 +240,10 @@ class Run:
     def read_history(self) -> None:
         """Write what was kept as one line of the log, and hear what those who watch it have to say."""
         line = self.history.read(self.step, self.states[""].lr(self.step - 1))
-        for judge in list(self.watches):
-            if warning := judge(line):
-                self.say(f"warning: {warning}")
-                self.watches.remove(judge)
+        for metric in list(self.watches):
+            if warning := metric(line):
+                self.print(f"warning: {warning}")
+                self.watches.remove(metric)
 
     def stop_is_agreed(self) -> bool:
         """Whether any process was asked to stop; with several on GPUs they compare notes every eighth step."""
@@ -256,12 +263,15 @@ class Run:
         self.on_main(self.write)
 
     def write(self) -> None:
-        folder, counters = self.folder.checkpoints, {"step": self.step, "images": self.step * self.settings.batch_size}
+        folder, host_state = (
+            self.folder.checkpoints,
+            {"step": self.step, "images": self.step * self.settings.batch_size},
+        )
         tensors: dict[str, dict[str, Tensor]] = {}
         for state in self.states.values():
             tensors |= state.tensors()
-            counters |= state.counters()
-        checkpoint.save(folder, self.step, tensors, counters)
+            host_state |= state.host_state()
+        checkpoint.save(folder, self.step, tensors, host_state)
         checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.settings.steps))
         if self.step == self.settings.steps or time.monotonic() - self.drawn > CURVES_EVERY:
             self.folder.draw_curves()
@@ -283,9 +293,9 @@ class Run:
         """Everything is on disk: note it, for people and for the next time."""
         self.on_main(lambda: self.folder.mark_finished(self.settings.steps))
         self.accelerator.end_training()
-        self.say(f"done: {self.folder.path}")
+        self.print(f"done: {self.folder.path}")
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """One line for the person at the terminal, from the main process."""
         if self.is_main:
             tqdm.write(line)

@@ -6,17 +6,23 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.autoencoder.bottleneck import BOTTLENECKS, Gaussian, Identity, Posterior, Sparse
-from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.bottleneck import BOTTLENECKS, GaussianBottleneck, IdentityBottleneck, Posterior, SparseBottleneck
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    GaussianConfig,
+    IdentityConfig,
+    KLNetworkConfig,
+    LinearNetworkConfig,
+    MLPNetworkConfig,
+    ReconstructionObjectiveConfig,
+    SparseConfig,
+    TinyNetworkConfig,
+    ViTNetworkConfig,
+)
+from ldm.autoencoder.latent_statistics import LatentStatistics
+from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.autoencoder.settings import Identity as IdentitySettings
-from ldm.autoencoder.settings import KLNetwork, LinearNetwork, MLPNetwork, TinyNetwork, ViTNetwork
-from ldm.autoencoder.settings import Objective as ObjectiveSettings
-from ldm.autoencoder.settings import Sparse as SparseSettings
-from ldm.autoencoder.statistics import Statistics
-from ldm.data.batches import ImageBatch
+from ldm.batch import ImageBatch
 from ldm.randomness import StepRandom
 
 
@@ -77,14 +83,14 @@ def test_standardizing_a_posterior_standardizes_its_samples():
 
 
 @pytest.mark.parametrize("settings", BOTTLENECKS)
-def test_a_bottleneck_asks_the_encoder_for_what_it_needs(settings: type):
-    bottleneck = BOTTLENECKS[settings](settings(channels=3))
+def test_a_bottleneck_asks_the_encoder_for_what_it_needs(config: type):
+    bottleneck = BOTTLENECKS[config](config(channels=3))
     found = bottleneck(torch.randn(2, bottleneck.encoder_channels, 4, 4))
     assert found.mean.shape == found.logvar.shape == (2, 3, 4, 4)
 
 
 def test_half_precision_moments_become_float32_and_float64_stay():
-    bottleneck = Gaussian(GaussianSettings(channels=1))
+    bottleneck = GaussianBottleneck(GaussianConfig(channels=1))
     for given, expected in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32)):
         assert bottleneck(torch.zeros(1, 2, 1, 1, dtype=given)).mean.dtype == expected
     assert bottleneck(torch.zeros(1, 2, 1, 1, dtype=torch.float64)).logvar.dtype == torch.float64
@@ -92,13 +98,13 @@ def test_half_precision_moments_become_float32_and_float64_stay():
 
 def test_an_encoder_that_runs_away_leaves_a_finite_kl_and_finite_samples():
     moments = torch.tensor([[0.0, 0.0, 1e4, -1e4]]).view(1, 4, 1, 1)
-    found = Gaussian(GaussianSettings(channels=2))(moments)
+    found = GaussianBottleneck(GaussianConfig(channels=2))(moments)
     assert found.logvar.flatten().tolist() == [20.0, -30.0]
     assert bool(found.kl().isfinite().all() and found.sample().isfinite().all())
 
 
-def collected(posteriors: list[Posterior]) -> Statistics:
-    statistics = Statistics()
+def collected(posteriors: list[Posterior]) -> LatentStatistics:
+    statistics = LatentStatistics()
     for one in posteriors:
         statistics.add(one)
     return statistics
@@ -142,8 +148,8 @@ def test_float32_latents_far_from_zero_keep_their_spread():
 
 
 @pytest.mark.parametrize("settings", [s for s in BOTTLENECKS if not BOTTLENECKS[s].is_distribution])
-def test_a_code_that_is_no_distribution_is_a_point(settings: type):
-    found = BOTTLENECKS[settings](settings(channels=3))(torch.randn(2, 3, 4, 4, dtype=torch.float64))
+def test_a_code_that_is_no_distribution_is_a_point(config: type):
+    found = BOTTLENECKS[config](config(channels=3))(torch.randn(2, 3, 4, 4, dtype=torch.float64))
     assert bool((found.logvar == -torch.inf).all()) and bool((found.kl() == torch.inf).all())
     for sample in (found.sample(), found.at(torch.randn(2, 3, 4, 4, dtype=torch.float64)), found.mode()):
         assert sample.equal(found.mean)
@@ -174,7 +180,7 @@ def test_the_statistics_of_points_are_those_of_their_codes():
 
 def test_the_identity_is_the_identity():
     moments = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    bottleneck = Identity(IdentitySettings(channels=3))
+    bottleneck = IdentityBottleneck(IdentityConfig(channels=3))
     assert bottleneck(moments).mean.equal(moments) and bottleneck.encoder_channels == 3
 
 
@@ -184,7 +190,7 @@ def test_the_identity_is_the_identity():
 @pytest.mark.parametrize("k", [0, 1, 3, 8])
 def test_at_every_position_the_k_largest_values_are_kept_as_they_are(k: int):
     moments = torch.randn(5, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    code = Sparse(SparseSettings(channels=8, k=k))(moments).mean
+    code = SparseBottleneck(SparseConfig(channels=8, k=k))(moments).mean
     expected = moments.relu().movedim(1, -1).reshape(-1, 8).clone()
     for row in expected:
         row[row.argsort(descending=True)[k or 8 :]] = 0
@@ -194,42 +200,42 @@ def test_at_every_position_the_k_largest_values_are_kept_as_they_are(k: int):
 
 def test_a_gradient_reaches_only_what_is_kept():
     moments = torch.randn(5, 8, 3, 3, dtype=torch.float64, requires_grad=True)
-    code = Sparse(SparseSettings(channels=8, k=2))(moments).mean
+    code = SparseBottleneck(SparseConfig(channels=8, k=2))(moments).mean
     code.sum().backward()
     assert (moments.grad != 0).equal(code > 0)
 
 
 def test_a_sigmoid_code_is_a_rate():
     moments = torch.randn(2, 5, 2, 2, dtype=torch.float64)
-    found = Sparse(SparseSettings(channels=5, activation="sigmoid"))(moments).mean
+    found = SparseBottleneck(SparseConfig(channels=5, activation="sigmoid"))(moments).mean
     assert found.equal(moments.sigmoid()) and found.min() > 0 and found.max() < 1
 
 
 def test_a_unit_is_dead_that_was_above_0_nowhere_for_longer_than_the_patience():
-    bottleneck = Sparse(SparseSettings(channels=3, patience=5))
+    bottleneck = SparseBottleneck(SparseConfig(channels=3, dead_after=5))
     code = torch.zeros(4, 3, 2, 2)
     code[2, 1, 0, 1] = 0.1  # one position of one image is enough
-    bottleneck.remember(code, 10)
-    assert bottleneck.fired.tolist() == [0, 10, 0]
+    bottleneck.update_usage(code, 10)
+    assert bottleneck.last_active.tolist() == [0, 10, 0]
     assert bottleneck.is_dead(15).tolist() == [True, False, True] and bottleneck.is_dead(16).tolist() == [True] * 3
     code[0, 0] = 1
-    bottleneck.remember(code, 16)
-    assert bottleneck.fired.tolist() == [16, 16, 0]
+    bottleneck.update_usage(code, 16)
+    assert bottleneck.last_active.tolist() == [16, 16, 0]
 
 
 def test_at_the_beginning_no_unit_is_dead():
-    bottleneck = Sparse(SparseSettings(channels=3, patience=5))
+    bottleneck = SparseBottleneck(SparseConfig(channels=3, dead_after=5))
     assert not [step for step in range(6) if bool(bottleneck.is_dead(step).any())]
 
 
-def sparse_objective(**settings: object) -> tuple[ReconstructionObjective, ImageBatch]:
+def sparse_objective(**config: object) -> tuple[ReconstructionObjective, ImageBatch]:
     torch.manual_seed(0)
-    sparse = SparseSettings(channels=6, patience=3, **settings)
-    autoencoder = build(
-        AutoencoderSettings(network=MLPNetwork(widths=(8,)), bottleneck=sparse), image=(1, 4, 4)
+    sparse = SparseConfig(channels=6, dead_after=3, **config)
+    autoencoder = create_trainable(
+        AutoencoderConfig(network=MLPNetworkConfig(widths=(8,)), bottleneck=sparse), image=(1, 4, 4)
     ).double()
     images = torch.rand(8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    objective = ReconstructionObjective(autoencoder, ObjectiveSettings(distance="mse"))
+    objective = ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(distance="mse"))
     return objective, ImageBatch(images, torch.zeros(8, dtype=torch.int64))
 
 
@@ -241,10 +247,10 @@ def test_what_is_logged_of_a_sparse_code_is_what_it_is_said_to_be():
     code, again = objective.autoencoder.encode(batch.images).mean, losses.outputs["reconstruction"]
     fires = (code > 0).flatten(2).any(2).any(0)
     terms, mean = losses.terms, batch.images.mean(0)
-    assert objective.autoencoder.bottleneck.fired.equal(torch.where(fires, 9, 0)) and not fires[4]
+    assert objective.autoencoder.bottleneck.last_active.equal(torch.where(fires, 9, 0)) and not fires[4]
     close = {"rtol": 1e-9, "atol": 0.0}
     torch.testing.assert_close(terms["l0"], (code > 0).double().sum(1).mean(), **close)
-    torch.testing.assert_close(terms["dead_share"], (~fires).double().mean(), **close)
+    torch.testing.assert_close(terms["dead_fraction"], (~fires).double().mean(), **close)
     explained = 1 - (batch.images - again).square().sum() / (batch.images - mean).square().sum()
     torch.testing.assert_close(terms["explained_variance"], explained, **close)
     torch.testing.assert_close(terms["latent_std"], code.std(correction=0), **close)
@@ -254,17 +260,17 @@ def test_what_fired_is_part_of_what_is_saved(tmp_path):
     objective, batch = sparse_objective()
     objective(batch, StepRandom(0, 7, 8))
     objective.autoencoder.save(tmp_path)
-    fired = Autoencoder.load(tmp_path).bottleneck.fired
-    assert fired.equal(objective.autoencoder.bottleneck.fired) and 7 in fired.tolist()
+    last_active = Autoencoder.load(tmp_path).bottleneck.last_active
+    assert last_active.equal(objective.autoencoder.bottleneck.last_active) and 7 in last_active.tolist()
 
 
 NETWORKS = [
-    LinearNetwork(),
-    LinearNetwork(tied=True),
-    MLPNetwork(widths=(8,)),
-    KLNetwork(widths=(4, 4), norm_groups=2),
-    TinyNetwork(width=4, levels=1, blocks=1),
-    ViTNetwork(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2),
+    LinearNetworkConfig(),
+    LinearNetworkConfig(tied=True),
+    MLPNetworkConfig(widths=(8,)),
+    KLNetworkConfig(widths=(4, 4), norm_groups=2),
+    TinyNetworkConfig(width=4, levels=1, blocks=1),
+    ViTNetworkConfig(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2),
 ]
 
 
@@ -272,12 +278,12 @@ NETWORKS = [
 def test_scaling_a_column_of_the_decoder_changes_nothing_where_columns_have_length_1(network):
     torch.manual_seed(0)
     for unit_norm in (True, False):
-        sparse = SparseSettings(channels=5, unit_norm=unit_norm)
-        autoencoder = build(AutoencoderSettings(network=network, bottleneck=sparse), image=(2, 4, 4)).double()
+        sparse = SparseConfig(channels=5, unit_norm=unit_norm)
+        autoencoder = create_trainable(AutoencoderConfig(network=network, bottleneck=sparse), image=(2, 4, 4)).double()
         code = torch.rand(3, 5, *autoencoder.latent_shape((4, 4))[1:], dtype=torch.float64)
         before = autoencoder.decode_code(code).detach()
         with torch.no_grad():
-            autoencoder.network.first_decoding[:, 2] *= 7
+            autoencoder.network.decoder_in_weight[:, 2] *= 7
         assert torch.allclose(autoencoder.decode_code(code), before, rtol=1e-9, atol=1e-12) == unit_norm
 
 
@@ -285,8 +291,10 @@ def test_a_code_that_shrinks_cannot_be_undone_by_longer_columns():
     """Without columns of length 1 an L1 penalty is vacuous: halve the code, double the columns."""
     for unit_norm in (True, False):
         torch.manual_seed(0)
-        sparse = SparseSettings(channels=5, unit_norm=unit_norm)
-        autoencoder = build(AutoencoderSettings(network=LinearNetwork(), bottleneck=sparse), image=(2, 4, 4)).double()
+        sparse = SparseConfig(channels=5, unit_norm=unit_norm)
+        autoencoder = create_trainable(
+            AutoencoderConfig(network=LinearNetworkConfig(), bottleneck=sparse), image=(2, 4, 4)
+        ).double()
         images = torch.rand(3, 2, 4, 4, dtype=torch.float64)
         before = autoencoder.reconstruct(images)
         with torch.no_grad():
@@ -297,8 +305,8 @@ def test_a_code_that_shrinks_cannot_be_undone_by_longer_columns():
 
 
 def test_a_column_of_zeros_does_not_divide_by_zero():
-    sparse = SparseSettings(channels=5)
-    autoencoder = build(AutoencoderSettings(network=LinearNetwork(), bottleneck=sparse), image=(2, 4, 4))
+    sparse = SparseConfig(channels=5)
+    autoencoder = create_trainable(AutoencoderConfig(network=LinearNetworkConfig(), bottleneck=sparse), image=(2, 4, 4))
     with torch.no_grad():
         autoencoder.network.decoder[0].weight[:, 1] = 0
     code = torch.rand(3, 5, 1, 1, requires_grad=True)
@@ -309,11 +317,16 @@ def test_a_column_of_zeros_does_not_divide_by_zero():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1])
-@pytest.mark.parametrize("network", [LinearNetwork(), KLNetwork(widths=(4, 4), norm_groups=2)], ids=lambda n: n.kind)
+@pytest.mark.parametrize(
+    "network", [LinearNetworkConfig(), KLNetworkConfig(widths=(4, 4), norm_groups=2)], ids=lambda n: n.kind
+)
 def test_a_channel_that_never_varies_does_not_become_nan_when_it_is_standardized(network, value, tmp_path):
     torch.manual_seed(0)
-    settings = AutoencoderSettings(network=network, bottleneck=SparseSettings(channels=3))
-    autoencoder, images = build(settings, image=(2, 4, 4)).eval().requires_grad_(False), torch.rand(20, 2, 4, 4)
+    config = AutoencoderConfig(network=network, bottleneck=SparseConfig(channels=3))
+    autoencoder, images = (
+        create_trainable(config, image=(2, 4, 4)).eval().requires_grad_(False),
+        torch.rand(20, 2, 4, 4),
+    )
     last = autoencoder.network.encoder[0] if network.kind == "linear" else autoencoder.network.quant_conv
     last.weight[1] = 0
     last.bias[1] = value
@@ -340,5 +353,5 @@ def test_a_channel_that_never_varies_does_not_become_nan_when_it_is_standardized
 )
 def test_a_sparse_code_without_a_meaning_is_refused_by_name(wrong, says):
     with pytest.raises(ValueError, match=says) as refused:
-        SparseSettings(**wrong)
+        SparseConfig(**wrong)
     assert "\n" not in str(refused.value)

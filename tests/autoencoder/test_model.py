@@ -14,11 +14,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm.autoencoder import stock
-from ldm.autoencoder.model import Autoencoder, build, padded
-from ldm.autoencoder.network import NETWORKS
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Gaussian, KLNetwork
+from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
+from ldm.autoencoder.formats import diffusers
+from ldm.autoencoder.model import Autoencoder, create_trainable, padded
+from ldm.autoencoder.networks.kl import NETWORKS
 from ldm.errors import CheckpointError, ConfigError
 
 MEAN, STD = torch.tensor([0.3, -2.0]), torch.tensor([5.0, 0.2])
@@ -27,9 +26,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def small(channels: int = 3, levels: int = 3, seed: int = 0) -> Autoencoder:
     torch.manual_seed(seed)
-    network = KLNetwork(widths=(8,) * levels, norm_groups=4)
-    settings = AutoencoderSettings(network=network, bottleneck=Gaussian(channels=2))
-    return build(settings, image=(channels, 16, 16)).eval().requires_grad_(False)
+    network = KLNetworkConfig(widths=(8,) * levels, norm_groups=4)
+    config = AutoencoderConfig(network=network, bottleneck=GaussianConfig(channels=2))
+    return create_trainable(config, image=(channels, 16, 16)).eval().requires_grad_(False)
 
 
 def stock_autoencoder(**more: object) -> AutoencoderKL:
@@ -61,9 +60,9 @@ def close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("levels", [2, 3, 4, 5])
 def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(channels: int, levels: int):
     widths = (8, 16, 16, 24, 32)[:levels]
-    settings = KLNetwork(widths=widths, blocks=2, norm_groups=4)
+    config = KLNetworkConfig(widths=widths, blocks=2, norm_groups=4)
     with torch.device("meta"):
-        ours = NETWORKS[KLNetwork](settings, image=(channels, 64, 64), encoder_channels=8, latent_channels=4)
+        ours = NETWORKS[KLNetworkConfig](config, image=(channels, 64, 64), encoder_channels=8, latent_channels=4)
         theirs = AutoencoderKL(
             in_channels=channels,
             out_channels=channels,
@@ -76,13 +75,13 @@ def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(c
         )
     shapes = [{name: value.shape for name, value in module.state_dict().items()} for module in (ours, theirs)]
     assert shapes[0] == shapes[1]
-    assert ours.factors == (2 ** (levels - 1),) * 2
+    assert ours.downsampling == (2 ** (levels - 1),) * 2
 
 
 @pytest.mark.parametrize(("size", "offered"), [(18, "use 16 or 20"), (3, "use 4"), (15, "use 12 or 16")])
 def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_nearest_ones(size: int, offered: str):
     with pytest.raises(ConfigError) as caught:
-        build(AutoencoderSettings(), image=(3, size, size))
+        create_trainable(AutoencoderConfig(), image=(3, size, size))
     message = str(caught.value)
     assert f"data.size {size}" in message and "autoencoder.network.widths" in message
     assert message.endswith(offered) and "\n" not in message
@@ -91,28 +90,28 @@ def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_nearest_ones
 def test_a_size_with_two_sides_is_refused_as_it_was_written():
     for sides, offered in (((16, 18), r"use 16 or \[16, 20\]"), ((3, 30), r"use \[4, 32\]")):
         with pytest.raises(ConfigError, match=rf"^data\.size \[{sides[0]}, {sides[1]}\] is not .*{offered}$"):
-            build(AutoencoderSettings(), image=(3, *sides))
+            create_trainable(AutoencoderConfig(), image=(3, *sides))
 
 
 def test_norm_groups_that_do_not_divide_a_width_are_refused_by_name():
-    settings = AutoencoderSettings(network=KLNetwork(widths=(16, 24), norm_groups=16))
+    config = AutoencoderConfig(network=KLNetworkConfig(widths=(16, 24), norm_groups=16))
     with pytest.raises(ConfigError, match=r"autoencoder\.network\.norm_groups 16 does not divide 24.*widths$"):
-        build(settings, image=(3, 16, 16))
+        create_trainable(config, image=(3, 16, 16))
 
 
 @pytest.mark.parametrize(
     ("settings", "values"),
     [
-        (KLNetwork, {"widths": ()}),
-        (KLNetwork, {"widths": (16, 0)}),
-        (KLNetwork, {"blocks": 0}),
-        (KLNetwork, {"norm_groups": 0}),
-        (Gaussian, {"channels": 0}),
+        (KLNetworkConfig, {"widths": ()}),
+        (KLNetworkConfig, {"widths": (16, 0)}),
+        (KLNetworkConfig, {"blocks": 0}),
+        (KLNetworkConfig, {"norm_groups": 0}),
+        (GaussianConfig, {"channels": 0}),
     ],
 )
-def test_settings_without_a_meaning_are_refused_by_name(settings: type, values: dict[str, object]):
+def test_settings_without_a_meaning_are_refused_by_name(config: type, values: dict[str, object]):
     with pytest.raises(ValueError, match=next(iter(values))):
-        settings(**values)
+        config(**values)
 
 
 # ---- statistics
@@ -217,7 +216,7 @@ def test_saving_again_and_again_changes_nothing(tmp_path: Path):
 
 
 def test_saving_never_changes_the_weights_in_training(tmp_path: Path):
-    for number, autoencoder in enumerate((small(), Autoencoder.of_stock(stock_autoencoder()))):
+    for number, autoencoder in enumerate((small(), Autoencoder.from_diffusers(stock_autoencoder()))):
         autoencoder.train().standardize(MEAN, STD)
         before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
         autoencoder.save(tmp_path / str(number))
@@ -230,7 +229,7 @@ def test_folding_is_exact():
     kl, mean, std = stock_autoencoder().double(), MEAN.double(), STD.double()
     pictures = images(2, 3, 16, 16).double()
     raw, reconstruction = kl.encode(pictures).latent_dist, kl.decode(kl.encode(pictures).latent_dist.mean).sample
-    stock.fold(kl, mean, std)
+    diffusers.fold(kl, mean, std)
     folded = kl.encode(pictures).latent_dist
     exact = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(folded.mean, (raw.mean - mean.view(2, 1, 1)) / std.view(2, 1, 1), **exact)

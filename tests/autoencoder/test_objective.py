@@ -8,19 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from ldm.autoencoder.bottleneck import Gaussian
-from ldm.autoencoder.distance import DISTANCES
-from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.bottleneck import GaussianBottleneck
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    EquivarianceConfig,
+    GaussianConfig,
+    IdentityConfig,
+    KLNetworkConfig,
+    LinearNetworkConfig,
+    MLPNetworkConfig,
+    PerceptualConfig,
+    ReconstructionObjectiveConfig,
+    SparseConfig,
+)
+from ldm.autoencoder.losses.distance import DISTANCES
+from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.autoencoder.penalty import L1, Decay, Penalties
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Equivariance, Identity, KLNetwork, LinearNetwork, MLPNetwork, Sparse
-from ldm.autoencoder.settings import Gaussian as GaussianSettings
-from ldm.autoencoder.settings import Objective as ObjectiveSettings
-from ldm.autoencoder.settings import Perceptual as PerceptualSettings
-from ldm.corruption import Blur, Corruption, Interpolation, Mask, SaltAndPepper
-from ldm.corruption import Gaussian as Noise
-from ldm.data.batches import ImageBatch
+from ldm.autoencoder.penalty import L1Penalty, L2Penalty, PenaltiesConfig
+from ldm.batch import ImageBatch
+from ldm.corruption import Blur, Corruption, GaussianNoise, Interpolation, Mask, SaltAndPepper
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
 
@@ -32,13 +38,13 @@ LATENT = 5
 class Linear(nn.Module):
     """Vectors as images of one pixel, encoded and decoded by one matrix each."""
 
-    factors, image_channels = (1, 1), 6
+    downsampling, image_channels = (1, 1), 6
 
     def __init__(self, values: int, latent: int):
         super().__init__()
         self.image_channels = values
         self.encoder = nn.Conv2d(values, 2 * latent, 1)
-        self.decoder = self.last_layer = nn.Conv2d(latent, values, 1)
+        self.decoder = self.output_layer = nn.Conv2d(latent, values, 1)
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.encoder(images)
@@ -69,8 +75,8 @@ def rows() -> Tensor:
 def probabilistic_pca(rows: Tensor) -> ReconstructionObjective:
     """A linear KL autoencoder with fixed decoder variance, trained to its optimum."""
     torch.manual_seed(0)
-    autoencoder = Autoencoder(Linear(6, LATENT), Gaussian(GaussianSettings(channels=LATENT))).double()
-    objective = ReconstructionObjective(autoencoder, ObjectiveSettings(distance="mse", kl=2 * VARIANCE))
+    autoencoder = Autoencoder(Linear(6, LATENT), GaussianBottleneck(GaussianConfig(channels=LATENT))).double()
+    objective = ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(distance="mse", kl=2 * VARIANCE))
     batch, steps = batch_of(rows[:, :, None, None]), 3000
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-5)
@@ -120,17 +126,17 @@ def test_decoder_columns_span_the_principal_directions(probabilistic_pca, rows):
     columns = probabilistic_pca.autoencoder.network.decoder.weight[:, :, 0, 0]
     lengths, expected = torch.linalg.svdvals(columns)[:kept], (SPECTRUM[:kept] - VARIANCE).sqrt()
     torch.testing.assert_close(lengths, expected, rtol=0.03, atol=0)
-    span = torch.linalg.svd(columns).U[:, :kept]
-    assert torch.linalg.svdvals(principal @ span).min() > 0.999
+    window = torch.linalg.svd(columns).U[:, :kept]
+    assert torch.linalg.svdvals(principal @ window).min() > 0.999
 
 
 def small(size: int = 8, bottleneck: Any = None, **objective: object) -> tuple[ReconstructionObjective, ImageBatch]:
     torch.manual_seed(0)
-    network = KLNetwork(widths=(8, 8), norm_groups=4, mid_attention=False)
-    settings = AutoencoderSettings(network=network, bottleneck=bottleneck or GaussianSettings(channels=2))
-    autoencoder = build(settings, image=(3, size, size)).double()
+    network = KLNetworkConfig(widths=(8, 8), norm_groups=4, mid_attention=False)
+    config = AutoencoderConfig(network=network, bottleneck=bottleneck or GaussianConfig(channels=2))
+    autoencoder = create_trainable(config, image=(3, size, size)).double()
     images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
-    return ReconstructionObjective(autoencoder, ObjectiveSettings(**objective)), batch_of(images)
+    return ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(**objective)), batch_of(images)
 
 
 def test_a_kl_weight_is_the_weight_of_latent_diffusion():
@@ -185,7 +191,7 @@ def test_the_kl_alone_trains_the_encoder_and_nothing_of_the_decoder(distance: st
 
 def test_the_perceptual_term_alone_trains_decoder_and_encoder():
     """Computed under no_grad it would be logged and added, and train nothing."""
-    objective, batch = small(perceptual=PerceptualSettings(backbone="random", size=32))
+    objective, batch = small(perceptual=PerceptualConfig(backbone="random", size=32))
     objective(batch, StepRandom(0, 0, 4)).terms["perceptual"].backward()
     for name, parameter in objective.autoencoder.network.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
@@ -197,12 +203,12 @@ def test_the_perceptual_term_alone_trains_decoder_and_encoder():
     [
         {"corruption": Mask(fraction=0.5)},
         {"latent_corruption": Interpolation(strength=1.0)},
-        {"equivariance": Equivariance(probability=1.0)},
+        {"equivariance": EquivarianceConfig(probability=1.0)},
     ],
 )
-def test_what_makes_latents_robust_changes_the_loss_and_still_trains_everything(settings):
+def test_what_makes_latents_robust_changes_the_loss_and_still_trains_everything(config):
     plain, batch = small(kl=0.0)
-    changed, _ = small(kl=0.0, **settings)
+    changed, _ = small(kl=0.0, **config)
     losses = changed(batch, StepRandom(0, 1, 4))
     assert not losses.total.equal(plain(batch, StepRandom(0, 1, 4)).total)
     losses.total.backward()
@@ -217,14 +223,14 @@ CUTS = [
     {"corruption": Mask(fraction=0.5), "emphasis": 0.9},
     {"latent_corruption": Interpolation(), "distance": "huber"},
     {"latent_corruption": Blur(sigma=(0.2, 1.0))},
-    {"penalties": Penalties(l1=L1(), decay=Decay())},
+    {"penalties": PenaltiesConfig(l1=L1Penalty(), decay=L2Penalty())},
 ]
 
 
 @pytest.mark.parametrize("settings", CUTS, ids=str)
-def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts(settings):
+def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts(config):
     """Otherwise two processes, or two micro-batches, train something else than one."""
-    objective, batch = small(**settings)
+    objective, batch = small(**config)
     whole = objective(batch, StepRandom(0, 7, 4)).total
     parts = [
         objective(
@@ -238,10 +244,10 @@ def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_
 
 @pytest.mark.parametrize("kind", get_args(Corruption))
 def test_a_corrupted_image_is_encoded_and_the_clean_one_is_the_target(kind: type):
-    corruption, random = kind(), StepRandom(0, 2, 4)
-    objective, batch = small(distance="mse", kl=0.0, corruption=corruption, bottleneck=Identity(channels=2))
-    losses = objective(batch, random)
-    seen = corruption(batch.images, random, name="input", patch=(2, 2)).values
+    corruption, rng = kind(), StepRandom(0, 2, 4)
+    objective, batch = small(distance="mse", kl=0.0, corruption=corruption, bottleneck=IdentityConfig(channels=2))
+    losses = objective(batch, rng)
+    seen = corruption(batch.images, rng, name="input", patch=(2, 2)).values
     assert not seen.equal(batch.images)
     again = objective.autoencoder.decode(objective.autoencoder.encode(seen).mean)
     assert losses.outputs["images"].equal(batch.images)
@@ -252,18 +258,22 @@ def test_a_corrupted_image_is_encoded_and_the_clean_one_is_the_target(kind: type
 @pytest.mark.parametrize("kind", get_args(Corruption))
 def test_a_corrupted_code_is_decoded_and_the_penalties_see_the_clean_one(kind: type):
     """A mask of the latent hides whole positions of it."""
-    corruption, random = kind(), StepRandom(0, 2, 4)
-    settings = {"distance": "mse", "latent_corruption": corruption, "penalties": Penalties(l1=L1(weight=1.0))}
-    objective, batch = small(bottleneck=Identity(channels=2), **settings)
-    losses, code = objective(batch, random), objective.autoencoder.encode(batch.images).mean
-    decoded = objective.autoencoder.decode(corruption(code, random, name="latent", patch=(1, 1)).values)
+    corruption, rng = kind(), StepRandom(0, 2, 4)
+    config = {
+        "distance": "mse",
+        "latent_corruption": corruption,
+        "penalties": PenaltiesConfig(l1=L1Penalty(weight=1.0)),
+    }
+    objective, batch = small(bottleneck=IdentityConfig(channels=2), **config)
+    losses, code = objective(batch, rng), objective.autoencoder.encode(batch.images).mean
+    decoded = objective.autoencoder.decode(corruption(code, rng, name="latent", patch=(1, 1)).values)
     torch.testing.assert_close(losses.outputs["reconstruction"], decoded, rtol=1e-12, atol=1e-12)
     values = batch.images[0].numel()
     torch.testing.assert_close(losses.terms["l1"], code.abs().flatten(1).sum(1).mean() / values, rtol=1e-9, atol=0)
 
 
 def test_the_spread_of_the_code_is_logged_as_it_is():
-    objective, batch = small(bottleneck=Identity(channels=2))
+    objective, batch = small(bottleneck=IdentityConfig(channels=2))
     terms, code = objective(batch, StepRandom(0, 0, 4)).terms, objective.autoencoder.encode(batch.images).mean
     spread = code.transpose(0, 1).flatten(1).std(1, correction=0)
     for name, expected in (
@@ -276,16 +286,23 @@ def test_the_spread_of_the_code_is_logged_as_it_is():
 
 
 def dense(bottleneck: Any, network: Any = None, **objective: Any) -> ReconstructionObjective:
-    settings = AutoencoderSettings(network=network or LinearNetwork(), bottleneck=bottleneck)
-    return ReconstructionObjective(build(settings, image=(1, 4, 4)), ObjectiveSettings(**objective))
+    config = AutoencoderConfig(network=network or LinearNetworkConfig(), bottleneck=bottleneck)
+    return ReconstructionObjective(
+        create_trainable(config, image=(1, 4, 4)), ReconstructionObjectiveConfig(**objective)
+    )
 
 
 @pytest.mark.parametrize(
     "bottleneck",
-    [Identity(channels=16), Identity(channels=99), Sparse(channels=16), Sparse(channels=40, k=16)],
+    [
+        IdentityConfig(channels=16),
+        IdentityConfig(channels=99),
+        SparseConfig(channels=16),
+        SparseConfig(channels=40, k=16),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("network", [LinearNetwork(), MLPNetwork(widths=(40,))], ids=lambda each: each.kind)
+@pytest.mark.parametrize("network", [LinearNetworkConfig(), MLPNetworkConfig(widths=(40,))], ids=lambda each: each.kind)
 def test_a_code_that_holds_the_whole_image_is_refused_with_the_reason(network: Any, bottleneck: Any):
     with pytest.raises(ConfigError, match=r"holds all 16 of the image, so that copying is the best answer") as refused:
         dense(bottleneck, network)
@@ -295,16 +312,16 @@ def test_a_code_that_holds_the_whole_image_is_refused_with_the_reason(network: A
 
 
 def test_whatever_holds_a_large_code_back_makes_it_possible():
-    dense(Identity(channels=15))
-    dense(Identity(channels=16), corruption=Noise())
-    dense(Identity(channels=16), latent_corruption=Noise())
-    dense(Identity(channels=16), penalties=Penalties(l1=L1()))
-    dense(Sparse(channels=64, k=3))
+    dense(IdentityConfig(channels=15))
+    dense(IdentityConfig(channels=16), corruption=GaussianNoise())
+    dense(IdentityConfig(channels=16), latent_corruption=GaussianNoise())
+    dense(IdentityConfig(channels=16), penalties=PenaltiesConfig(l1=L1Penalty()))
+    dense(SparseConfig(channels=64, k=3))
     with pytest.raises(ConfigError, match="copying"):
-        dense(Identity(channels=16), penalties=Penalties(decay=Decay()))
-    dense(GaussianSettings(channels=16), kl=1e-6)
+        dense(IdentityConfig(channels=16), penalties=PenaltiesConfig(decay=L2Penalty()))
+    dense(GaussianConfig(channels=16), kl=1e-6)
     with pytest.raises(ConfigError, match="copying"):
-        dense(GaussianSettings(channels=16), kl=0.0)
+        dense(GaussianConfig(channels=16), kl=0.0)
 
 
 def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():
@@ -336,4 +353,4 @@ def test_losses_are_float32_where_the_network_runs_in_half_precision():
 @pytest.mark.parametrize("value", [-1e-6, float("nan"), float("inf")])
 def test_a_kl_weight_without_a_meaning_is_refused_by_name(value: float):
     with pytest.raises(ValueError, match="kl must be 0 or more"):
-        ObjectiveSettings(kl=value)
+        ReconstructionObjectiveConfig(kl=value)

@@ -11,35 +11,43 @@ from torch.distributions import Bernoulli, kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.autoencoder.bottleneck import BOTTLENECKS
-from ldm.autoencoder.model import Autoencoder, build
-from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.autoencoder.penalty import L1, Classification, Contraction, Decay, Penalties, Rate, Revival, bernoulli_kl
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import (
-    Gaussian,
-    Identity,
-    KLNetwork,
-    LinearNetwork,
-    MLPNetwork,
-    Sparse,
-    TinyNetwork,
-    ViTNetwork,
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    GaussianConfig,
+    IdentityConfig,
+    KLNetworkConfig,
+    LinearNetworkConfig,
+    MLPNetworkConfig,
+    ReconstructionObjectiveConfig,
+    SparseConfig,
+    TinyNetworkConfig,
+    ViTNetworkConfig,
 )
-from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.penalty import (
+    AuxKLoss,
+    ClassificationLoss,
+    JacobianPenalty,
+    KLSparsity,
+    L1Penalty,
+    L2Penalty,
+    PenaltiesConfig,
+    bernoulli_kl,
+)
+from ldm.batch import ImageBatch, Losses
 from ldm.corruption import Mask
-from ldm.data.batches import ImageBatch
 from ldm.errors import ConfigError
-from ldm.losses import Losses
 from ldm.randomness import StepRandom
 from tests.conftest import ROOT, metrics
 from tests.test_corruption import as_typed, copied, miniature
 from tests.test_distributed import train_alike
 
-MLP = MLPNetwork(widths=(10,), activation="tanh")
-KL = KLNetwork(widths=(4, 8), norm_groups=2)  # with attention in the middle
-TINY = TinyNetwork(width=4, levels=1, blocks=1)
-VIT = ViTNetwork(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
-NETWORKS = pytest.mark.parametrize("network", [LinearNetwork(), MLP, KL, TINY, VIT], ids=lambda each: each.kind)
+MLP = MLPNetworkConfig(widths=(10,), activation="tanh")
+KL = KLNetworkConfig(widths=(4, 8), norm_groups=2)  # with attention in the middle
+TINY = TinyNetworkConfig(width=4, levels=1, blocks=1)
+VIT = ViTNetworkConfig(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+NETWORKS = pytest.mark.parametrize("network", [LinearNetworkConfig(), MLP, KL, TINY, VIT], ids=lambda each: each.kind)
 
 
 def of(
@@ -47,11 +55,11 @@ def of(
 ) -> tuple[ReconstructionObjective, ImageBatch]:
     """An objective in double precision, of penalties and other settings, and a batch."""
     torch.manual_seed(seed)
-    settings = AutoencoderSettings(network=network, bottleneck=bottleneck)
-    autoencoder = build(settings, image=(2, size, size), classes=classes).double()
-    names = {name: objective.pop(name) for name in list(objective) if name in Penalties.__dataclass_fields__}
+    config = AutoencoderConfig(network=network, bottleneck=bottleneck)
+    autoencoder = create_trainable(config, image=(2, size, size), classes=classes).double()
+    names = {name: objective.pop(name) for name in list(objective) if name in PenaltiesConfig.__dataclass_fields__}
     found = ReconstructionObjective(
-        autoencoder, ObjectiveSettings(penalties=Penalties(**names), **objective), classes=classes
+        autoencoder, ReconstructionObjectiveConfig(penalties=PenaltiesConfig(**names), **objective), classes=classes
     )
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(6, 2, size, size, generator=generator, dtype=torch.float64) * 2 - 1
@@ -95,7 +103,7 @@ def test_a_unit_that_never_or_always_fires_has_a_finite_kl(dtype):
 
 @NETWORKS
 def test_l1_is_the_sum_over_the_code_per_image_value(network):
-    objective, batch = of(network, Identity(channels=3), l1=L1(weight=0.7))
+    objective, batch = of(network, IdentityConfig(channels=3), l1=L1Penalty(weight=0.7))
     code = objective.autoencoder.encode(batch.images).mean
     expected = 0.7 * code.abs().flatten(1).sum(1).mean() / batch.images[0].numel()
     torch.testing.assert_close(losses(objective, batch).terms["l1"], expected, rtol=1e-9, atol=0)
@@ -103,7 +111,9 @@ def test_l1_is_the_sum_over_the_code_per_image_value(network):
 
 @NETWORKS
 def test_the_rate_of_a_unit_is_its_mean_over_batch_and_positions(network):
-    objective, batch = of(network, Sparse(channels=5, activation="sigmoid"), rate=Rate(weight=2.0, rate=0.1))
+    objective, batch = of(
+        network, SparseConfig(channels=5, activation="sigmoid"), rate=KLSparsity(weight=2.0, rate=0.1)
+    )
     code = objective.autoencoder.encode(batch.images).mean
     rates = Bernoulli(code.transpose(0, 1).flatten(1).mean(1))
     expected = (
@@ -114,7 +124,7 @@ def test_the_rate_of_a_unit_is_its_mean_over_batch_and_positions(network):
 
 @NETWORKS
 def test_decay_is_the_sum_of_squares_of_all_matrices_and_of_no_bias(network):
-    objective, batch = of(network, Identity(channels=3), decay=Decay(weight=0.01))
+    objective, batch = of(network, IdentityConfig(channels=3), decay=L2Penalty(weight=0.01))
     parameters = dict(objective.autoencoder.network.named_parameters())
     matrices = {name: each for name, each in parameters.items() if each.ndim > 1}
     term = losses(objective, batch).terms["decay"]
@@ -127,7 +137,9 @@ def test_decay_is_the_sum_of_squares_of_all_matrices_and_of_no_bias(network):
 
 def test_classification_is_the_cross_entropy_of_a_linear_layer_on_the_mean_code():
     for network in (MLP, KL, VIT):
-        objective, batch = of(network, Identity(channels=3), classes=4, classification=Classification(weight=0.3))
+        objective, batch = of(
+            network, IdentityConfig(channels=3), classes=4, classification=ClassificationLoss(weight=0.3)
+        )
         head = objective.autoencoder.head
         logits = objective.autoencoder.encode(batch.images).mean.mean((2, 3)) @ head.weight.T + head.bias
         expected = -0.3 * logits.log_softmax(1)[torch.arange(6), batch.labels].mean()
@@ -135,9 +147,15 @@ def test_classification_is_the_cross_entropy_of_a_linear_layer_on_the_mean_code(
 
 
 def test_the_total_is_the_sum_of_the_distance_and_all_penalties():
-    sparse = Sparse(channels=5, activation="sigmoid")
-    penalties = {"l1": L1(), "rate": Rate(), "contraction": Contraction(), "decay": Decay(), "revival": Revival()}
-    objective, batch = of(MLP, sparse, classes=2, classification=Classification(), distance="mse", **penalties)
+    sparse = SparseConfig(channels=5, activation="sigmoid")
+    penalties = {
+        "l1": L1Penalty(),
+        "rate": KLSparsity(),
+        "contraction": JacobianPenalty(),
+        "decay": L2Penalty(),
+        "revival": AuxKLoss(),
+    }
+    objective, batch = of(MLP, sparse, classes=2, classification=ClassificationLoss(), distance="mse", **penalties)
     found = losses(objective, batch)
     expected = sum(found.terms[name] for name in (*penalties, "classification", "mse"))
     torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
@@ -149,9 +167,9 @@ def test_the_total_is_the_sum_of_the_distance_and_all_penalties():
 @NETWORKS
 @pytest.mark.parametrize("name", ["l1", "rate", "contraction"])
 def test_what_is_asked_of_the_code_reaches_all_of_the_encoder_and_nothing_of_the_decoder(network, name):
-    sparse = Sparse(channels=5, activation="sigmoid")
-    penalty = {"l1": L1(), "rate": Rate(), "contraction": Contraction()}[name]
-    objective, batch = of(network, sparse if name == "rate" else Identity(channels=3), **{name: penalty})
+    sparse = SparseConfig(channels=5, activation="sigmoid")
+    penalty = {"l1": L1Penalty(), "rate": KLSparsity(), "contraction": JacobianPenalty()}[name]
+    objective, batch = of(network, sparse if name == "rate" else IdentityConfig(channels=3), **{name: penalty})
     found, expected = reached(objective, losses(objective, batch).terms[name]), encoder_of(objective)
     if name == "contraction":  # of an affine or normalized map, some biases move no derivative
         expected = {each for each in expected if not each.endswith("bias")}
@@ -160,15 +178,17 @@ def test_what_is_asked_of_the_code_reaches_all_of_the_encoder_and_nothing_of_the
 
 
 def test_classification_teaches_head_and_encoder_and_nothing_of_the_decoder():
-    objective, batch = of(MLP, Identity(channels=3), classes=3, classification=Classification())
+    objective, batch = of(MLP, IdentityConfig(channels=3), classes=3, classification=ClassificationLoss())
     found = reached(objective, losses(objective, batch).terms["classification"])
     assert found == encoder_of(objective) | {"head.weight", "head.bias"}
 
 
 @NETWORKS
 def test_a_penalty_leaves_the_distance_as_it_was(network):
-    with_penalty, batch = of(network, Identity(channels=3), l1=L1(), contraction=Contraction(), distance="mse")
-    without, _ = of(network, Identity(channels=3), distance="mse")
+    with_penalty, batch = of(
+        network, IdentityConfig(channels=3), l1=L1Penalty(), contraction=JacobianPenalty(), distance="mse"
+    )
+    without, _ = of(network, IdentityConfig(channels=3), distance="mse")
     found, plain = losses(with_penalty, batch), losses(without, batch)
     torch.testing.assert_close(found.terms["mse"], plain.terms["mse"], rtol=1e-12, atol=0)
     assert "l1" not in plain.terms
@@ -189,9 +209,11 @@ def exact(objective: ReconstructionObjective, images: Tensor) -> Tensor:
 
 
 @NETWORKS
-@pytest.mark.parametrize("bottleneck", [Identity(channels=3), Gaussian(channels=3)], ids=lambda each: each.kind)
+@pytest.mark.parametrize(
+    "bottleneck", [IdentityConfig(channels=3), GaussianConfig(channels=3)], ids=lambda each: each.kind
+)
 def test_without_probes_the_contraction_is_the_jacobian_formed_in_full(network, bottleneck):
-    objective, batch = of(network, bottleneck, contraction=Contraction(weight=0.5, probes=0))
+    objective, batch = of(network, bottleneck, contraction=JacobianPenalty(weight=0.5, probes=0))
     found = losses(objective, batch).terms["contraction"]
     torch.testing.assert_close(found, 0.5 * exact(objective, batch.images), rtol=1e-6, atol=0)
 
@@ -199,7 +221,9 @@ def test_without_probes_the_contraction_is_the_jacobian_formed_in_full(network, 
 def test_the_contraction_of_one_sigmoid_layer_is_that_of_the_paper():
     """Rifai et al. 2011, equation 9, each row over the standard deviation of its unit."""
     objective, batch = of(
-        LinearNetwork(), Sparse(channels=5, activation="sigmoid"), contraction=Contraction(weight=1.0, probes=0)
+        LinearNetworkConfig(),
+        SparseConfig(channels=5, activation="sigmoid"),
+        contraction=JacobianPenalty(weight=1.0, probes=0),
     )
     code = objective.autoencoder.encode(batch.images).mean.flatten(1)
     rows = objective.autoencoder.network.encoder[0].weight.square().sum(1)
@@ -210,18 +234,18 @@ def test_the_contraction_of_one_sigmoid_layer_is_that_of_the_paper():
 
 @NETWORKS
 def test_random_probes_are_right_on_average_and_for_any_number_of_them(network):
-    objective, batch = of(network, Identity(channels=3), contraction=Contraction(weight=1.0, probes=1))
+    objective, batch = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(weight=1.0, probes=1))
     expected = exact(objective, batch.images).item()
     found = torch.tensor([losses(objective, batch, step).terms["contraction"].item() for step in range(200)])
     assert abs(found.mean() - expected) < 4 * found.std() / math.sqrt(200) + 1e-9
-    many, _ = of(network, Identity(channels=3), contraction=Contraction(weight=1.0, probes=64))
+    many, _ = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(weight=1.0, probes=64))
     estimates = [losses(many, batch, step).terms["contraction"].item() for step in range(6)]
     assert sum(estimates) / 6 == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("network", [LinearNetwork(), MLP, TINY, VIT], ids=lambda each: each.kind)
+@pytest.mark.parametrize("network", [LinearNetworkConfig(), MLP, TINY, VIT], ids=lambda each: each.kind)
 def test_scaling_the_code_down_for_the_decoder_to_undo_gains_nothing(network):
-    objective, batch = of(network, Identity(channels=3), contraction=Contraction(probes=3), distance="mse")
+    objective, batch = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(probes=3), distance="mse")
     before = losses(objective, batch)
     network_of, scale = objective.autoencoder.network, 1e-3
     with torch.no_grad():
@@ -231,7 +255,7 @@ def test_scaling_the_code_down_for_the_decoder_to_undo_gains_nothing(network):
             last = network_of.encoder[-1]
         last.weight *= scale
         last.bias *= scale
-        network_of.first_decoding.mul_(1 / scale)
+        network_of.decoder_in_weight.mul_(1 / scale)
     after = losses(objective, batch)
     for name in ("mse", "contraction"):
         torch.testing.assert_close(after.terms[name], before.terms[name], rtol=1e-6, atol=0)
@@ -240,7 +264,7 @@ def test_scaling_the_code_down_for_the_decoder_to_undo_gains_nothing(network):
 @NETWORKS
 def test_the_gradient_of_the_contraction_is_the_derivative_of_its_value(network):
     """By finite differences, with attention too."""
-    objective, batch = of(network, Identity(channels=3), contraction=Contraction(weight=1.0, probes=2))
+    objective, batch = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(weight=1.0, probes=2))
     objective.zero_grad()
     losses(objective, batch).terms["contraction"].backward()
     parameters = [each for each in objective.autoencoder.parameters() if each.grad is not None]
@@ -259,7 +283,9 @@ def test_the_gradient_of_the_contraction_is_the_derivative_of_its_value(network)
 
 
 def test_the_contraction_works_with_hidden_patches_and_sees_no_further():
-    objective, batch = of(VIT, Identity(channels=3), corruption=Mask(fraction=0.5), contraction=Contraction(probes=0))
+    objective, batch = of(
+        VIT, IdentityConfig(channels=3), corruption=Mask(fraction=0.5), contraction=JacobianPenalty(probes=0)
+    )
     found = losses(objective, batch)
     found.total.backward()
     assert bool(found.total.isfinite())
@@ -269,12 +295,12 @@ def test_the_contraction_works_with_hidden_patches_and_sees_no_further():
 class Foreign(nn.Module):
     """A network with one module more than is good for a Jacobian."""
 
-    factors, image_channels = (1, 1), 2
+    downsampling, image_channels = (1, 1), 2
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(2, 3, 1), module)
-        self.decoder = self.last_layer = nn.Conv2d(3, 2, 1)
+        self.decoder = self.output_layer = nn.Conv2d(3, 2, 1)
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.encoder(images)
@@ -296,13 +322,13 @@ class Foreign(nn.Module):
     ],
 )
 def test_a_network_that_has_no_jacobian_of_one_image_is_refused(module, says):
-    autoencoder = Autoencoder(Foreign(module), BOTTLENECKS[Identity](Identity(channels=3)))
-    settings = ObjectiveSettings(penalties=Penalties(contraction=Contraction()))
+    autoencoder = Autoencoder(Foreign(module), BOTTLENECKS[IdentityConfig](IdentityConfig(channels=3)))
+    config = ReconstructionObjectiveConfig(penalties=PenaltiesConfig(contraction=JacobianPenalty()))
     if says is None:
-        ReconstructionObjective(autoencoder, settings)
+        ReconstructionObjective(autoencoder, config)
         return
     with pytest.raises(ConfigError, match=rf"^objective\.penalties\.contraction .*{says}.*$") as refused:
-        ReconstructionObjective(autoencoder, settings)
+        ReconstructionObjective(autoencoder, config)
     assert "\n" not in str(refused.value)
 
 
@@ -311,11 +337,11 @@ def test_a_network_that_has_no_jacobian_of_one_image_is_refused(module, says):
 
 def with_dead(dead: list[int], *, units: int = 32) -> tuple[ReconstructionObjective, ImageBatch]:
     """A sparse autoencoder whose units all fire, after a long time in which these have not."""
-    bottleneck = Sparse(channels=6, k=2, patience=10)
-    objective, batch = of(LinearNetwork(), bottleneck, revival=Revival(weight=1.0, units=units), distance="mse")
+    bottleneck = SparseConfig(channels=6, k=2, dead_after=10)
+    objective, batch = of(LinearNetworkConfig(), bottleneck, revival=AuxKLoss(weight=1.0, units=units), distance="mse")
     objective.autoencoder.network.encoder[0].bias.data += 3.0
-    objective.autoencoder.bottleneck.fired.fill_(99)
-    objective.autoencoder.bottleneck.fired[dead] = 0
+    objective.autoencoder.bottleneck.last_active.fill_(99)
+    objective.autoencoder.bottleneck.last_active[dead] = 0
     return objective, batch
 
 
@@ -372,8 +398,10 @@ def test_revival_reaches_a_unit_that_is_below_0_everywhere():
 def test_revival_brings_a_dead_unit_back():
     """Adam on the whole loss: without the penalty, a unit that no image reaches stays dead."""
     dead = {}
-    for name, penalties in (("with", {"revival": Revival(weight=1.0)}), ("without", {})):
-        objective, batch = of(LinearNetwork(), Sparse(channels=6, patience=5), distance="mse", **penalties)
+    for name, penalties in (("with", {"revival": AuxKLoss(weight=1.0)}), ("without", {})):
+        objective, batch = of(
+            LinearNetworkConfig(), SparseConfig(channels=6, dead_after=5), distance="mse", **penalties
+        )
         objective.autoencoder.network.encoder[0].bias.data[:2] = -2.0
         optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
         for step in range(1, 300):
@@ -390,12 +418,16 @@ def test_revival_brings_a_dead_unit_back():
 @pytest.mark.parametrize(
     ("bottleneck", "penalty", "says"),
     [
-        (Identity(channels=3), {"rate": Rate()}, "objective.penalties.rate needs autoencoder.bottleneck.kind sparse"),
-        (Sparse(channels=5), {"rate": Rate()}, "activation sigmoid"),
-        (Gaussian(channels=3), {"rate": Rate()}, "activation sigmoid"),
-        (Identity(channels=3), {"revival": Revival()}, "objective.penalties.revival needs"),
-        (Gaussian(channels=3), {"revival": Revival()}, "kind sparse"),
-        (Identity(channels=3), {"classification": Classification()}, "at least two classes"),
+        (
+            IdentityConfig(channels=3),
+            {"rate": KLSparsity()},
+            "objective.penalties.kl_sparsity needs autoencoder.bottleneck.kind sparse",
+        ),
+        (SparseConfig(channels=5), {"rate": KLSparsity()}, "activation sigmoid"),
+        (GaussianConfig(channels=3), {"rate": KLSparsity()}, "activation sigmoid"),
+        (IdentityConfig(channels=3), {"revival": AuxKLoss()}, "objective.penalties.aux_k needs"),
+        (GaussianConfig(channels=3), {"revival": AuxKLoss()}, "kind sparse"),
+        (IdentityConfig(channels=3), {"classification": ClassificationLoss()}, "at least two classes"),
     ],
 )
 def test_a_penalty_that_does_not_fit_is_refused_in_one_line_with_its_name(bottleneck, penalty, says):
@@ -408,11 +440,15 @@ def test_a_penalty_that_does_not_fit_is_refused_in_one_line_with_its_name(bottle
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
-        *((kind, {"weight": w}) for kind in (L1, Rate, Contraction, Revival, Decay, Classification) for w in (0, -1.0)),
-        *((L1, {"weight": weight}) for weight in (math.nan, math.inf)),
-        *((Rate, {"rate": rate}) for rate in (0.0, 1.0, -0.1, 1.1, math.nan)),
-        (Contraction, {"probes": -1}),
-        *((Revival, {"units": units}) for units in (0, -1)),
+        *(
+            (kind, {"weight": w})
+            for kind in (L1Penalty, KLSparsity, JacobianPenalty, AuxKLoss, L2Penalty, ClassificationLoss)
+            for w in (0, -1.0)
+        ),
+        *((L1Penalty, {"weight": weight}) for weight in (math.nan, math.inf)),
+        *((KLSparsity, {"rate": rate}) for rate in (0.0, 1.0, -0.1, 1.1, math.nan)),
+        (JacobianPenalty, {"probes": -1}),
+        *((AuxKLoss, {"units": units}) for units in (0, -1)),
     ],
 )
 def test_a_setting_without_a_meaning_is_refused_by_name(kind, wrong):
@@ -446,7 +482,7 @@ run: {{steps: 12, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_eve
     terms = [[line[name] for line in metrics(tmp_path / run) if name in line] for run in ("one", "two")]
     assert terms[0] == pytest.approx(terms[1], rel=1e-6) and len(terms[0]) == 12
     assert name != "revival" or any(
-        "dead_share" in line and line["dead_share"] > 0 for line in metrics(tmp_path / "one")
+        "dead_fraction" in line and line["dead_fraction"] > 0 for line in metrics(tmp_path / "one")
     )
 
 

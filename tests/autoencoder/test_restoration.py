@@ -8,18 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder import bottleneck
-from ldm.autoencoder.model import Autoencoder, build
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    IdentityConfig,
+    LinearNetworkConfig,
+    ReconstructionObjectiveConfig,
+    StageConfig,
+    TinyNetworkConfig,
+    ViTNetworkConfig,
+)
+from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.restoration import restore
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import Identity, LinearNetwork, Objective, Stage, TinyNetwork, ViTNetwork
-from ldm.corruption import Blur, Gaussian, Interpolation, Mask, SaltAndPepper
+from ldm.corruption import Blur, GaussianNoise, Interpolation, Mask, SaltAndPepper
 from ldm.randomness import StepRandom
 
-VIT = ViTNetwork(patch=2, width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
-TINY = TinyNetwork(width=4, levels=2, blocks=1)
+VIT = ViTNetworkConfig(patch=2, width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+TINY = TinyNetworkConfig(width=4, levels=2, blocks=1)
 CORRUPTIONS = [
-    Gaussian(sigma=(0.1, 1.0)),
+    GaussianNoise(sigma=(0.1, 1.0)),
     SaltAndPepper(),
     Mask(fraction=0.5),
     Mask(unit="element"),
@@ -33,8 +40,8 @@ RANDOM = StepRandom(3, 7, 4)
 
 def built(network: Any) -> Autoencoder:
     torch.manual_seed(0)
-    settings = AutoencoderSettings(network=network, bottleneck=Identity(channels=5))
-    return build(settings, image=(3, 8, 8)).double().requires_grad_(False)
+    config = AutoencoderConfig(network=network, bottleneck=IdentityConfig(channels=5))
+    return create_trainable(config, image=(3, 8, 8)).double().requires_grad_(False)
 
 
 def images(count: int = 4, height: int = 8, width: int = 8) -> Tensor:
@@ -59,10 +66,10 @@ class Knows(nn.Module):
 
     def __init__(self, answer: Tensor, patch: int):
         super().__init__()
-        self.answer, self.factors, self.image_channels = answer, (patch, patch), answer.shape[1]
+        self.answer, self.downsampling, self.image_channels = answer, (patch, patch), answer.shape[1]
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-        p, q = self.factors
+        p, q = self.downsampling
         return images[:, :1, ::p, ::q]
 
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -70,7 +77,7 @@ class Knows(nn.Module):
 
 
 def knowing(answer: Tensor, patch: int) -> Autoencoder:
-    return Autoencoder(Knows(answer, patch), bottleneck.Identity(Identity(channels=1)))
+    return Autoencoder(Knows(answer, patch), bottleneck.IdentityBottleneck(IdentityConfig(channels=1)))
 
 
 # ---- what the encoder sees
@@ -78,20 +85,20 @@ def knowing(answer: Tensor, patch: int) -> Autoencoder:
 
 @every
 def test_the_encoder_sees_what_it_sees_in_training_at_this_step(corruption: Any):
-    autoencoder, settings = built(TINY).requires_grad_(True), Objective(corruption=corruption)
-    expected = ReconstructionObjective(autoencoder, settings).corrupted(images(), Stage(), RANDOM).values
-    found = restore(autoencoder, settings, images(), RANDOM).corrupted
+    autoencoder, config = built(TINY).requires_grad_(True), ReconstructionObjectiveConfig(corruption=corruption)
+    expected = ReconstructionObjective(autoencoder, config).corrupted(images(), StageConfig(), RANDOM).values
+    found = restore(autoencoder, config, images(), RANDOM).corrupted
     assert found.equal(expected) and not found.equal(images())
-    assert not restore(autoencoder, settings, images(), replace(RANDOM, step=8)).corrupted.equal(found)
+    assert not restore(autoencoder, config, images(), replace(RANDOM, step=8)).corrupted.equal(found)
 
 
 @every
 def test_an_image_is_restored_alike_in_any_cut_of_the_batch(corruption: Any):
-    autoencoder, settings = built(TINY), Objective(corruption=corruption)
-    whole = restore(autoencoder, settings, images(), RANDOM)
+    autoencoder, config = built(TINY), ReconstructionObjectiveConfig(corruption=corruption)
+    whole = restore(autoencoder, config, images(), RANDOM)
     for part in (0, 1):
         cut = StepRandom.of_part(3, 7, total=4, parts=2, part=part)
-        found = restore(autoencoder, settings, images()[2 * part : 2 * part + 2], cut)
+        found = restore(autoencoder, config, images()[2 * part : 2 * part + 2], cut)
         rows = slice(2 * part, 2 * part + 2)
         torch.testing.assert_close(found.corrupted, whole.corrupted[rows], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found.images, whole.images[rows], rtol=1e-9, atol=1e-9)
@@ -99,16 +106,16 @@ def test_an_image_is_restored_alike_in_any_cut_of_the_batch(corruption: Any):
 
 @every
 def test_what_comes_back_is_made_of_the_corrupted_image_alone(corruption: Any):
-    autoencoder = built(LinearNetwork())
+    autoencoder = built(LinearNetworkConfig())
     corruption = replace(corruption, patch=2) if isinstance(corruption, Mask) else corruption  # or it hides all
-    found = restore(autoencoder, Objective(corruption=corruption), images(), RANDOM)
+    found = restore(autoencoder, ReconstructionObjectiveConfig(corruption=corruption), images(), RANDOM)
     assert found.images.equal(autoencoder.reconstruct(found.corrupted))
 
 
 def test_a_transformer_is_told_which_patches_are_hidden():
-    autoencoder, settings = built(VIT), Objective(corruption=Mask(fraction=0.75))
-    found = restore(autoencoder, settings, images(), RANDOM)
-    hidden = settings.corruption(images(), RANDOM, name="input", patch=(2, 2)).hidden
+    autoencoder, config = built(VIT), ReconstructionObjectiveConfig(corruption=Mask(fraction=0.75))
+    found = restore(autoencoder, config, images(), RANDOM)
+    hidden = config.corruption(images(), RANDOM, name="input", patch=(2, 2)).hidden
     assert hidden.sum((1, 2)).tolist() == [12] * 4
     again = autoencoder.decode(autoencoder.encode(found.corrupted, hidden).mode(), hidden)
     assert found.images.equal(again)
@@ -117,16 +124,16 @@ def test_a_transformer_is_told_which_patches_are_hidden():
 
 @pytest.mark.parametrize("sides", [(8, 8), (7, 9), (5, 8)])
 def test_images_come_back_at_their_own_size(sides: tuple[int, int]):
-    for corruption in (None, Gaussian(), Mask(), Mask(unit="pixel")):
-        settings = Objective(corruption=corruption, emphasis=corruption and 1.0)
-        found = restore(built(TINY), settings, images(2, *sides), StepRandom(0, 0, 2))
+    for corruption in (None, GaussianNoise(), Mask(), Mask(unit="pixel")):
+        config = ReconstructionObjectiveConfig(corruption=corruption, emphasis=corruption and 1.0)
+        found = restore(built(TINY), config, images(2, *sides), StepRandom(0, 0, 2))
         assert found.images.shape == found.corrupted.shape == (2, 3, *sides)
 
 
 def test_without_a_corruption_it_is_the_reconstruction():
-    for network in (TINY, LinearNetwork(), VIT):
+    for network in (TINY, LinearNetworkConfig(), VIT):
         autoencoder = built(network)
-        found = restore(autoencoder, Objective(), images(), RANDOM)
+        found = restore(autoencoder, ReconstructionObjectiveConfig(), images(), RANDOM)
         assert found.corrupted.equal(images()) and found.images.equal(autoencoder.reconstruct(images()))
 
 
@@ -136,54 +143,62 @@ def test_without_a_corruption_it_is_the_reconstruction():
 @pytest.mark.parametrize("corruption", [each for each in CORRUPTIONS if isinstance(each, Mask)], ids=str)
 def test_with_emphasis_1_what_was_not_hidden_comes_from_the_image(corruption: Any):
     autoencoder = built(TINY)
-    touched = corruption(images(), RANDOM, name="input", patch=(4, 4)).touched.expand_as(images())
-    assert 0 < touched.double().mean() < 1
+    corrupted_elements = corruption(images(), RANDOM, name="input", patch=(4, 4)).corrupted_elements.expand_as(images())
+    assert 0 < corrupted_elements.double().mean() < 1
     plain, some, only = (
-        restore(autoencoder, Objective(corruption=corruption, emphasis=emphasis), images(), RANDOM).images
+        restore(
+            autoencoder, ReconstructionObjectiveConfig(corruption=corruption, emphasis=emphasis), images(), RANDOM
+        ).images
         for emphasis in (None, 0.9, 1.0)
     )
-    assert only[~touched].equal(images()[~touched]) and only[touched].equal(plain[touched])
-    assert some.equal(plain) and not plain[~touched].equal(images()[~touched])
+    assert only[~corrupted_elements].equal(images()[~corrupted_elements]) and only[corrupted_elements].equal(
+        plain[corrupted_elements]
+    )
+    assert some.equal(plain) and not plain[~corrupted_elements].equal(images()[~corrupted_elements])
 
 
 def test_with_emphasis_1_nothing_comes_from_the_image_where_nobody_could_see_what_was_touched():
-    for corruption in (Gaussian(), Blur(), Interpolation(), SaltAndPepper()):
+    for corruption in (GaussianNoise(), Blur(), Interpolation(), SaltAndPepper()):
         plain, only = (
-            restore(built(TINY), Objective(corruption=corruption, emphasis=emphasis), images(), RANDOM).images
+            restore(
+                built(TINY), ReconstructionObjectiveConfig(corruption=corruption, emphasis=emphasis), images(), RANDOM
+            ).images
             for emphasis in (None, 1.0)
         )
         assert only.equal(plain)
 
 
 @pytest.mark.parametrize("patch", [2, 4, 8])
-@pytest.mark.parametrize("corruption", [None, Gaussian(), Mask(unit="element")], ids=str)
+@pytest.mark.parametrize("corruption", [None, GaussianNoise(), Mask(unit="element")], ids=str)
 def test_the_right_answer_about_normalized_patches_is_the_image(patch: int, corruption: Any):
     """Each patch gets the mean and deviation back that it had in the image itself, and not in the corrupted one."""
     clean = images() * torch.linspace(0.1, 0.6, 8, dtype=torch.float64) + 0.3
     autoencoder = knowing(normalized(clean, patch)[0], patch)
-    settings = Objective(corruption=corruption, target="normalized-patches")
-    found = restore(autoencoder, settings, clean, RANDOM).images
+    config = ReconstructionObjectiveConfig(corruption=corruption, target="normalized-patches")
+    found = restore(autoencoder, config, clean, RANDOM).images
     torch.testing.assert_close(found, clean, rtol=1e-12, atol=1e-12)
-    unmoved = restore(autoencoder, replace(settings, target="images"), clean, RANDOM).images
+    unmoved = restore(autoencoder, replace(config, target="images"), clean, RANDOM).images
     assert (unmoved - clean).abs().max() > 0.1
 
 
 def test_no_answer_about_a_normalized_patch_is_its_mean():
-    clean, settings = images(), Objective(target="normalized-patches")
-    found = restore(knowing(torch.zeros_like(clean), 4), settings, clean, RANDOM).images
+    clean, config = images(), ReconstructionObjectiveConfig(target="normalized-patches")
+    found = restore(knowing(torch.zeros_like(clean), 4), config, clean, RANDOM).images
     torch.testing.assert_close(found, normalized(clean, 4)[1], rtol=1e-12, atol=1e-12)
 
 
 def test_normalized_patches_are_put_back_where_they_were_hidden_and_only_there():
     clean = images()
     mask = Mask(fraction=0.5)
-    settings = Objective(corruption=mask, target="normalized-patches", emphasis=1.0)
-    found = restore(knowing(torch.zeros_like(clean), 2), settings, clean, RANDOM).images
-    touched = mask(clean, RANDOM, name="input", patch=(2, 2)).touched
-    torch.testing.assert_close(found, torch.where(touched, normalized(clean, 2)[1], clean), rtol=1e-12, atol=1e-12)
+    config = ReconstructionObjectiveConfig(corruption=mask, target="normalized-patches", emphasis=1.0)
+    found = restore(knowing(torch.zeros_like(clean), 2), config, clean, RANDOM).images
+    corrupted_elements = mask(clean, RANDOM, name="input", patch=(2, 2)).corrupted_elements
+    torch.testing.assert_close(
+        found, torch.where(corrupted_elements, normalized(clean, 2)[1], clean), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_restoring_leaves_no_gradient_and_no_random_state_behind():
     autoencoder, before = built(TINY).requires_grad_(True), torch.get_rng_state()
-    found = restore(autoencoder, Objective(corruption=Gaussian()), images(), RANDOM)
+    found = restore(autoencoder, ReconstructionObjectiveConfig(corruption=GaussianNoise()), images(), RANDOM)
     assert not found.images.requires_grad and torch.equal(torch.get_rng_state(), before)

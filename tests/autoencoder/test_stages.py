@@ -13,49 +13,55 @@ import torch
 from torch import Tensor
 
 from ldm import checkpoint
-from ldm.autoencoder.model import Autoencoder, build
-from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.autoencoder.penalty import L1, Classification, Contraction, Decay, Penalties, Rate, Revival
-from ldm.autoencoder.settings import Autoencoder as AutoencoderSettings
-from ldm.autoencoder.settings import (
-    Gaussian,
-    Identity,
-    KLNetwork,
-    LinearNetwork,
-    MLPNetwork,
-    Sparse,
-    Stage,
-    TinyNetwork,
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    GaussianConfig,
+    IdentityConfig,
+    KLNetworkConfig,
+    LinearNetworkConfig,
+    MLPNetworkConfig,
+    ReconstructionObjectiveConfig,
+    SparseConfig,
+    StageConfig,
+    TinyNetworkConfig,
 )
-from ldm.autoencoder.settings import Objective as ObjectiveSettings
+from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.autoencoder.penalty import (
+    AuxKLoss,
+    ClassificationLoss,
+    JacobianPenalty,
+    KLSparsity,
+    L1Penalty,
+    L2Penalty,
+    PenaltiesConfig,
+)
 from ldm.autoencoder.stages import Schedule
-from ldm.corruption import Gaussian as Noise
-from ldm.corruption import Mask
-from ldm.data.batches import ImageBatch
+from ldm.batch import ImageBatch, Losses
+from ldm.corruption import GaussianNoise, Mask
 from ldm.errors import ConfigError
-from ldm.losses import Losses
 from ldm.randomness import StepRandom, derived_seed
+from ldm.training.config import OptimConfig
 from ldm.training.optim import learning_rate
-from ldm.training.settings import Optim
 from tests.conftest import forked, metrics, ran, script, weights
 from tests.test_distributed import train_alike
 from tests.test_resume import lose_everything_after
 
-MLP = MLPNetwork(widths=(8, 6))
+MLP = MLPNetworkConfig(widths=(8, 6))
 STEPS = 12
 
 
 def built(network: Any = MLP, bottleneck: Any = None, classes: int = 0) -> Autoencoder:
     torch.manual_seed(0)
-    settings = AutoencoderSettings(network=network, bottleneck=bottleneck or Identity(channels=4))
-    return build(settings, image=(2, 4, 4), classes=classes).double()
+    config = AutoencoderConfig(network=network, bottleneck=bottleneck or IdentityConfig(channels=4))
+    return create_trainable(config, image=(2, 4, 4), classes=classes).double()
 
 
 def staged(
-    *stages: Stage, network: Any = MLP, bottleneck: Any = None, classes: int = 0, **objective: Any
+    *stages: StageConfig, network: Any = MLP, bottleneck: Any = None, classes: int = 0, **objective: Any
 ) -> ReconstructionObjective:
-    settings = ObjectiveSettings(**{"distance": "mse", "stages": stages, **objective})
-    return ReconstructionObjective(built(network, bottleneck, classes), settings, steps=STEPS, classes=classes)
+    config = ReconstructionObjectiveConfig(**{"distance": "mse", "stages": stages, **objective})
+    return ReconstructionObjective(built(network, bottleneck, classes), config, steps=STEPS, classes=classes)
 
 
 def batch() -> ImageBatch:
@@ -81,33 +87,33 @@ def layer(number: int, *sides: str) -> set[str]:
     return {f"network.{side}.{number - 1}.{kind}" for side in names for kind in ("weight", "bias")}
 
 
-def trains(number: int, **more: Any) -> Stage:
-    return Stage(layer=number, **more)
+def trains(number: int, **more: Any) -> StageConfig:
+    return StageConfig(layer=number, **more)
 
 
 # ---- when
 
 
 def test_stages_share_the_steps_of_the_run_and_follow_each_other():
-    schedule = Schedule(built(), [Stage(share=1), Stage(share=2), Stage(share=1)], 12)
+    schedule = Schedule(built(), [StageConfig(share=1), StageConfig(share=2), StageConfig(share=1)], 12)
     assert [schedule.number(step) for step in range(12)] == [0] * 3 + [1] * 6 + [2] * 3
-    assert [schedule.span(step) for step in (0, 2, 3, 8, 9, 11)] == [(0, 3), (0, 3), (3, 9), (3, 9), (9, 12), (9, 12)]
+    assert [schedule.window(step) for step in (0, 2, 3, 8, 9, 11)] == [(0, 3), (0, 3), (3, 9), (3, 9), (9, 12), (9, 12)]
 
 
 @pytest.mark.parametrize("shares", [(1,), (1, 1), (3, 1, 2), (0.1, 0.2, 0.3), (1, 1, 1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("steps", [7, 100, 1001])
 def test_every_step_belongs_to_one_stage_whatever_the_shares(shares, steps):
-    schedule = Schedule(built(), [Stage(share=share) for share in shares], steps)
-    spans = list(dict.fromkeys(schedule.span(step) for step in range(steps)))
-    assert [span[0] for span in spans] == [0, *(span[1] for span in spans[:-1])] and spans[-1][1] == steps
+    schedule = Schedule(built(), [StageConfig(share=share) for share in shares], steps)
+    spans = list(dict.fromkeys(schedule.window(step) for step in range(steps)))
+    assert [window[0] for window in spans] == [0, *(window[1] for window in spans[:-1])] and spans[-1][1] == steps
     assert len(spans) == len(shares)
-    for span, share in zip(spans, shares, strict=True):
-        assert abs(span[1] - span[0] - steps * share / sum(shares)) <= 1
+    for window, share in zip(spans, shares, strict=True):
+        assert abs(window[1] - window[0] - steps * share / sum(shares)) <= 1
 
 
 def test_without_stages_everything_is_one_stage():
     objective = staged()
-    assert objective.schedule.span(5) == (0, STEPS)
+    assert objective.schedule.window(5) == (0, STEPS)
     assert taught(objective, 5) == layer(1) | layer(2) | layer(3)
 
 
@@ -115,7 +121,7 @@ def test_without_stages_everything_is_one_stage():
 
 
 def test_a_stage_about_a_layer_teaches_that_layer_alone():
-    objective = staged(*(trains(number) for number in (1, 2, 3)), Stage())
+    objective = staged(*(trains(number) for number in (1, 2, 3)), StageConfig())
     for number in (1, 2, 3):
         assert taught(objective, 3 * (number - 1)) == layer(number)
     assert taught(objective, 9) == layer(1) | layer(2) | layer(3)
@@ -124,30 +130,32 @@ def test_a_stage_about_a_layer_teaches_that_layer_alone():
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_a_stage_may_train_one_side(side: str):
-    objective = staged(Stage(trains=side), trains(2, trains=side), Stage())
+    objective = staged(StageConfig(trains=side), trains(2, trains=side), StageConfig())
     assert taught(objective, 0) == layer(1, side) | layer(2, side) | layer(3, side)
     assert taught(objective, 4) == layer(2, side)
 
 
 def test_stages_of_decoders_alone_would_leave_the_encoder_random():
     with pytest.raises(ConfigError, match="as random as it begins"):
-        staged(Stage(trains="decoder"), trains(2, trains="decoder"))
+        staged(StageConfig(trains="decoder"), trains(2, trains="decoder"))
 
 
 def test_the_sides_of_a_tied_network_cannot_be_told_apart():
     with pytest.raises(ConfigError, match="tied makes one matrix of both sides"):
-        staged(Stage(), Stage(trains="encoder"), network=MLPNetwork(widths=(8, 6), tied=True))
+        staged(StageConfig(), StageConfig(trains="encoder"), network=MLPNetworkConfig(widths=(8, 6), tied=True))
 
 
 def test_a_variance_per_channel_is_for_stages_that_give_images():
     with pytest.raises(ConfigError, match="distance gaussian is for images"):
-        staged(trains(2), Stage(), distance="gaussian")
+        staged(trains(2), StageConfig(), distance="gaussian")
     staged(trains(1), trains(2, target="images"), distance="gaussian")
 
 
-@pytest.mark.parametrize("network", [KLNetwork(widths=(4, 4), norm_groups=2), TinyNetwork(width=4, levels=1, blocks=1)])
+@pytest.mark.parametrize(
+    "network", [KLNetworkConfig(widths=(4, 4), norm_groups=2), TinyNetworkConfig(width=4, levels=1, blocks=1)]
+)
 def test_every_network_has_two_sides(network: Any):
-    objective = staged(Stage(trains="encoder"), Stage(trains="decoder"), network=network)
+    objective = staged(StageConfig(trains="encoder"), StageConfig(trains="decoder"), network=network)
     names = {name for name, each in objective.autoencoder.network.named_parameters()}
     sides = [{name.removeprefix("network.") for name in taught(objective, step)} for step in (0, 6)]
     assert sides[0] | sides[1] == names and not sides[0] & sides[1]
@@ -180,33 +188,35 @@ def test_or_the_images_through_the_layers_below_it():
 
 
 def test_the_last_layer_has_the_bottleneck_and_its_kl_and_the_others_have_none():
-    objective = staged(trains(1), trains(3), bottleneck=Gaussian(channels=4), kl=0.1)
+    objective = staged(trains(1), trains(3), bottleneck=GaussianConfig(channels=4), kl=0.1)
     assert "kl" not in losses(objective, 0).terms and "kl" in losses(objective, 6).terms
 
 
 def test_a_tied_layer_is_one_matrix():
-    objective = staged(trains(1), trains(2), network=MLPNetwork(widths=(8,), tied=True))
+    objective = staged(trains(1), trains(2), network=MLPNetworkConfig(widths=(8,), tied=True))
     expected = {"network.encoder.1.weight", "network.encoder.1.bias", "network.decoder.1.bias"}
     assert taught(objective, 6) == expected
 
 
 def test_a_corruption_of_a_stage_is_its_own_and_layers_do_not_inherit_that_of_the_objective():
-    noisy = staged(trains(1), trains(2, corruption=Mask(unit="element", fraction=0.5)), Stage(), corruption=Noise())
-    plain = staged(trains(1), trains(2), Stage())
+    noisy = staged(
+        trains(1), trains(2, corruption=Mask(unit="element", fraction=0.5)), StageConfig(), corruption=GaussianNoise()
+    )
+    plain = staged(trains(1), trains(2), StageConfig())
     same = [losses(noisy, step).terms["mse"].equal(losses(plain, step).terms["mse"]) for step in (0, 4, 8)]
     assert same == [True, False, False]
 
 
 def test_the_code_of_a_whole_stage_sees_the_corruption_of_that_stage_in_place_of_the_objectives():
-    found = staged(Stage(), Stage(corruption=Noise(sigma=0.1)), corruption=Noise(sigma=1.0))
-    alone = staged(corruption=Noise(sigma=0.1))
+    found = staged(StageConfig(), StageConfig(corruption=GaussianNoise(sigma=0.1)), corruption=GaussianNoise(sigma=1.0))
+    alone = staged(corruption=GaussianNoise(sigma=0.1))
     assert losses(found, 6).terms["mse"].equal(losses(alone, 6).terms["mse"])
     assert not losses(found, 0).terms["mse"].equal(losses(alone, 0).terms["mse"])
 
 
 def test_a_head_learns_where_a_stage_says_so():
-    stages = (trains(1), Stage(classification=False), Stage())
-    objective = staged(*stages, classes=2, penalties=Penalties(classification=Classification()))
+    stages = (trains(1), StageConfig(classification=False), StageConfig())
+    objective = staged(*stages, classes=2, penalties=PenaltiesConfig(classification=ClassificationLoss()))
     head = {"head.weight", "head.bias"}
     for step, learns in ((0, False), (4, False), (8, True)):
         assert ("classification" in losses(objective, step).terms) == learns
@@ -214,7 +224,7 @@ def test_a_head_learns_where_a_stage_says_so():
 
 
 def test_a_penalty_on_the_code_is_on_the_code_of_the_layer():
-    objective = staged(trains(1), trains(3), penalties=Penalties(l1=L1(weight=1.0)))
+    objective = staged(trains(1), trains(3), penalties=PenaltiesConfig(l1=L1Penalty(weight=1.0)))
     network = objective.autoencoder.network
     code = network.encode_layer(1, batch().images)
     found = losses(objective, 0).terms["l1"] * batch().images[0].numel()
@@ -222,15 +232,15 @@ def test_a_penalty_on_the_code_is_on_the_code_of_the_layer():
 
 
 def test_decay_in_a_stage_about_a_layer_reaches_no_other():
-    objective = staged(trains(1), trains(2), penalties=Penalties(decay=Decay(weight=1.0)))
+    objective = staged(trains(1), trains(2), penalties=PenaltiesConfig(decay=L2Penalty(weight=1.0)))
     assert taught(objective, 6) == layer(2)
 
 
 @pytest.mark.parametrize("name", ["rate", "revival"])
 def test_a_penalty_on_units_is_refused_or_rests_in_a_stage_about_a_layer_that_has_none(name: str):
     """Only the last layer has the sparse code; that of the others is neither a rate nor a unit that could be dead."""
-    sparse = Sparse(channels=4, activation="sigmoid" if name == "rate" else "relu")
-    penalties = Penalties(**{name: Rate() if name == "rate" else Revival()})
+    sparse = SparseConfig(channels=4, activation="sigmoid" if name == "rate" else "relu")
+    penalties = PenaltiesConfig(**{name: KLSparsity() if name == "rate" else AuxKLoss()})
     try:
         objective = staged(trains(1), trains(2), trains(3), bottleneck=sparse, penalties=penalties)
     except ConfigError as refused:
@@ -240,11 +250,11 @@ def test_a_penalty_on_units_is_refused_or_rests_in_a_stage_about_a_layer_that_ha
 
 
 def test_a_layer_below_a_sparse_code_of_the_same_width_does_not_count_as_its_firing():
-    objective = staged(trains(1), trains(2), network=MLPNetwork(widths=(5,)), bottleneck=Sparse(channels=5))
+    objective = staged(trains(1), trains(2), network=MLPNetworkConfig(widths=(5,)), bottleneck=SparseConfig(channels=5))
     losses(objective, 3)
-    assert objective.autoencoder.bottleneck.fired.tolist() == [0] * 5
+    assert objective.autoencoder.bottleneck.last_active.tolist() == [0] * 5
     found = losses(objective, 7).terms
-    assert "l0" in found and max(objective.autoencoder.bottleneck.fired.tolist()) == 7
+    assert "l0" in found and max(objective.autoencoder.bottleneck.last_active.tolist()) == 7
     assert "l0" not in losses(objective, 3).terms
 
 
@@ -255,18 +265,30 @@ def test_a_layer_below_a_sparse_code_of_the_same_width_does_not_count_as_its_fir
     ("network", "stages", "says"),
     [
         (MLP, (trains(4),), r"^objective\.stages\.0\.layer 4 is not there: the network has 3$"),
-        (LinearNetwork(), (Stage(), trains(2)), r"^objective\.stages\.1\.layer 2 is not there: the network has 1$"),
-        (TinyNetwork(width=4, levels=1), (trains(1),), r"^objective\.stages\.0\.layer 1 needs .*kind linear or mlp$"),
-        (MLP, (Stage(), Stage(share=1e-6)), r"^objective\.stages\.1 has no step of the 12: give it a larger share$"),
-        (MLP, (Stage(share=1e-6), Stage()), r"^objective\.stages\.0 has no step of the 12"),
+        (
+            LinearNetworkConfig(),
+            (StageConfig(), trains(2)),
+            r"^objective\.stages\.1\.layer 2 is not there: the network has 1$",
+        ),
+        (
+            TinyNetworkConfig(width=4, levels=1),
+            (trains(1),),
+            r"^objective\.stages\.0\.layer 1 needs .*kind linear or mlp$",
+        ),
         (
             MLP,
-            (Stage(), trains(2, corruption=Mask())),
+            (StageConfig(), StageConfig(share=1e-6)),
+            r"^objective\.stages\.1 has no step of the 12: give it a larger share$",
+        ),
+        (MLP, (StageConfig(share=1e-6), StageConfig()), r"^objective\.stages\.0 has no step of the 12"),
+        (
+            MLP,
+            (StageConfig(), trains(2, corruption=Mask())),
             r"^objective\.stages\.1\.corruption\.unit patch .*layer 2 has none: use element$",
         ),
     ],
 )
-def test_a_stage_that_cannot_be_is_refused_in_one_line(network: Any, stages: tuple[Stage, ...], says: str):
+def test_a_stage_that_cannot_be_is_refused_in_one_line(network: Any, stages: tuple[StageConfig, ...], says: str):
     with pytest.raises(ConfigError, match=says) as refused:
         staged(*stages, network=network)
     assert "\n" not in str(refused.value)
@@ -277,13 +299,15 @@ def test_a_stage_that_trains_nothing_is_refused():
     for name, each in autoencoder.named_parameters():
         each.requires_grad_("decoder" in name)
     with pytest.raises(ConfigError, match=r"^objective\.stages\.1 trains nothing: its encoder is frozen or empty$"):
-        ReconstructionObjective(autoencoder, ObjectiveSettings(stages=(Stage(), Stage(trains="encoder"))), steps=12)
+        ReconstructionObjective(
+            autoencoder, ReconstructionObjectiveConfig(stages=(StageConfig(), StageConfig(trains="encoder"))), steps=12
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": -1.0}, {"share": float("nan")}, {"layer": -1}])
 def test_a_stage_without_a_meaning_is_refused_by_name(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
-        Stage(**wrong)
+        StageConfig(**wrong)
 
 
 # ---- in a run
@@ -325,8 +349,8 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def test_what_another_stage_trains_keeps_its_bytes_in_a_real_run(in_thirds: Path):
     """Weight decay and momentum included, which reach whatever has a gradient or once had one."""
     torch.manual_seed(derived_seed(0, "weights"))
-    settings = AutoencoderSettings(network=MLPNetwork(widths=(12,)), bottleneck=Identity(channels=4))
-    untrained = build(settings, image=(3, 8, 8)).state_dict()
+    config = AutoencoderConfig(network=MLPNetworkConfig(widths=(12,)), bottleneck=IdentityConfig(channels=4))
+    untrained = create_trainable(config, image=(3, 8, 8)).state_dict()
     saved = {step: checkpoint.load(in_thirds / "checkpoints" / f"step-{step:08d}").tensors for step in (3, 9, 12)}
     assert changed(untrained, saved[3]["model"]) == layer(1)
     assert changed(saved[3]["model"], saved[9]["model"]) == layer(2)
@@ -338,7 +362,7 @@ def test_what_another_stage_trains_keeps_its_bytes_in_a_real_run(in_thirds: Path
 
 def test_the_learning_rate_goes_through_its_schedule_in_every_stage(in_thirds: Path):
     found = [line["lr"] for line in metrics(in_thirds) if "lr" in line]
-    optim = Optim(lr=1e-2, warmup=2)
+    optim = OptimConfig(lr=1e-2, warmup=2)
     expected = [learning_rate(optim, step, steps) for steps in (3, 6, 3) for step in range(steps)]
     assert found == pytest.approx(expected, rel=1e-12) and len(found) == 12
 
@@ -395,7 +419,9 @@ def test_two_processes_of_two_micro_batches_equal_one_with_stages(shapes_folder:
 
 def test_the_contraction_of_a_layer_is_computed_in_full_precision():
     """A code far from 0 has a variance that bfloat16 cannot tell from rounding."""
-    objective = staged(trains(1), Stage(), penalties=Penalties(contraction=Contraction(probes=0))).float()
+    objective = staged(
+        trains(1), StageConfig(), penalties=PenaltiesConfig(contraction=JacobianPenalty(probes=0))
+    ).float()
     with torch.no_grad():
         objective.autoencoder.network.encoder[0].bias.add_(5.0)
     given = ImageBatch(batch().images.float(), batch().labels)

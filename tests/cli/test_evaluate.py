@@ -23,9 +23,8 @@ from tests.conftest import ROOT, Outcome, ran, script, together
 @pytest.fixture(scope="module", autouse=True)
 def imported_once() -> None:
     """What every forked child would import by itself."""
-    import torchmetrics.functional.image  # noqa: F401
-
     import ldm.protocol  # noqa: F401
+    import torchmetrics.functional.image  # noqa: F401
 
 
 def evaluated(*arguments: object) -> Outcome:
@@ -69,7 +68,7 @@ def test_its_figures_are_those_of_torchmetrics_on_bytes(finished_vae, shapes_fol
 def test_its_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features(finished_vae, shapes_folder, report):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    from ldm.judges import open_extractor
+    from ldm.evaluation.feature_networks import open_extractor
 
     extractor = open_extractor("random", "", 3, torch.device("cpu"))
     assert extractor is not None and extractor.name == "frechet_random"
@@ -96,9 +95,9 @@ def test_the_reference_is_a_hash_of_the_bytes_of_the_images(finished_vae, shapes
 
 
 def test_two_processes_write_what_one_writes(finished_vae, report, tmp_path):
-    judges = ("--lpips", "random", "--fid", "random", "--batch-size", 7)
-    command = ("evaluate", finished_vae, "--split", "all", *judges, "--out", tmp_path / "two.json")
-    outcomes = together([script("ldm.cli.main", *command)] * 2)
+    perceptual_weights = ("--lpips", "random", "--fid", "random", "--batch-size", 7)
+    main = ("evaluate", finished_vae, "--split", "all", *perceptual_weights, "--out", tmp_path / "two.json")
+    outcomes = together([script("ldm.cli.main", *main)] * 2)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     assert json.loads((tmp_path / "two.json").read_text()) == report
     assert sum("PSNR" in outcome.out for outcome in outcomes) == 1
@@ -108,8 +107,8 @@ def test_two_processes_write_what_one_writes(finished_vae, report, tmp_path):
 def test_probes_find_the_same_with_one_process_and_two(finished_vae, tmp_path, features):
     flags = ("--probe", features, "--batch-size", 7)
     one = measured(tmp_path / "one.json", finished_vae, *flags)
-    command = ("evaluate", finished_vae, *flags, "--out", tmp_path / "two.json")
-    outcomes = together([script("ldm.cli.main", *command)] * 2)
+    main = ("evaluate", finished_vae, *flags, "--out", tmp_path / "two.json")
+    outcomes = together([script("ldm.cli.main", *main)] * 2)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
     assert one["protocol"]["probe"]["features"] == features and one["protocol"]["probe"]["training_images"] == 54
@@ -125,13 +124,12 @@ def test_probes_measure_the_held_out_images_of_another_folder_too(finished_vae, 
 
 
 def test_the_table_shows_probes_beside_the_pixels_and_of_a_sparse_code_how_sparse_it_is(shapes_folder, tmp_path):
-    from ldm.autoencoder.model import assemble
-    from ldm.autoencoder.settings import Autoencoder as Settings
-    from ldm.autoencoder.settings import LinearNetwork, Sparse
+    from ldm.autoencoder.config import AutoencoderConfig, LinearNetworkConfig, SparseConfig
+    from ldm.autoencoder.model import create
 
     torch.manual_seed(0)
-    settings = Settings(network=LinearNetwork(), bottleneck=Sparse(channels=40, k=4))
-    assemble(settings, image=(3, 16, 16)).save(tmp_path / "sparse")
+    config = AutoencoderConfig(network=LinearNetworkConfig(), bottleneck=SparseConfig(channels=40, k=4))
+    create(config, image=(3, 16, 16)).save(tmp_path / "sparse")
     data = ("--data", shapes_folder, "--size", 16, "--split", "held-out")
     outcome = evaluated(tmp_path / "sparse", *data, "--probe", "flat", "--out", tmp_path / "a.json")
     assert outcome.code == 0, outcome
@@ -358,8 +356,7 @@ def test_a_place_that_cannot_be_written_is_no_traceback(finished_vae, flag):
 
 
 def test_ctrl_c_does_not_promise_that_something_was_saved(monkeypatch, capsys):
-    from ldm.cli import evaluate
-    from ldm.cli import main as command
+    from ldm.cli import evaluate, main
 
     def interrupted(_: list[str]) -> None:
         raise KeyboardInterrupt
@@ -367,7 +364,7 @@ def test_ctrl_c_does_not_promise_that_something_was_saved(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "main", interrupted)
     monkeypatch.setattr("sys.argv", ["ldm", "evaluate", "runs/vae"])
     with pytest.raises(SystemExit) as ended:
-        command.entry()
+        main.entry()
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: stopped; nothing was written\n"
 
@@ -376,8 +373,8 @@ def test_ctrl_c_does_not_promise_that_something_was_saved(monkeypatch, capsys):
 def test_torchrun_takes_none_of_the_flags_for_its_own(finished_vae, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     flags = ["--images", "5", "--batch-size", "2", "--split", "all", "--device", "cpu", "--size", "16"]
-    command = [*launch, "-m", "ldm", "evaluate", str(finished_vae), *flags, "--out", str(tmp_path / "a.json")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    main = [*launch, "-m", "ldm", "evaluate", str(finished_vae), *flags, "--out", str(tmp_path / "a.json")]
+    ended = subprocess.run(main, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert json.loads((tmp_path / "a.json").read_text())["count"] == 5
 

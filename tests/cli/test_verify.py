@@ -9,8 +9,8 @@ import pytest
 
 from ldm.cli.verify import hold
 from ldm.errors import LDMError
-from ldm.truths.figure import at_least, at_most, skipped, told
-from ldm.truths.table import TRUTHS
+from ldm.verify.check import at_least, at_most, info, skipped
+from ldm.verify.table import CHECKS
 from tests.conftest import ROOT, Outcome, ran
 
 
@@ -31,7 +31,7 @@ def test_it_prints_a_row_for_each_figure_of_the_truths_that_are_named_and_exits_
 
 
 def test_one_failure_is_named_after_the_whole_table_was_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    circle = [at_most("circumference over diameter", math.pi, 3), told("of that, digits known", 105e12)]
+    circle = [at_most("circumference over diameter", math.pi, 3), info("of that, digits known", 105e12)]
     more = [at_least("sides", 0, 0), skipped("area", "needs a ruler")]
     with pytest.raises(LDMError, match=r"^1 of 4 figures fail: circle: circumference over diameter$") as failed:
         hold([("circle", circle), ("point", more)])
@@ -54,10 +54,10 @@ def test_it_is_nothing_to_fail_where_all_holds(capsys: pytest.CaptureFixture[str
         (["--smal"], "--smal is not understood; did you mean --small?"),
     ],
 )
-def test_an_unknown_word_exits_2_with_its_neighbour(arguments: list[str], told: str) -> None:
+def test_an_unknown_word_exits_2_with_its_neighbor(arguments: list[str], info: str) -> None:
     outcome = verified(*arguments)
     assert outcome.code == 2 and not outcome.out
-    assert told in outcome.err and outcome.err.count("\n") == 1
+    assert info in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_help_names_every_truth_without_torch() -> None:
@@ -68,6 +68,6 @@ def test_help_names_every_truth_without_torch() -> None:
     outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert outcome.returncode == 0
     assert all(
-        re.search(rf"^  {name} +{re.escape(what)}$", outcome.stdout, re.MULTILINE) for name, what in TRUTHS.items()
+        re.search(rf"^  {name} +{re.escape(what)}$", outcome.stdout, re.MULTILINE) for name, what in CHECKS.items()
     )
     assert max(map(len, outcome.stdout.splitlines())) <= 120

@@ -10,11 +10,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from ldm import config
 from ldm.autoencoder.model import Autoencoder
-from ldm.data.batches import in_chunks
+from ldm.config import reader
+from ldm.data.batches import iter_batches
 from ldm.data.datasets import open_dataset
-from ldm.settings import StageOne
+from ldm.settings import TrainVAEConfig
 from tests.conftest import STAGE_ONE, STAGE_TWO, ran
 
 
@@ -49,12 +49,12 @@ KINDS: dict[str, tuple[Any, int, str, dict[str, object]]] = {
 
 def trained(kind: str, folder: Path) -> Path:
     """A finished miniature run of stage one."""
-    write, channels, dtype, settings = KINDS[kind]
+    write, channels, dtype, config = KINDS[kind]
     (folder / "images").mkdir()
     for index, pixels in enumerate(waves(channels, dtype)):
         write(folder / "images" / f"{index:02d}", pixels)
     (folder / "vae.yaml").write_text(STAGE_ONE.format(data=folder / "images"))
-    flags = [part for name, value in settings.items() for part in (f"--data.{name}", value)]
+    flags = [part for name, value in config.items() for part in (f"--data.{name}", value)]
     outcome = ran("train_vae", folder / "vae.yaml", "--out", folder / "run", "--run.steps", 3, *flags)
     assert outcome.code == 0, outcome.err
     return folder / "run"
@@ -63,8 +63,8 @@ def trained(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_any_images_trains_and_reconstructs_them(kind: str, tmp_path: Path) -> None:
     run = trained(kind, tmp_path)
-    data = config.load(StageOne, run / "config.yaml", {}).data
-    ((_, images),) = in_chunks(open_dataset(data), data, [0, 5])
+    data = reader.load(TrainVAEConfig, run / "config.yaml", {}).data
+    ((_, images),) = iter_batches(open_dataset(data), data, [0, 5])
     assert images.shape[1:] == data.shape and images.aminmax().min < -0.5 and images.aminmax().max > 0.5
     with torch.no_grad():
         assert Autoencoder.load(run).reconstruct(images).shape == images.shape

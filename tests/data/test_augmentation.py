@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ldm.data.augmentation import Draws, augmented, draws
-from ldm.data.batches import ImageBatches, Order, in_chunks
+from ldm.data.batches import BatchSampler, ImageBatches, iter_batches
+from ldm.data.config import AugmentConfig, FolderConfig
 from ldm.data.datasets import Dataset
-from ldm.data.settings import Augment, Folder
 from ldm.randomness import derived_seed
 from ldm.shapes import to_float
 
@@ -20,15 +20,15 @@ IMAGE = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def dataset(**more: Any) -> Dataset:
-    settings = Folder(path="drawn", **{"size": (8, 8), **more})
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, *settings.sides)).astype(np.uint8)
+    config = FolderConfig(path="drawn", **{"size": (8, 8), **more})
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, *config.sides)).astype(np.uint8)
     names = [str(index) for index in range(20)]
-    return Dataset(settings, names, np.zeros(20, dtype=np.int64), [], names, "drawn", lambda index: pixels[index])
+    return Dataset(config, names, np.zeros(20, dtype=np.int64), [], names, "drawn", lambda index: pixels[index])
 
 
 def batches(batch_size: int = 4, seed: int = 0, **more: Any) -> ImageBatches:
     data = dataset(**more)
-    return ImageBatches(data, data.settings, Order(tuple(range(20)), seed, batch_size))
+    return ImageBatches(data, data.config, BatchSampler(tuple(range(20)), seed, batch_size))
 
 
 def seen(given: ImageBatches, epochs: int) -> dict[tuple[int, int], torch.Tensor]:
@@ -43,16 +43,16 @@ def test_a_setting_never_changes_what_another_one_draws() -> None:
     """The numbers of crop and flip stand first, where they stood before there were others."""
     numbers = np.random.default_rng(derived_seed(3, "augmentation", 1, 7)).random(len(Draws._fields)).tolist()
     assert list(draws(3, 1, 7)) == numbers and Draws._fields[:3] == ("top", "left", "flip")
-    drawn, with_all = draws(0, 0, 0), Augment(**ALL)
+    drawn, with_all = draws(0, 0, 0), AugmentConfig(**ALL)
     neutral = {"turns": {"turn": 0.0}, "flip_vertical": {"flip_vertical": 0.9}, "zoom": {"zoom": 0.0}}
     for name in ALL:
-        without = Augment(**{**ALL, name: getattr(Augment(), name)})
+        without = AugmentConfig(**{**ALL, name: getattr(AugmentConfig(), name)})
         still = drawn._replace(**neutral.get(name, {name: 0.5}))  # at which the setting changes nothing
         torch.testing.assert_close(augmented(IMAGE, still, with_all), augmented(IMAGE, drawn, without))
 
 
 def test_what_an_epoch_shows_does_not_depend_on_the_batch_and_every_epoch_shows_another() -> None:
-    augment = Augment(**ALL)
+    augment = AugmentConfig(**ALL)
     small, large = seen(batches(4, augment=augment), 2), seen(batches(10, augment=augment), 2)
     assert small.keys() == large.keys() and all(torch.equal(small[place], large[place]) for place in small)
     assert all(not torch.equal(small[0, index], small[1, index]) for index in range(20))
@@ -61,33 +61,35 @@ def test_what_an_epoch_shows_does_not_depend_on_the_batch_and_every_epoch_shows_
 
 
 def test_no_augmentation_and_one_that_does_nothing_are_the_same() -> None:
-    plain, nothing = seen(batches(flip=True), 1), seen(batches(flip=True, augment=Augment()), 1)
+    plain, nothing = seen(batches(flip=True), 1), seen(batches(flip=True, augment=AugmentConfig()), 1)
     assert all(torch.equal(plain[place], nothing[place]) for place in plain)
 
 
 def test_evaluation_and_the_latent_cache_see_plain_views() -> None:
-    given, plain = dataset(augment=Augment(**ALL)), dataset()
+    given, plain = dataset(augment=AugmentConfig(**ALL)), dataset()
     for (_, images), (_, expected) in zip(
-        in_chunks(given, given.settings, [3, 1]), in_chunks(plain, plain.settings, [3, 1]), strict=True
+        iter_batches(given, given.config, [3, 1]), iter_batches(plain, plain.config, [3, 1]), strict=True
     ):
         assert torch.equal(images, expected)
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (6, 8)])
 def test_turns_are_exact_and_equally_frequent_and_a_rectangle_keeps_its_sides(sides: tuple[int, int]) -> None:
-    given = batches(size=sides, augment=Augment(turns=True))
+    given = batches(size=sides, augment=AugmentConfig(rotate90=True))
     quarters = [0, 1, 2, 3] if sides[0] == sides[1] else [0, 2]
     counts = dict.fromkeys(quarters, 0)
     for (_, index), image in seen(given, 20).items():
         plain = to_float(given.dataset.image(index))
-        (turned,) = [turn for turn in quarters if torch.equal(image, torch.rot90(plain, turn, (-2, -1)))]
+        (turned,) = [
+            micro_step for micro_step in quarters if torch.equal(image, torch.rot90(plain, micro_step, (-2, -1)))
+        ]
         counts[turned] += 1
     expected = 400 / len(quarters)
     assert all(abs(count - expected) < 4 * math.sqrt(expected) for count in counts.values())
 
 
 def test_about_half_of_the_images_are_mirrored_top_to_bottom() -> None:
-    given = batches(augment=Augment(flip_vertical=True))
+    given = batches(augment=AugmentConfig(flip_vertical=True))
     mirrored = 0
     for (_, index), image in seen(given, 20).items():
         plain = to_float(given.dataset.image(index))
@@ -103,7 +105,7 @@ def test_zoom_enlarges_a_part_of_the_image_that_lies_anywhere_in_it() -> None:
     slope = (ramp[0, 0, 40] - ramp[0, 0, 20]).item()
     starts = []
     for zoom, left in ((0.0, 0.5), (0.5, 0.0), (1.0, 0.0), (1.0, 0.999)):
-        found = augmented(ramp, STILL._replace(zoom=zoom, zoom_left=left), Augment(zoom=2.0))
+        found = augmented(ramp, STILL._replace(zoom=zoom, zoom_left=left), AugmentConfig(zoom=2.0))
         assert found.shape == ramp.shape and found.abs().max() <= 1
         assert (found[0, 9, 40] - found[0, 9, 20]).item() == pytest.approx(slope / 2**zoom, rel=0.02)
         starts.append(found[0, 9, 0].item())
@@ -115,7 +117,7 @@ def test_brightness_adds_contrast_multiplies_and_both_are_clipped() -> None:
 
     def toned(brightness: float, contrast: float) -> list[float]:
         drawn = STILL._replace(brightness=brightness, contrast=contrast)
-        return augmented(image, drawn, Augment(brightness=0.4, contrast=0.5)).flatten().tolist()
+        return augmented(image, drawn, AugmentConfig(brightness=0.4, contrast=0.5)).flatten().tolist()
 
     assert toned(0.5, 0.5) == pytest.approx([-1, -0.5, 0, 0.5, 1])
     assert toned(0.75, 0.5) == pytest.approx([-0.8, -0.3, 0.2, 0.7, 1])
@@ -126,6 +128,6 @@ def test_brightness_adds_contrast_multiplies_and_both_are_clipped() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 def test_the_alpha_of_two_and_four_channels_is_not_toned(channels: int) -> None:
     image = torch.full((channels, 4, 4), 0.25)
-    found = augmented(image, STILL._replace(brightness=0.9), Augment(brightness=0.5))
+    found = augmented(image, STILL._replace(brightness=0.9), AugmentConfig(brightness=0.5))
     colors = channels - (channels in (2, 4))
     assert bool((found[:colors] > 0.5).all()) and torch.equal(found[colors:], image[colors:])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.batches import ImageBatches, Order, in_chunks, plain_view, shuffled
+from ldm.data.batches import BatchSampler, ImageBatches, eval_view, iter_batches, shuffled
+from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset
-from ldm.data.settings import Folder
 from ldm.randomness import StepRandom, derived_seed, generator
 from ldm.shapes import to_float
 
@@ -18,8 +18,8 @@ SAMPLES = tuple(range(100, 137))
 DIVISIONS = list(product((1, 2, 4), (1, 2, 4)))  # processes, accumulation
 
 
-def order(**more: Any) -> Order:
-    return Order(**{"samples": SAMPLES, "seed": 0, "batch_size": 16, **more})
+def order(**more: Any) -> BatchSampler:
+    return BatchSampler(**{"samples": SAMPLES, "seed": 0, "batch_size": 16, **more})
 
 
 def pixels(index: int) -> np.ndarray:
@@ -29,15 +29,15 @@ def pixels(index: int) -> np.ndarray:
 
 
 def dataset(count: int = 40, **more: Any) -> Dataset:
-    settings = Folder(**{"path": "drawn", "size": 8, "resize": False, **more})
+    config = FolderConfig(**{"path": "drawn", "size": 8, "resize": False, **more})
     labels = np.arange(count, dtype=np.int64) % 3
     names = [str(index) for index in range(count)]
-    return Dataset(settings, names, labels, ["a", "b", "c"], names, "drawn", pixels)
+    return Dataset(config, names, labels, ["a", "b", "c"], names, "drawn", pixels)
 
 
 def batches(seed: int = 0, batch_size: int = 8, samples: int = 40, **more: Any) -> ImageBatches:
     data = dataset(samples, **more)
-    return ImageBatches(data, data.settings, Order(tuple(range(samples)), seed, batch_size))
+    return ImageBatches(data, data.config, BatchSampler(tuple(range(samples)), seed, batch_size))
 
 
 # ---- which images
@@ -69,8 +69,8 @@ def test_the_parts_of_a_step_tile_the_same_global_batch(processes: int, accumula
     for step in range(5):
         whole = order().draw(step)
         parts = [
-            order(processes=processes, accumulation=accumulation, rank=rank).draw(step * accumulation + turn)
-            for turn in range(accumulation)
+            order(processes=processes, accumulation=accumulation, rank=rank).draw(step * accumulation + micro_step)
+            for micro_step in range(accumulation)
             for rank in range(processes)
         ]
         assert [index for part in parts for index in part.indices] == whole.indices
@@ -107,8 +107,8 @@ def test_seeds_of_different_positions_never_meet():
 
 
 def test_normal_and_uniform_numbers_are_what_they_are_called():
-    random, count = StepRandom(0, 0, 50_000), 50_000
-    normal, uniform = random.normal("noise").double(), random.uniform("dropout").double()
+    rng, count = StepRandom(0, 0, 50_000), 50_000
+    normal, uniform = rng.normal("noise").double(), rng.uniform("dropout").double()
     assert abs(normal.mean()) < 4 / math.sqrt(count) and abs(normal.std() - 1) < 4 / math.sqrt(2 * count)
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 4 / math.sqrt(12 * count)
 
@@ -116,7 +116,7 @@ def test_normal_and_uniform_numbers_are_what_they_are_called():
 # ---- how they are seen
 
 
-def test_what_an_epoch_shows_of_an_image_does_not_depend_on_its_neighbours():
+def test_what_an_epoch_shows_of_an_image_does_not_depend_on_its_neighbors():
     def views(batch_size: int) -> dict[tuple[int, int], torch.Tensor]:
         found, given = {}, batches(batch_size=batch_size, flip=True, crop="random")
         for step in range(80 // batch_size):
@@ -141,7 +141,7 @@ def test_another_epoch_or_seed_shows_an_image_in_another_way():
 def test_about_half_of_the_views_are_exact_mirror_images():
     given, mirrored = batches(flip=True), 0
     for epoch, index in product(range(25), range(40)):
-        view, plain = given.view(epoch, index), plain_view(given.dataset, given.settings, index)
+        view, plain = given.view(epoch, index), eval_view(given.dataset, given.config, index)
         is_mirrored = torch.equal(view, plain.flip(-1))
         assert is_mirrored != torch.equal(view, plain)
         mirrored += is_mirrored
@@ -151,7 +151,7 @@ def test_about_half_of_the_views_are_exact_mirror_images():
 def test_without_augmentation_every_view_is_the_plain_one():
     given = batches()
     for epoch, index in product(range(3), range(40)):
-        assert torch.equal(given.view(epoch, index), plain_view(given.dataset, given.settings, index))
+        assert torch.equal(given.view(epoch, index), eval_view(given.dataset, given.config, index))
 
 
 def test_random_crops_are_squares_of_the_image_and_reach_every_place():
@@ -168,7 +168,7 @@ def test_random_crops_are_squares_of_the_image_and_reach_every_place():
 def test_the_plain_view_is_the_center_and_never_mirrored():
     for crop in ("center", "random"):
         data = dataset(flip=True, crop=crop)
-        view = plain_view(data, data.settings, 5)
+        view = eval_view(data, data.config, 5)
         top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
         assert abs(top - 1.5) <= 0.5 and abs(left - 0.5) <= 0.5
         assert torch.equal(view, torch.tensor(pixels(5))[:, top : top + 8, left : left + 8])
@@ -186,15 +186,15 @@ def test_a_batch_holds_the_views_in_range_with_their_labels():
 
 def test_chunks_hold_every_image_once_in_its_plain_view():
     data, asked = dataset(), [7, 3, 3, 39, 0, 12, 1]
-    chunks = list(in_chunks(data, data.settings, asked, size=3))
+    chunks = list(iter_batches(data, data.config, asked, size=3))
     assert [index for indices, _ in chunks for index in indices] == asked
     assert [len(images) for _, images in chunks] == [3, 3, 1]
-    expected = torch.stack([plain_view(data, data.settings, index) for index in asked])
+    expected = torch.stack([eval_view(data, data.config, index) for index in asked])
     assert torch.equal(torch.cat([images for _, images in chunks]), to_float(expected))
 
 
 def test_a_late_step_is_drawn_as_fast_as_an_early_one() -> None:
     """Resuming at step 10,000 shuffles the one pass it stands in, not the hundreds before it."""
     shuffled.cache_clear()
-    Order(tuple(range(100)), seed=0, batch_size=8).draw(10_000)
+    BatchSampler(tuple(range(100)), seed=0, batch_size=8).draw(10_000)
     assert shuffled.cache_info().misses <= 2

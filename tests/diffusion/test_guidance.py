@@ -17,9 +17,9 @@ class Network(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        random = generator(seed, "network")
-        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS, dtype=torch.float64, generator=random))
-        self.offsets = nn.Parameter(torch.randn(CLASSES + 1, CHANNELS, dtype=torch.float64, generator=random))
+        rng = generator(seed, "network")
+        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS, dtype=torch.float64, generator=rng))
+        self.offsets = nn.Parameter(torch.randn(CLASSES + 1, CHANNELS, dtype=torch.float64, generator=rng))
         self.seen: list[Tensor] = []
 
     def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from ldm.diffusion.config import LogNormalConfig, LogUniformConfig, SamplingConfig
 from ldm.diffusion.noise import DENSITIES, karras_sigmas, sample_sigmas
-from ldm.diffusion.settings import LogNormal, LogUniform, Sampling
 from ldm.randomness import generator
 
 COUNT = 200_000
@@ -21,14 +21,14 @@ def test_noise_levels_are_positive_float32_and_a_function_of_the_generator(densi
 
 
 def test_the_logarithm_of_log_normal_noise_levels_has_the_stated_mean_and_std() -> None:
-    logs = sample_sigmas(LogNormal(mean=-0.7, std=1.3), COUNT, generator(0, "sigma")).double().log()
+    logs = sample_sigmas(LogNormalConfig(mean=-0.7, std=1.3), COUNT, generator(0, "sigma")).double().log()
     assert abs(logs.mean() + 0.7) < 4 * 1.3 / math.sqrt(COUNT)
     assert abs(logs.std() - 1.3) < 4 * 1.3 / math.sqrt(2 * COUNT)
     assert abs(((logs - logs.mean()) / logs.std()).pow(4).mean() - 3) < 4 * math.sqrt(96 / COUNT)
 
 
 def test_the_logarithm_of_log_uniform_noise_levels_is_even_between_the_bounds() -> None:
-    logs = sample_sigmas(LogUniform(low=0.1, high=20.0), COUNT, generator(0, "sigma")).double().log()
+    logs = sample_sigmas(LogUniformConfig(low=0.1, high=20.0), COUNT, generator(0, "sigma")).double().log()
     low, high = math.log(0.1), math.log(20.0)
     quantiles = torch.linspace(0, 1, 21, dtype=torch.float64)
     assert torch.allclose(logs.quantile(quantiles), low + quantiles * (high - low), atol=4 * 0.5 * 5.3 / COUNT**0.5)
@@ -36,7 +36,7 @@ def test_the_logarithm_of_log_uniform_noise_levels_is_even_between_the_bounds() 
 
 
 def test_the_time_of_flow_matching_is_logit_normal_exactly_when_sigma_is_log_normal() -> None:
-    sigma = sample_sigmas(LogNormal(mean=-0.4, std=1.2), COUNT, generator(0, "sigma")).double()
+    sigma = sample_sigmas(LogNormalConfig(mean=-0.4, std=1.2), COUNT, generator(0, "sigma")).double()
     time = sigma / (1 + sigma)
     quantiles = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
     logit_normal = torch.sigmoid(-0.4 + 1.2 * Normal(0, 1).icdf(quantiles))
@@ -47,10 +47,10 @@ def test_the_time_of_flow_matching_is_logit_normal_exactly_when_sigma_is_log_nor
 
 def test_a_shift_of_time_adds_its_logarithm_to_the_mean_of_ln_sigma() -> None:
     shift = 3.0
-    sigma = sample_sigmas(LogNormal(mean=0.0, std=1.0), 1000, generator(0, "sigma")).double()
+    sigma = sample_sigmas(LogNormalConfig(mean=0.0, std=1.0), 1000, generator(0, "sigma")).double()
     time = sigma / (1 + sigma)
     shifted = shift * time / (1 + (shift - 1) * time)
-    density = LogNormal(mean=math.log(shift), std=1.0)
+    density = LogNormalConfig(mean=math.log(shift), std=1.0)
     expected = sample_sigmas(density, 1000, generator(0, "sigma")).double()
     assert torch.allclose(shifted / (1 - shifted), expected, rtol=1e-5)
 
@@ -81,15 +81,15 @@ def test_a_grid_without_steps_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "values"),
     [
-        (LogNormal, {"std": 0.0}),
-        (LogUniform, {"low": 0.0}),
-        (LogUniform, {"low": 2.0, "high": 1.0}),
-        (Sampling, {"sigma_min": 0.0}),
-        (Sampling, {"sigma_min": 50.0}),
-        (Sampling, {"rho": 0.0}),
-        (Sampling, {"sigma_max": float("nan")}),
+        (LogNormalConfig, {"std": 0.0}),
+        (LogUniformConfig, {"low": 0.0}),
+        (LogUniformConfig, {"low": 2.0, "high": 1.0}),
+        (SamplingConfig, {"sigma_min": 0.0}),
+        (SamplingConfig, {"sigma_min": 50.0}),
+        (SamplingConfig, {"rho": 0.0}),
+        (SamplingConfig, {"sigma_max": float("nan")}),
     ],
 )
-def test_settings_without_a_meaning_are_refused_by_name(settings: type, values: dict[str, float]) -> None:
+def test_settings_without_a_meaning_are_refused_by_name(config: type, values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
-        settings(**values)
+        config(**values)

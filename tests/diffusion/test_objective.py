@@ -11,20 +11,20 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.diffusion.denoiser import PARAMETRISATIONS, Denoiser
+from ldm.batch import LatentBatch
+from ldm.diffusion.config import LogNormalConfig, UNetConfig
+from ldm.diffusion.denoiser import PARAMETRIZATIONS, Denoiser
+from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import sample_sigmas
-from ldm.diffusion.objective import DenoisingObjective, LatentBatch, loss_by_sigma
-from ldm.diffusion.settings import LogNormal
-from ldm.diffusion.settings import UNet as UNetSettings
-from ldm.diffusion.unet import UNet
+from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
 from ldm.randomness import StepRandom, generator
-from ldm.settings import StageTwo
+from ldm.settings import TrainDiffusionConfig
+from ldm.training.config import RunConfig
 from ldm.training.run import Run
-from ldm.training.settings import Run as RunSettings
 
 RANDOM = StepRandom(seed=0, step=0, total=1)
 SIGMAS = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 80.0]
-SMALL = UNetSettings(widths=(8, 16), blocks=1, attention=(1,), head_channels=8)
+SMALL = UNetConfig(widths=(8, 16), blocks=1, attention=(1,), head_channels=8)
 
 
 def drawn(*shape: int, purpose: str) -> Tensor:
@@ -34,32 +34,32 @@ def drawn(*shape: int, purpose: str) -> Tensor:
 def batch_of(count: int, dtype: torch.dtype = torch.float32) -> LatentBatch:
     """Standardized latents, noise, noise levels as in training, and all labels of three classes with 'no label'."""
     latents, noise = (drawn(count, 4, 8, 8, purpose=purpose).to(dtype) for purpose in ("latents", "noise"))
-    sigma = sample_sigmas(LogNormal(), count, generator(0, "sigma")).to(dtype)
+    sigma = sample_sigmas(LogNormalConfig(), count, generator(0, "sigma")).to(dtype)
     return LatentBatch(latents, noise, sigma, torch.arange(count) % 4)
 
 
-def denoiser_of(settings: UNetSettings = SMALL, *, awake: bool = False, parametrisation: str = "edm") -> Denoiser:
+def denoiser_of(config: UNetConfig = SMALL, *, awake: bool = False, parametrization: str = "edm") -> Denoiser:
     """As at the start of training or, awake, with no zero left in it."""
-    network, random = UNet(settings, channels=4, classes=3), generator(0, "weights")
+    network, rng = UNet(config, channels=4, classes=3), generator(0, "weights")
     for parameter in network.parameters() if awake else ():
-        nn.init.normal_(parameter, std=0.2, generator=random)
-    return Denoiser(network, parametrisation=parametrisation).eval()
+        nn.init.normal_(parameter, std=0.2, generator=rng)
+    return Denoiser(network, parametrization=parametrization).eval()
 
 
-@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
-def test_an_untrained_denoiser_scores_the_variance_of_its_target_at_every_noise_level(parametrisation: str) -> None:
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_an_untrained_denoiser_scores_the_variance_of_its_target_at_every_noise_level(parametrization: str) -> None:
     """1 for all but flow, whose target noise − clean has variance 2; within four standard errors of the mean square."""
-    expected = 2 if parametrisation == "flow" else 1
+    expected = 2 if parametrization == "flow" else 1
     latents, labels = drawn(128, 4, 8, 8, purpose="latents"), torch.zeros(128, dtype=torch.int64)
-    losses = loss_by_sigma(denoiser_of(parametrisation=parametrisation), latents, labels, SIGMAS, seed=0)
+    losses = loss_by_sigma(denoiser_of(parametrization=parametrization), latents, labels, SIGMAS, seed=0)
     assert list(losses) == SIGMAS
     assert max(abs(loss - expected) for loss in losses.values()) < 4 * expected * (2 / latents.numel()) ** 0.5
 
 
-@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
-def test_the_objective_is_the_squared_error_of_the_network_itself(parametrisation: str) -> None:
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_the_objective_is_the_squared_error_of_the_network_itself(parametrization: str) -> None:
     """Karras et al. 2022, equation 8: the weight 1 / c_out² cancels the scale of the network's output."""
-    batch, denoiser = batch_of(8, torch.float64), denoiser_of(awake=True, parametrisation=parametrisation).double()
+    batch, denoiser = batch_of(8, torch.float64), denoiser_of(awake=True, parametrization=parametrization).double()
     given: list[Tensor] = []
     denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
     loss = DenoisingObjective(denoiser)(batch, RANDOM).total
@@ -156,14 +156,14 @@ class Calls(TorchDispatchMode):
 
 def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
     """The calls of one step of `train_diffusion.py`, word by word, once the optimizer has its memory."""
-    settings = StageTwo(run=RunSettings(steps=9, batch_size=4, precision=precision))
-    run = Run(settings, out, dry=True)
+    config = TrainDiffusionConfig(run=RunConfig(steps=9, batch_size=4, precision=precision))
+    run = Run(config, out, dry=True)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume("")
     for _ in range(3):
-        batch, random, calls = run.to_device(batch_of(4)), run.random, Calls(denoiser)
+        batch, rng, calls = run.to_device(batch_of(4)), run.rng, Calls(denoiser)
         with calls:
-            losses = objective(batch, random)
+            losses = objective(batch, rng)
             run.update(losses.total)
             run.log(losses.terms)
         for handle in calls.handles:
@@ -193,7 +193,7 @@ class OneLayer(nn.Module):
 NETWORKS = {
     "one layer": lambda: OneLayer(),
     "small": lambda: UNet(SMALL, channels=4, classes=3),
-    "larger": lambda: UNet(UNetSettings(widths=(8, 16, 16), blocks=2), channels=4, classes=3),
+    "larger": lambda: UNet(UNetConfig(widths=(8, 16, 16), blocks=2), channels=4, classes=3),
 }
 
 
@@ -230,10 +230,10 @@ def test_a_step_never_waits_for_the_device(alone, tmp_path, name: str) -> None:
     assert not made & waiting
 
 
-@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
-def test_under_autocast_the_arithmetic_of_the_loss_stays_in_float32(parametrisation: str) -> None:
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_under_autocast_the_arithmetic_of_the_loss_stays_in_float32(parametrization: str) -> None:
     """The network rounds to bfloat16; the objective sees its answer, and nothing else, through that rounding."""
-    batch, denoiser = batch_of(16), denoiser_of(awake=True, parametrisation=parametrisation)
+    batch, denoiser = batch_of(16), denoiser_of(awake=True, parametrization=parametrization)
     given: list[Tensor] = []
     denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
     with torch.autocast("cpu", torch.bfloat16):

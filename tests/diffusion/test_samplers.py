@@ -179,7 +179,7 @@ def test_an_ancestral_step_has_the_mean_and_variance_of_the_posterior_of_ddpm() 
         torch.tensor([sigma, lower], dtype=torch.float64),
         noise=lambda step: unit,
     )
-    # Product of the two Gaussians N(5; x, σ² − σ'²) and N(x; clean, σ'²), normalised.
+    # Product of the two Gaussians N(5; x, σ² − σ'²) and N(x; clean, σ'²), normalized.
     variance = 1 / (1 / (sigma**2 - lower**2) + 1 / lower**2)
     mean = variance * (5.0 / (sigma**2 - lower**2) + clean / lower**2)
     assert abs(final.mean() - mean) < 4 * math.sqrt(variance / 100_000)

@@ -53,10 +53,10 @@ def imagenet_file(path: Path, kind: str) -> Path:
     """A file of torchvision's names and shapes, the weights random and without the classifier's."""
     with torch.device("meta"):
         features = {"vgg": models.vgg16, "alex": models.alexnet, "squeeze": models.squeezenet1_1}[kind]().features
-    random = generator(0, "weights")
+    rng = generator(0, "weights")
     values = {name: value.shape for name, value in features.state_dict().items()}
     torch.save(
-        {f"features.{n}": torch.randn(s, generator=random) * (2 / s[1:].numel()) ** 0.5 for n, s in values.items()},
+        {f"features.{n}": torch.randn(s, generator=rng) * (2 / s[1:].numel()) ** 0.5 for n, s in values.items()},
         path,
     )
     return path

@@ -22,9 +22,9 @@ def drawn(*shape: int, purpose: str = "input") -> Tensor:
 
 def awake(module: nn.Module) -> Any:
     """The same module in float64 with every parameter random: nothing starts at zero."""
-    random = generator(0, "weights")
+    rng = generator(0, "weights")
     for parameter in module.double().parameters():
-        nn.init.normal_(parameter, std=0.3, generator=random)
+        nn.init.normal_(parameter, std=0.3, generator=rng)
     return module
 
 
@@ -109,7 +109,7 @@ def test_fourier_features_lie_on_circles_so_their_mean_square_is_one(channels: i
     assert FourierFeatures(channels).frequencies[[0, -1]].tolist() == pytest.approx([1, 64 if channels > 2 else 1])
 
 
-def test_fourier_features_tell_neighbouring_noise_levels_apart() -> None:
+def test_fourier_features_tell_neighboring_noise_levels_apart() -> None:
     """Ten per cent of sigma are seen anywhere between 0.002 and 200."""
     features = FourierFeatures(64).double()
     conditions = torch.arange(math.log(0.002), math.log(200), math.log(1.1), dtype=torch.float64) / 4

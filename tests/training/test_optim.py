@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.ema import LENGTHS, PowerAverages, exponent
+from ldm.training.config import OptimConfig
+from ldm.training.ema import SIGMA_RELS, PowerEMA, gamma_from_sigma_rel
 from ldm.training.optim import GuardedAdamW, learning_rate
-from ldm.training.settings import Optim
-from ldm.training.state import State
+from ldm.training.train_state import TrainState
 
 
 def network() -> nn.Module:
@@ -31,7 +31,7 @@ def loss_of(module: nn.Module, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("clip", [1e-2, 1e3])
 def test_a_step_is_clip_grad_norm_and_adamw(clip):
     ours, theirs = network(), network()
-    optimizer = GuardedAdamW(dict(ours.named_parameters()), Optim(clip=clip, weight_decay=0.1), None)
+    optimizer = GuardedAdamW(dict(ours.named_parameters()), OptimConfig(clip=clip, weight_decay=0.1), None)
     reference = torch.optim.AdamW(theirs.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
     for step in range(20):
         loss = loss_of(ours, step)
@@ -51,7 +51,7 @@ def test_a_step_is_clip_grad_norm_and_adamw(clip):
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
     module = network()
-    state = State(module, Optim(), None, span=whole)
+    state = TrainState(module, OptimConfig(), None, window=whole)
 
     def advance(number: int, *, broken: bool) -> None:
         loss = loss_of(module, number)
@@ -67,38 +67,38 @@ def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
     advance(4, broken=True)
     advance(5, broken=False)
     after = {f"{file} {name}": t for file, tensors in state.tensors().items() for name, t in tensors.items()}
-    assert state.optimizer.alive == 0
+    assert state.optimizer.all_finite == 0
     for name, value in before.items():
         assert value.equal(after[name]), name
 
 
 def test_the_learning_rate_warms_up_and_ends_at_a_hundredth():
-    settings = Optim(lr=2.0, warmup=10)
-    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    config = OptimConfig(lr=2.0, warmup=10)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
-    assert rates[10] == 2.0 and learning_rate(settings, 100, 100) == pytest.approx(0.02)
-    assert learning_rate(Optim(lr=2.0, warmup=10, schedule="constant"), 99, 100) == 2.0
-    assert learning_rate(Optim(lr=2.0, warmup=10), 0, 3) > 0
+    assert rates[10] == 2.0 and learning_rate(config, 100, 100) == pytest.approx(0.02)
+    assert learning_rate(OptimConfig(lr=2.0, warmup=10, schedule="constant"), 99, 100) == 2.0
+    assert learning_rate(OptimConfig(lr=2.0, warmup=10), 0, 3) > 0
 
 
 @pytest.mark.parametrize(("length", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
 def test_the_exponents_are_those_of_the_paper(length, gamma):
     """Karras et al. 2024, section 3.1."""
-    assert exponent(length) == pytest.approx(gamma, abs=0.01)
+    assert gamma_from_sigma_rel(length) == pytest.approx(gamma, abs=0.01)
 
 
 def test_the_learning_rate_goes_through_its_schedule_once_in_every_span():
-    settings = Optim(lr=2.0, warmup=3)
-    state = State(network(), settings, None, span=lambda step: (0, 20) if step < 20 else (20, 50))
-    first = [learning_rate(settings, step, 20) for step in range(20)]
-    second = [learning_rate(settings, step, 30) for step in range(30)]
+    config = OptimConfig(lr=2.0, warmup=3)
+    state = TrainState(network(), config, None, window=lambda step: (0, 20) if step < 20 else (20, 50))
+    first = [learning_rate(config, step, 20) for step in range(20)]
+    second = [learning_rate(config, step, 30) for step in range(30)]
     assert [state.lr(step) for step in range(50)] == first + second
 
 
 def test_what_is_frozen_is_moved_by_no_momentum_and_no_decay_and_learns_on_afterwards():
     module = network()
-    optimizer = GuardedAdamW(dict(module.named_parameters()), Optim(weight_decay=0.1), None)
+    optimizer = GuardedAdamW(dict(module.named_parameters()), OptimConfig(weight_decay=0.1), None)
 
     def advance(number: int) -> None:
         loss = loss_of(module, number)
@@ -120,12 +120,12 @@ def test_what_is_frozen_is_moved_by_no_momentum_and_no_decay_and_learns_on_after
     assert not module[0].weight.equal(before[0])
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", SIGMA_RELS)
 def test_an_average_has_the_relative_length_it_is_named_after(length):
     """The weight of each step in the average, found by averaging the unit vectors; its spread relative to the run."""
     steps = 1000
     weights = torch.zeros(steps, dtype=torch.float64)
-    averages = PowerAverages([weights])
+    averages = PowerEMA([weights])
     for step in range(1, steps + 1):
         weights.zero_()[step - 1] = 1
         averages.update(step, torch.ones(()))
@@ -138,7 +138,7 @@ def test_an_average_has_the_relative_length_it_is_named_after(length):
 
 def test_the_first_update_forgets_the_untrained_weights():
     weights = torch.zeros(4)
-    averages = PowerAverages([weights])
+    averages = PowerEMA([weights])
     weights.fill_(3)
     averages.update(1, torch.ones(()))
     assert all(average[0].equal(weights) for average in averages.averages.values())
@@ -146,13 +146,13 @@ def test_the_first_update_forgets_the_untrained_weights():
 
 def test_looking_at_the_averaged_module_does_not_touch_training():
     module = network()
-    state = State(module, Optim(), None, span=whole)
+    state = TrainState(module, OptimConfig(), None, window=whole)
     for number in range(1, 4):
         loss = loss_of(module, number)
         loss.backward()
         state.advance(number, 1e-1, loss.detach())
     before = [p.detach().clone() for p in module.parameters()]
-    average = state.averaged("0.05")
+    average = state.ema_model("0.05")
     assert not average.training and module.training
     for mine, theirs, stored in zip(
         module.parameters(), average.parameters(), state.averages.averages["0.05"], strict=True
@@ -162,7 +162,10 @@ def test_looking_at_the_averaged_module_does_not_touch_training():
 
 
 def test_a_checksum_sees_a_single_bit():
-    one, two = State(network(), Optim(), None, span=whole), State(network(), Optim(), None, span=whole)
+    one, two = (
+        TrainState(network(), OptimConfig(), None, window=whole),
+        TrainState(network(), OptimConfig(), None, window=whole),
+    )
     assert one.checksum().equal(two.checksum())
     with torch.no_grad():
         two.module[0].weight.view(torch.int32)[0, 0] ^= 1

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ldm.errors import ConfigError, DivergedError
-from ldm.training import interruption
-from ldm.training.devices import resolved_precision
-from ldm.training.folder import RunFolder
-from ldm.training.history import History
-from ldm.training.interruption import listening
-from ldm.training.settings import Run
+from ldm.training import signals
+from ldm.training.config import RunConfig
+from ldm.training.devices import resolve_precision
+from ldm.training.metrics_log import MetricsLog
+from ldm.training.run_folder import RunFolder
+from ldm.training.signals import catch_signals
 
 
 class OneProcess:
@@ -24,8 +24,8 @@ class OneProcess:
     num_processes, is_main_process, scaler, device = 1, True, None, torch.device("cpu")
 
 
-def history(folder: Path, **settings: int) -> History:
-    return History(RunFolder(folder), OneProcess(), Run(**settings), 0)  # type: ignore[arg-type]
+def history(folder: Path, **config: int) -> MetricsLog:
+    return MetricsLog(RunFolder(folder), OneProcess(), RunConfig(**config), 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -66,9 +66,9 @@ def test_a_log_cut_short_by_a_crash_is_read_and_cut_back(tmp_path):
 
 
 def test_the_first_signal_raises_the_flag_and_a_later_one_interrupts(monkeypatch):
-    monkeypatch.setattr(interruption, "ECHO", 0.0)
+    monkeypatch.setattr(signals, "ECHO", 0.0)
     before = signal.getsignal(signal.SIGTERM)
-    with listening() as flag:
+    with catch_signals() as flag:
         assert not flag.name
         os.kill(os.getpid(), signal.SIGTERM)
         assert flag.name == "SIGTERM"
@@ -79,7 +79,7 @@ def test_the_first_signal_raises_the_flag_and_a_later_one_interrupts(monkeypatch
 
 def test_ctrl_c_that_a_launcher_passes_on_does_not_tear_the_step_down():
     """The terminal tells every process, and torchrun tells its workers once more a moment later."""
-    with listening() as flag:
+    with catch_signals() as flag:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert flag.name == "SIGINT"
@@ -89,5 +89,5 @@ def test_half_precision_that_would_silently_be_single_is_refused():
     if torch.cuda.is_available():
         pytest.skip("a GPU does train in float16")
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        resolved_precision("fp16")
-    assert resolved_precision("auto") in ("fp32", "bf16") and resolved_precision("bf16") == "bf16"
+        resolve_precision("fp16")
+    assert resolve_precision("auto") in ("fp32", "bf16") and resolve_precision("bf16") == "bf16"

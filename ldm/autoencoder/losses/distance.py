@@ -1,0 +1,57 @@
+"""How far a reconstruction is from its image, value by value."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.shapes import Images
+
+HUBER_DELTA = 0.1  # of the Huber distance, where images are in [-1, 1]
+
+
+def l1(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
+    """Absolute difference."""
+    return (images - reconstruction).abs()
+
+
+def mse(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
+    """Squared difference."""
+    return (images - reconstruction).square()
+
+
+def huber(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
+    """d - 0.05 where the absolute difference d is above 0.1, and d² / 0.2 below."""
+    return F.smooth_l1_loss(reconstruction, images, beta=HUBER_DELTA, reduction="none")
+
+
+def gaussian(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
+    """Negative log likelihood in nats of each value of the image around its reconstruction.
+
+    `logvar` (channels x 1 x 1) is the log of the variance and is learned (Rybkin et al. 2021); with a KL weight of 1
+    the whole objective is then the negative evidence lower bound per image value.
+    """
+    squared = (images - reconstruction).square() / logvar.exp()
+    return 0.5 * (squared + logvar + math.log(2 * math.pi))
+
+
+def emphasized(distance: Tensor, corrupted_elements: Tensor | None, emphasis: float | None) -> Tensor:
+    """The mean of a distance in which elements that a corruption touched weigh `emphasis`, and the others the rest.
+
+    Vincent et al. 2010, equation 16, over the sum of an image's weights: 1 looks at touched elements alone. Without an
+    emphasis, and where everything was touched, all weigh the same.
+    """
+    if corrupted_elements is None or emphasis is None:
+        return distance.mean()
+    weight = corrupted_elements.to(distance.dtype) * (2 * emphasis - 1) + (1 - emphasis)
+    weight = weight.expand_as(distance).flatten(1)
+    return ((weight * distance.flatten(1)).sum(1) / weight.sum(1).clamp_min(1e-12)).mean()
+
+
+DISTANCES: dict[str, Callable[[Images, Images, Tensor], Tensor]] = {
+    "l1": l1,
+    "mse": mse,
+    "huber": huber,
+    "gaussian": gaussian,
+}

@@ -1,0 +1,172 @@
+"""The command line of a script: a config file, flags of the script's own, and one flag per setting.
+
+`--help` is made of the settings themselves: their names, types, defaults and the comments beside them.
+"""
+
+import argparse
+import inspect
+import io
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType
+from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
+
+from ldm.config import reader
+from ldm.config.yaml_file import inline
+from ldm.errors import ConfigError
+
+T = TypeVar("T")
+
+_METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", NoneType: "null"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag of the script itself, beside those of the settings."""
+
+    help: str
+    metavar: str | None = None  # None: it takes no value, and is True when given and False otherwise
+    required: bool = False
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """What a person asked for."""
+
+    config: T
+    file: Path
+    options: dict[str, str | bool | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """For a command without a config. Answers a wrong command line as the training scripts do: in one line."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """What the command line says, or ConfigError with the flag that was probably meant."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
+            near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            raise ConfigError(f"{unknown[0]} is not understood; {advice}")
+        return options
+
+
+def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, options: dict[str, Option]) -> Command[T]:
+    """The command `prog CONFIG.yaml --option VALUE --section.field VALUE`, in any order; `--help` prints and exits.
+
+    Dashes in flags equal underscores. Each option is found in the result under its key in `options`.
+    """
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        rows = [(f"--{name} {option.metavar or ''}", option.help) for name, option in options.items()]
+        print("\n\n".join([_usage(prog, options), description, _table(rows), describe(cls)]))
+        raise SystemExit(0)
+    files, given = _split(arguments, options, reader.setting_names(cls))
+    if len(files) != 1:
+        raise ConfigError(f"expected one config file, not {', '.join(files) or 'none'}; {_usage(prog, options)}")
+    for name, option in options.items():
+        if option.required and name not in given:
+            raise ConfigError(f"--{name} is missing; {_usage(prog, options)}")
+    chosen = {name: given.pop(name, option.default if option.metavar else False) for name, option in options.items()}
+    config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()})
+    return Command(config, Path(files[0]), chosen)
+
+
+def _split(
+    arguments: list[str], options: dict[str, Option], names: list[str]
+) -> tuple[list[str], dict[str, str | bool | None]]:
+    """The arguments without a flag, and what was given for each option and setting."""
+    known = {name.replace("-", "_"): name for name in [*names, *options]}
+    files: list[str] = []
+    given: dict[str, str | bool | None] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            files.append(argument)
+            continue
+        flag, equals, text = argument.partition("=")
+        name = known.get(flag.removeprefix("--").replace("-", "_"))
+        if name is None:
+            raise ConfigError(f"{flag} is not a flag; {reader.advice(flag.lstrip('-'), [*options, *names], '--')}")
+        if name in given:
+            raise ConfigError(f"{flag} is given twice")
+        if name in options and options[name].metavar is None:
+            if equals:
+                raise ConfigError(f"{flag} takes no value")
+            given[name] = True
+            continue
+        given[name] = text if equals else next(rest, "--")
+        if (not equals and str(given[name]).startswith("--")) or (name in options and not given[name]):
+            raise ConfigError(f"{flag} needs a value")
+    return files, given
+
+
+def _usage(prog: str, options: dict[str, Option]) -> str:
+    flags = {name: f"--{name} {option.metavar or ''}".rstrip() for name, option in options.items()}
+    required = [flags[name] for name, option in options.items() if option.required]
+    optional = [f"[{flags[name]}]" for name, option in options.items() if not option.required]
+    return " ".join(["usage:", prog, "CONFIG.yaml", *required, "[--section.field VALUE ...]", *optional])
+
+
+def describe(cls: type) -> str:
+    """One entry per setting for `--help`: its flag, its values, the comment beside the field, its default."""
+    return _table(list(_rows(cls)))
+
+
+def _rows(
+    cls: Any, prefix: str = "", instance: Any = MISSING, note: str = "", indent: str = ""
+) -> Iterator[tuple[str, str]]:
+    """A flag and its explanation for each setting; those of one kind stand indented below the kind, noted `note`."""
+    kinds, comments = get_type_hints(cls), _comments(cls)
+    for field in sorted(fields(cls), key=lambda field: field.name != "kind"):
+        path, kind, default = prefix + field.name, kinds[field.name], reader.default_of(cls, field, instance)
+        flag = f"{indent}--{path} {reader.type_name(kind, _METAVARS)}"
+        if field.name == "kind":
+            yield flag, f"{(cls.__doc__ or '').splitlines()[0]}  {note}"
+            indent += "  "
+        elif sections := reader.sections_of(kind):
+            for section in sections:
+                chosen = type(default) is section or len(sections) == 1
+                status = "[default]" if chosen else "[one is required]" if default is MISSING else ""
+                yield from _rows(section, f"{path}.", default, status, indent)
+        else:
+            shown = "required" if default is MISSING else inline(reader.to_plain(default))
+            shown = shown if shown.startswith("[") else f"[{shown}]"
+            yield flag, f"{comments.get(field.name, '')}  {shown}".strip()
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """The comment at the end of each field's line in the source, a subclass's before its parents'."""
+    found: dict[str, str] = {}
+    for owner in filter(is_dataclass, reversed(cls.__mro__)):
+        name = ""
+        tokens = tokenize.generate_tokens(io.StringIO(inspect.getsource(owner)).readline)
+        for token, following in pairwise(tokens):
+            if following.string == ":" and token.line.strip().startswith(f"{token.string}:"):
+                name = token.string
+            elif token.type == tokenize.COMMENT and name:
+                found[name] = token.string.removeprefix("#").strip()
+            elif token.type == tokenize.NEWLINE:
+                name = ""
+    return found
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns of together at most 120 characters."""
+    width = min(48, max(len(left) for left, _ in rows))
+    return "\n".join(
+        textwrap.fill(right, 120, initial_indent=f"  {left:{width}}  ", subsequent_indent=" " * (width + 4))
+        for left, right in rows
+    )

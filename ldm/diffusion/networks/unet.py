@@ -1,0 +1,107 @@
+"""The network inside the denoiser: a small U-Net conditioned on the noise level and, if there are classes, the class.
+
+       noisy latents                                  output
+            |                                            |
+level 0   [block]x2 ------------- skips ------------> [block]x2
+            | halve                                      | double
+level 1   [block, attention]x2 -- skips --> [block, attention]x2
+            |                                            |
+            +------------- [block, attention, block] ----+
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.diffusion.config import UNetConfig
+from ldm.errors import ConfigError
+from ldm.nn.attention import SelfAttention
+from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
+from ldm.nn.embedding import FourierFeatures
+
+
+class Level(nn.Module):
+    """One residual block and, at the levels that have it, self-attention."""
+
+    def __init__(self, block: ResidualBlock, attention: SelfAttention | nn.Identity):
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.attention(self.block(x, condition))
+
+
+class UNet(nn.Module):
+    """F(x; noise, label): batch c h w -> batch c h w, h and w divisible by 2 ** (levels - 1).
+
+    `noise_condition` is one number per sample, about -3 to 3. `labels` are class indices; the index `classes` means
+    'no label', and so does None. The output starts at zero, where the EDM loss is 1 at every noise level.
+    """
+
+    def __init__(self, config: UNetConfig, *, channels: int, classes: int):
+        super().__init__()
+        widths, condition = config.widths, 4 * config.widths[0]
+        self.channels, self.classes, self.factor = channels, classes, 2 ** (len(widths) - 1)
+        self.noise_features = FourierFeatures(widths[0])
+        self.noise_embedding = nn.Sequential(
+            nn.Linear(widths[0], condition), nn.SiLU(), nn.Linear(condition, condition)
+        )
+        self.label_embedding = nn.Embedding(classes + 1, condition) if classes else None
+
+        def layer(inputs: int, level: int) -> Level:
+            width = widths[level]
+            attends = level in config.attention
+            attention = SelfAttention(width, config.head_channels) if attends else nn.Identity()
+            return Level(ResidualBlock(inputs, width, condition, config.dropout), attention)
+
+        self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, current = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            if level > 0:
+                self.down.append(Downsample(current))
+                skips.append(current)
+            for _ in range(config.blocks):
+                self.down.append(layer(current, level))
+                current = width
+                skips.append(current)
+
+        deepest = len(widths) - 1
+        self.middle = nn.ModuleList([layer(current, deepest), layer(current, deepest)])
+        for level in reversed(range(len(widths))):
+            for _ in range(config.blocks + 1):
+                self.up.append(layer(current + skips.pop(), level))
+                current = widths[level]
+            if level > 0:
+                self.up.append(Upsample(current))
+
+        self.norm = group_norm(current)
+        self.last = zeroed(nn.Conv2d(current, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, noise_condition: Tensor, labels: Tensor | None = None) -> Tensor:
+        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise ConfigError(
+                f"latents of {x.shape[-2]} x {x.shape[-1]} cannot be halved {self.factor.bit_length() - 1} times:"
+                " give denoiser.network.widths fewer levels"
+            )
+        condition = F.silu(self.condition(noise_condition, labels))
+        x = self.first(x)
+        skips = [x]
+        for module in self.down:
+            x = module(x, condition) if isinstance(module, Level) else module(x)
+            skips.append(x)
+        for module in self.middle:
+            x = module(x, condition)
+        for module in self.up:
+            x = module(torch.cat([x, skips.pop()], dim=1), condition) if isinstance(module, Level) else module(x)
+        return self.last(F.silu(self.norm(x)))
+
+    def condition(self, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
+        """What the blocks are told: batch x condition channels."""
+        embedded = self.noise_embedding(self.noise_features(noise_condition))
+        if self.label_embedding is None:
+            return embedded
+        if labels is None:
+            labels = torch.full(noise_condition.shape, self.classes, device=noise_condition.device)
+        return embedded + self.label_embedding(labels)

@@ -1,0 +1,40 @@
+"""What the processes of a run agree on."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether there are other processes to agree with."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of `value` over all processes, without gradient; with one process the value itself."""
+    if not is_distributed():
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def mean_with_gradient(value: Tensor) -> Tensor:
+    """The same with gradient, which is averaged on its way back.
+
+    A function of it then has on every process the gradient that it has for the whole batch, once the processes'
+    gradients are averaged.
+    """
+    return _SharedMean.apply(value) if is_distributed() else value  # type: ignore[no-any-return]
+
+
+class _SharedMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean_over_processes(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        return mean_over_processes(gradient[0].contiguous())

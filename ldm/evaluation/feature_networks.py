@@ -1,0 +1,89 @@
+"""Networks that judge reconstructions, and what their figures may be called."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder.config import PerceptualConfig
+from ldm.autoencoder.losses.perceptual import LEARNED, Perceptual, resize_up, rgb_triples
+from ldm.errors import ConfigError
+from ldm.nn.backbone import open_backbone
+from ldm.nn.inception import open_inception
+from ldm.shapes import Images, Scalars
+
+
+@dataclass(frozen=True)
+class PerceptualMetric:
+    """A perceptual distance: one number for each pair of images. `name` is its key among the figures."""
+
+    name: str
+    measure: Callable[[Images, Images], Scalars]
+    reference: str  # of its weights
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Features for the Fréchet distance, a row for each image. `name` is the distance's key among the figures."""
+
+    name: str
+    features: Callable[[Images], Tensor]
+    reference: str  # of its weights
+
+
+def open_perceptual_metric(kind: str, weights: str, device: torch.device) -> PerceptualMetric | None:
+    """LPIPS with that backbone, or the like with any other; None for `none`. Only with its learned weights it is LPIPS.
+
+    Raises ConfigError or CheckpointError where there are no weights.
+    """
+    if kind == "none":
+        return None
+    if kind == "features" and not weights:
+        raise ConfigError("--lpips features needs --lpips-weights FOLDER, with config.json and the weights")
+    with naming_flag("--lpips-weights"):
+        perceptual = Perceptual(PerceptualConfig(backbone=kind, weights=weights)).to(device)  # type: ignore[arg-type]
+    name = f"lpips_{kind}" if kind in LEARNED else f"feature_distance_{perceptual.backbone.name}"
+    return PerceptualMetric(name, perceptual, perceptual.backbone.reference)
+
+
+def open_extractor(kind: str, weights: str, channels: int, device: torch.device) -> FeatureExtractor | None:
+    """What the Fréchet distance is measured with; None for `none`.
+
+    `rfid` is Inception with the official weights on gray or RGB images, and nothing else. Images of other channels are
+    shown to the network as several pictures (`perceptual.pictures`), whose features stand side by side in a row.
+    """
+    if kind == "none":
+        return None
+    if kind == "inception":
+        inception = open_inception(weights).to(device)
+        is_rfid = inception.is_official and channels in (1, 3)
+        extractor = _pooled(inception, channels, size=1)
+        return FeatureExtractor("rfid" if is_rfid else "frechet_inception", extractor, inception.reference)
+    if kind == "features" and not weights:
+        raise ConfigError("--fid features needs --fid-weights FOLDER, with config.json and the weights")
+    with naming_flag("--fid-weights"):
+        backbone = open_backbone(kind, weights).to(device)
+    size = PerceptualConfig(backbone="random").size
+    return FeatureExtractor(f"frechet_{backbone.name}", _pooled(backbone, channels, size), backbone.reference)
+
+
+@contextmanager
+def naming_flag(flag: str) -> Iterator[None]:
+    """Errors name this flag for the weights, and not the setting, which is for those who train."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--objective.perceptual.weights", flag)) from error
+
+
+def _pooled(network: nn.Module, channels: int, size: int) -> Callable[[Images], Tensor]:
+    """The network's pooled features of each image, enlarged to `size` where it is smaller."""
+    triples, _ = rgb_triples(channels)
+
+    def rows(images: Images) -> Tensor:
+        rgb = resize_up(images[:, triples].flatten(0, 1), size)
+        return network.pooled(rgb).reshape(len(images), -1)  # type: ignore[operator]
+
+    return rows

@@ -1,0 +1,131 @@
+"""How close a reconstruction is, and what the best linear code of the same size would reach."""
+
+import torch
+from torch import Tensor
+
+from ldm.shapes import Images, Scalars
+
+
+def psnr(images: Images, reconstruction: Images) -> Scalars:
+    """Peak signal-to-noise ratio of each image in dB, the reconstruction clipped to [-1, 1]; at most 100 dB."""
+    error = ((images - reconstruction.clamp(-1, 1)) / 2).flatten(1).double().square().mean(1)
+    return (-10 * torch.log10(error)).clamp(max=100.0)
+
+
+def ssim(images: Images, reconstruction: Images) -> Scalars:
+    """Structural similarity of each image, at most 1 (Wang et al. 2004), averaged over channels and positions.
+
+    In a Gaussian window of 11 x 11 pixels, σ = 1.5, reflected at the borders. Images with a side of fewer than 11
+    pixels get the largest odd window that fits, and a σ smaller in proportion. In float64: the variance of a flat
+    window is a difference of large numbers.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    radius = min(5, (min(images.shape[-2:]) - 1) // 2)
+    # torchmetrics takes the window from σ: 3.5 σ to each side, rounded.
+    sigma = 1.5 if radius == 5 else max(radius / 3.5, 0.1)
+    # Not shift-invariant: its luminance term is made for values that start at black = 0.
+    shown, real = ((x.clamp(-1, 1).double() + 1) / 2 for x in (reconstruction, images))
+    values = structural_similarity_index_measure(shown, real, sigma=sigma, reduction="none", data_range=1.0)
+    assert isinstance(values, Tensor)
+    return values.view(len(images))
+
+
+def frechet_distance(real: Tensor, other: Tensor) -> float:
+    """‖μ₁ - μ₂‖² + tr(S₁ + S₂ - 2 (S₁^½ S₂ S₁^½)^½) between Gaussians fitted to two sets of features, n x d and m x d.
+
+    The squared distance of Fréchet (1957) that FID uses (Heusel et al. 2017), in float64. With any Fᵀ F = S the last
+    trace is the sum of the singular values of F₁ F₂ᵀ: no root of a matrix is taken, so that nearly singular
+    covariances, and fewer rows than dimensions, do no harm to the computation. (They do make the estimate too large.)
+    """
+    means = real.double().mean(0), other.double().mean(0)
+    downsampling = [_covariance_factor(rows, mean) for rows, mean in zip((real, other), means, strict=True)]
+    traces = sum(factor.square().sum() for factor in downsampling)
+    overlap = torch.linalg.svdvals(downsampling[0] @ downsampling[1].T).sum()
+    return max(((means[0] - means[1]).square().sum() + traces - 2 * overlap).item(), 0.0)
+
+
+def _covariance_factor(rows: Tensor, mean: Tensor) -> Tensor:
+    """F with Fᵀ F = the unbiased covariance of the rows, and no more rows than columns unless they were fewer."""
+    factor = (rows.double() - mean) / (len(rows) - 1) ** 0.5
+    return torch.linalg.qr(factor, mode="r").R if len(rows) > rows.shape[1] else factor
+
+
+def principal_components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The mean of the rows and their `count` leading principal directions (columns), in float64."""
+    mean = rows.mean(0, dtype=torch.float64)
+    centered = rows.double() - mean
+    if len(rows) < rows.shape[1]:  # the small Gram matrix has the same nonzero spectrum
+        values, vectors = torch.linalg.eigh(centered @ centered.T)
+        directions = centered.T @ (vectors[:, -count:] / values[-count:].clamp_min(1e-12).sqrt())
+    else:
+        directions = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -count:]
+    return mean, directions
+
+
+def pca_psnr(train: Images, held_out: Images, numbers: int) -> float | None:
+    """Mean PSNR in dB of held-out images through global PCA with `numbers` components; or None: too few images.
+
+    No linear autoencoder with as many numbers per image does better on the training set (Baldi and Hornik 1989).
+    """
+    if numbers >= len(train):
+        return None
+    mean, directions = principal_components(train.flatten(1), numbers)
+    rows = held_out.flatten(1).double() - mean
+    reconstruction = rows @ directions @ directions.T + mean
+    return psnr(held_out, reconstruction.view_as(held_out).to(held_out)).mean().item()
+
+
+def patch_pca_psnr(train: Images, held_out: Images, patch: int, numbers: int) -> float:
+    """Mean PSNR in dB of held-out images when each patch x patch square keeps `numbers` principal components."""
+    mean, directions = principal_components(patches(train, patch), numbers)
+    rows = patches(held_out, patch).double() - mean
+    reconstruction = (rows @ directions @ directions.T + mean).to(held_out)
+    return psnr(patches_of(held_out, patch), reconstruction.view(len(held_out), -1)).mean().item()
+
+
+def linear_restoration_psnr(
+    clean: Images,
+    corrupted: list[Images],
+    held_out: Images,
+    held_out_corrupted: Images,
+    known: Tensor | None = None,
+    *,
+    most: int = 1024,
+) -> float:
+    """Mean PSNR in dB of held-out images that the best linear denoiser restores (Wiener 1949).
+
+    That is the least-squares map from corrupted images, several versions of each, to clean ones, fitted in float64. It
+    works on whole images of up to `most` values, and on squares of larger ones, of which 20,000 are enough. `known`
+    values of the held-out images are taken from them.
+    """
+    side = min(clean.shape[-2:])
+    if clean[0].numel() > most or clean.shape[-1] != clean.shape[-2]:
+        fits = [n for n in range(1, side + 1) if not any(s % n for s in clean.shape[-2:])]
+        side = max((n for n in fits if clean.shape[1] * n * n <= most), default=1)
+    step = -(-len(patches(clean[:1], side)) * len(clean) // 20_000)
+    clean, corrupted = clean[::step], [version[::step] for version in corrupted]
+    targets = patches(clean, side)
+    mean = targets.mean(0, dtype=torch.float64)
+    seen = torch.stack([patches(version, side).mean(0, dtype=torch.float64) for version in corrupted]).mean(0)
+    moment, cross = mean.new_zeros(2, len(mean), len(mean))
+    for version in corrupted:
+        rows = patches(version, side).double() - seen
+        moment, cross = moment + rows.T @ rows, cross + rows.T @ (targets.double() - mean)
+    ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+    weights = torch.linalg.solve(moment + ridge, cross)
+    restored = ((patches(held_out_corrupted, side).double() - seen) @ weights + mean).to(held_out)
+    if known is not None:
+        restored = torch.where(patches(known.to(held_out), side) > 0.5, patches(held_out, side), restored)
+    return psnr(patches_of(held_out, side), restored.view(len(held_out), -1)).mean().item()
+
+
+def patches(images: Images, patch: int) -> Tensor:
+    """Every square of every image as a row: (batch * squares) x (channels * patch * patch)."""
+    squares = images.unfold(2, patch, patch).unfold(3, patch, patch)  # b c h w p p
+    return squares.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * patch * patch)
+
+
+def patches_of(images: Images, patch: int) -> Tensor:
+    """The same values, one row per image."""
+    return patches(images, patch).view(len(images), -1)

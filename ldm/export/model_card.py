@@ -1,0 +1,146 @@
+"""The README.md of an export: what it is, how good it is, how to load it, and which commands made it."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint import read_json
+from ldm.config import reader
+from ldm.config.yaml_file import inline
+from ldm.export.reopen import LoadedAutoencoder
+
+HEAD = """---
+license: unknown  # yours to choose; the license of the training images, or of the weights begun from, may decide it
+library_name: diffusers
+tags: [autoencoder, vae, latent-diffusion]
+---
+"""
+DIFFUSERS = """```python
+from diffusers import AutoencoderKL
+
+autoencoder = AutoencoderKL.{loading}
+latents = autoencoder.encode(images).latent_dist.sample() * autoencoder.config.scaling_factor
+images = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample  # in [-1, 1]
+```"""
+SHIFTED = (
+    "\nBefore it is scaled, {what} of config.json is subtracted from a latent, as the pipelines of diffusers do.\n"
+)
+COMFYUI = """
+ComfyUI: copy {file} to `models/vae/` and choose it in a Load VAE node. A1111: copy it to `models/VAE/`; it takes the
+shape of Stable Diffusion's own only (f8, 4 latent channels).
+"""
+OWN_ATTENTION = "\nIt has attention beside the middle, which `from_single_file` of diffusers does not read.\n"
+
+
+def write(folder: Path, name: str, opened: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> None:
+    """Write README.md; beside it the panel of these weights and, of a finished run, its curves if there are any.
+
+    `facts` are those of export.json, `kl_config` the configuration of the exported AutoencoderKL.
+    """
+    sections = [
+        f"# {name}\n\n{description(opened, facts, kl_config)}",
+        f"## Loading it\n\n{loading(facts, kl_config)}",
+        *origin(opened, facts),
+    ]
+    if opened.run is not None and opened.is_final and (opened.run / "report.json").is_file():
+        report = read_json(opened.run / "report.json")
+        if facts["latent_scale"] != 1:  # then the latents of the export are not those of the report
+            report = {name: value for name, value in report.items() if name not in ("latent_mean", "latent_std")}
+        rows = "\n".join(f"| {name} | {shown} |" for name, shown in figures(report))
+        sections.append(f"## Figures\n\n| figure | value |\n|---|---|\n{rows}")
+    sections += list(pictures(opened, folder))
+    (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
+
+
+def description(opened: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
+    """What it is, and of what shape and scale its latents are."""
+    network, count = opened.autoencoder.network, sum(p.numel() for p in opened.autoencoder.network.parameters())
+    scale, channels, side = kl_config["scaling_factor"], kl_config["latent_channels"], 256 // network.downsampling[0]
+    known = "over the images it was trained on" if opened.run else "as far as its source states their scale rightly"
+    unit = f"Times {scale:g}, latents have zero mean and unit variance per channel, {known}."
+    same = f"Latents are as the network was trained, with the scaling factor {scale:g} that it began with."
+    return (
+        f"A convolutional autoencoder with a Gaussian latent: AutoencoderKL, {count:,} parameters, widths"
+        f" {', '.join(map(str, kl_config['block_out_channels']))}. It takes images in [-1, 1] and downsamples by"
+        f" {network.downsampling[0]}: {network.image_channels} x 256 x 256 becomes {channels} x {side} x {side}.\n\n"
+        f"{same if facts['latent_scale'] == 'source' else unit}"
+    )
+
+
+def loading(facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
+    """The lines that load it, in diffusers and, for one file, in ComfyUI."""
+    if facts["format"] == "diffusers":
+        text = DIFFUSERS.format(loading='from_pretrained("this/folder")')
+    else:
+        file = f'from_single_file("this/folder/{facts["file"]}", config="this/folder")'
+        text = DIFFUSERS.format(loading=file)
+    named = [what for what in ("shift_factor", "latents_mean") if kl_config.get(what)]
+    text += "".join(SHIFTED.format(what=f"`{what}`") for what in named)
+    if facts["format"] == "compvis" and any("Attn" in block for block in kl_config["down_block_types"]):
+        text += OWN_ATTENTION
+    return text + (COMFYUI.format(file=f"`{facts['file']}`") if facts["format"] == "comfyui" else "")
+
+
+def origin(opened: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:
+    """The data and the commands."""
+    commands = []
+    if opened.run is not None and opened.config is not None:
+        steps = opened.config.run.steps
+        step = f" after {steps if opened.step is None else opened.step:,} of {steps:,} steps"
+        average = "the weights in training" if opened.ema == "none" else f"the average of relative length {opened.ema}"
+        data = reader.to_dict(opened.config.data)
+        shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))
+        place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
+        yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {shown}{place}."
+        record = opened.run / "command.txt"
+        lines = record.read_text().splitlines() if record.is_file() else []
+        commands = list(dict.fromkeys(map(without_places, lines)))
+    yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
+
+
+def without_places(command: str) -> str:
+    """A command with the last name alone of every absolute path: where things lie is their owner's business."""
+
+    def bare(word: str) -> str:
+        flag, equals, value = word.rpartition("=")
+        return f"{flag}{equals}{Path(value).name or 'PATH'}" if value.startswith(("/", "~")) else word
+
+    try:
+        return shlex.join(map(bare, shlex.split(command)))
+    except ValueError:  # cut short
+        return "(a command that cannot be read)"
+
+
+def figures(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The figures of a report, by dotted name, as a person reads them."""
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield from figures(value, f"{prefix}{name}.")
+        else:
+            numbers = value if isinstance(value, list) else [value]
+            shown = [as_shown(number) for number in numbers]
+            yield prefix + name, ", ".join(shown)
+
+
+def as_shown(number: Any) -> str:
+    """A number of a report."""
+    if number is None:
+        return "not defined"
+    return f"{number:.4g}" if isinstance(number, float) else str(number)
+
+
+def pictures(opened: LoadedAutoencoder, folder: Path) -> Iterator[str]:
+    """Copy the panel of these very weights, and the curves if they end with them, and show them."""
+    if opened.run is None or opened.config is None:
+        return
+    step = opened.config.run.steps if opened.step is None else opened.step
+    panel = opened.run / "samples" / f"step-{step:08d}.png"
+    for file, name, caption, is_theirs in (
+        (panel, "panel.png", "Input, reconstruction, four times the difference", opened.is_own_average),
+        (opened.run / "curves.png", "curves.png", "The course of the training", opened.is_final),
+    ):
+        if is_theirs and file.is_file():
+            shutil.copyfile(file, folder / name)
+            yield f"![{caption}]({name})"

@@ -1,0 +1,101 @@
+"""An existing autoencoder for further use, above all that of a run of stage one, finished or not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldm import checkpoint
+from ldm.autoencoder.model import Autoencoder, classes_of, create
+from ldm.data.datasets import open_dataset
+from ldm.data.split import split
+from ldm.errors import CheckpointError, ConfigError
+from ldm.evaluation.held_out import eval_images, latent_statistics
+from ldm.settings import TrainVAEConfig, stage_one_of
+from ldm.shapes import Images
+from ldm.training.run_folder import RunFolder
+
+COMPARED_IMAGES = 2  # images to compare reconstructions of
+
+
+@dataclass(frozen=True)
+class LoadedAutoencoder:
+    """An autoencoder on the CPU, and what is known of it."""
+
+    autoencoder: Autoencoder
+    run: Path | None = None  # the folder of the run that it comes from
+    config: TrainVAEConfig | None = None  # of that run
+    step: int | None = None  # of the checkpoint that it was read from; None: from `vae/`
+    ema: str = "none"  # which average of the weights it is
+
+    @property
+    def is_own_average(self) -> bool:
+        """Whether it is the average of the weights that the run draws its panels with."""
+        return self.config is not None and self.ema == self.config.run.ema
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the figures in the run's report.json are about these weights."""
+        return self.is_own_average and self.config is not None and self.step in (None, self.config.run.steps)
+
+    def measure(self) -> Images:
+        """Standardize the latents over the run's training images, as the end of a run does; gives a few of these.
+
+        Raises DataError if the data are not there any more, or are others.
+        """
+        assert self.run is not None and self.config is not None
+        data = self.config.data
+        dataset = open_dataset(data, progress=True)
+        RunFolder(self.run).refuse_other_data(dataset.fingerprint, "export with --latent-scale source")
+        training, _ = split(dataset.groups, data.held_out, data.split_seed)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device, indices = found or torch.device("cpu"), training.tolist()
+        statistics = latent_statistics(self.autoencoder.to(device), dataset, data, indices, device)
+        self.autoencoder.to("cpu").standardize(statistics.mean, statistics.std)
+        return eval_images(dataset, data, indices[:COMPARED_IMAGES])
+
+
+def load_run(
+    source: str, *, step: int | None, ema: str | None, raw_latents: bool, warn: Callable[[str], None] = print
+) -> LoadedAutoencoder:
+    """The autoencoder in `source`, its latents standardized unless a checkpoint had to be read.
+
+    That is so for a run that is not finished, for another `step` or average (`ema`, or "none" for the weights in
+    training) than the run's own, and where its latents are wanted `as_trained`, untouched by what the end of the run
+    measured. Raises ConfigError for a step that is not there or a config.yaml that cannot be read, CheckpointError if
+    there is no autoencoder.
+    """
+    folder, config = Path(source), stage_one_of(source)
+    if config is None:
+        if step is not None or ema is not None:
+            raise ConfigError(f"--checkpoint and --ema are for runs of train_vae.py, and {source} is not one")
+        return LoadedAutoencoder(Autoencoder.load(source).requires_grad_(False))
+    average = ema or config.run.ema
+    finished = RunFolder(folder).is_finished(config.run.steps)
+    if finished and step is None and average == config.run.ema and not raw_latents:
+        return LoadedAutoencoder(Autoencoder.load(source).requires_grad_(False), folder, config, None, average)
+    found = checkpoint_of(folder, step, warn)
+    classes = classes_of(found.tensors.get("model", {}))
+    autoencoder = create(config.autoencoder, image=config.data.shape, classes=classes)
+    try:
+        weights = found.tensors["model"] | ({} if average == "none" else found.tensors[f"ema-{average}"])
+        autoencoder.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{found.path} does not fit the config.yaml of {source}: {error}") from error
+    return LoadedAutoencoder(autoencoder.eval().requires_grad_(False), folder, config, found.step, average)
+
+
+def checkpoint_of(run: Path, step: int | None, warn: Callable[[str], None]) -> checkpoint.Checkpoint:
+    """The checkpoint of a step, or the newest whole one."""
+    folder = run / "checkpoints"
+    steps = checkpoint.steps(folder)
+    if not steps:
+        raise CheckpointError(f"{run} has no checkpoint yet: let train_vae.py go on until it has saved one")
+    if step is not None:
+        if step not in steps:
+            raise ConfigError(f"--checkpoint {step} is not there; {run} has {', '.join(map(str, steps))}")
+        return checkpoint.load(folder / f"step-{step:08d}")
+    newest = checkpoint.newest(folder, warn)
+    assert newest is not None
+    return newest

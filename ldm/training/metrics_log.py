@@ -1,0 +1,107 @@
+"""What a run says about itself: loss terms wait on the device, then become lines of metrics.jsonl."""
+
+import math
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm import checkpoint
+from ldm.errors import DivergedError
+from ldm.training.config import RunConfig
+from ldm.training.run_folder import RunFolder
+
+
+class MetricsLog:
+    """Keeps the terms of every micro-batch without waiting for the device, and reads them a few steps at a time."""
+
+    def __init__(self, folder: RunFolder, accelerator: Accelerator, config: RunConfig, step: int):
+        self.folder, self.accelerator, self.config = folder, accelerator, config
+        self.bar = tqdm(disable=True)
+        self.names: list[list[str]] = []
+        self.rows: list[Tensor] = []
+        self.since, self.read_at = time.monotonic(), step
+
+    def progress(self) -> tqdm:
+        """Start the progress bar and the clock."""
+        hidden = not self.accelerator.is_main_process
+        self.bar = tqdm(total=self.config.steps, initial=self.read_at, unit="step", disable=hidden)
+        self.since = time.monotonic()
+        return self.bar
+
+    def keep(self, terms: dict[str, Tensor]) -> None:
+        """Remember the terms of a micro-batch on the device; they need not be the same every time."""
+        self.names.append([*terms])
+        self.rows.append(torch.stack([term.detach() for term in terms.values()]))
+
+    def read(self, step: int, lr: float) -> dict[str, Any]:
+        """Bring what was kept to the host and write one line; raise DivergedError at anything that is not finite."""
+        rows = self.rows_on_host()
+        self.refuse_non_finite(rows, step)
+        found = [(name, value) for row in rows for name, value in row.items()]
+        values = {name: [value for other, value in found if other == name] for name in dict(found)}
+        means = {name: float(f"{sum(several) / len(several):.7g}") for name, several in values.items()}
+        rate = (step - self.read_at) * self.config.batch_size / max(time.monotonic() - self.since, 1e-9)
+        self.since, self.read_at = time.monotonic(), step
+        line = {
+            "step": step,
+            "images": step * self.config.batch_size,
+            **means,
+            "lr": lr,
+            "images_per_second": round(rate, 1),
+            "memory_gb": round(self.memory() / 2**30, 3),
+        }
+        self.write(line)
+        first = next(iter(means))
+        self.bar.set_postfix_str(f"{first} {means[first]:.4f}, {rate:.0f} images/s", refresh=False)
+        self.bar.update(step - self.bar.n)
+        return line
+
+    def rows_on_host(self) -> list[dict[str, float]]:
+        """What was kept, averaged over the processes, with one wait for the device."""
+        flat, names = torch.cat(self.rows), self.names
+        self.rows, self.names = [], []
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(flat, "mean")
+        values = iter(flat.double().tolist())
+        return [{name: next(values) for name in row} for row in names]
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the same for the tracker if there is one."""
+        if self.accelerator.is_main_process:
+            self.folder.log(line)
+        if self.config.report_to:
+            self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+
+    def refuse_non_finite(self, rows: list[dict[str, float]], step: int) -> None:
+        """Raise DivergedError naming the first step and term that was not a finite number."""
+        # float16 gradients overflow now and then; the loss scale answers that.
+        excused = "gradient" if self.accelerator.scaler is not None else " "
+        bad = [
+            (place, name)
+            for place, row in enumerate(rows)
+            for name, value in row.items()
+            if not math.isfinite(value) and not name.endswith(excused)
+        ]
+        if not bad:
+            return
+        place, name = bad[0]
+        first = step - (len(rows) - 1 - place) // self.config.accumulation
+        saved = checkpoint.steps(self.folder.checkpoints)
+        kept = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+        rate = "--objective.discriminator.optim.lr" if name.startswith("discriminator") else "--optim.lr"
+        raise DivergedError(
+            f"{name} was not a finite number at step {first}; {kept}; try a lower {rate} in another --out"
+        )
+
+    def memory(self) -> int:
+        """Peak bytes: of the GPU's allocator, or of the process."""
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,154 @@
+"""The folder of a run: who owns it, what it was started with, and what it has logged."""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ldm import checkpoint
+from ldm.checkpoint import read_entry, write_atomically
+from ldm.config import reader
+from ldm.errors import ConfigError, DataError
+from ldm.pictures import curves
+
+MAY_CHANGE = {
+    "run.steps",
+    "run.log_every",
+    "run.sample_every",
+    "run.checkpoint_every",
+    "run.workers",
+    "run.report_to",
+    "data.cache_gb",
+}
+PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "ldm")
+
+
+class RunFolder:
+    """Paths and small files of one run. Only one process at a time may hold it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        self.metrics, self.finished = path / "metrics.jsonl", path / "finished.json"
+        self.lock: int | None = None
+
+    def claim(self, config: Any) -> None:
+        """Create the folder, or take it up again if it holds a run with the same settings, and lock it.
+
+        Of a run that is finished nothing is changed: its records are those of what it did.
+        """
+        self.refuse_to_lie_among_the_data(config)
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ConfigError(
+                f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}"
+            ) from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{self.path} is in use by another run; wait for it, or choose another --out") from error
+        self.refuse_other_settings(config)
+        if self.is_finished(config.run.steps):
+            return
+        write_atomically(self.path / "config.yaml", reader.dump(config).encode())
+        with open(self.path / "command.txt", "a") as file:
+            file.write(shlex.join(sys.argv) + "\n")
+
+    def refuse_to_lie_among_the_data(self, config: Any) -> None:
+        """Raise ConfigError if the run's own panels would become training images."""
+        images = getattr(config.data, "path", "")
+        if images and self.path.resolve().is_relative_to(Path(images).expanduser().resolve()):
+            raise ConfigError(f"--out {self.path} lies in data.path {images}, among the images: choose another --out")
+
+    def has_begun(self) -> bool:
+        """Whether there is something to go on from; until then a wrong setting can still be put right."""
+        return bool(checkpoint.steps(self.checkpoints))
+
+    def refuse_other_settings(self, new: Any) -> None:
+        """Raise ConfigError if the folder was started with settings that a resumed run may not change."""
+        file = self.path / "config.yaml"
+        if not file.exists() or not self.has_begun():
+            return
+        old = reader.load(type(new), file, {})
+        changed = [
+            name for name in reader.differences(reader.to_dict(old), reader.to_dict(new)) if name not in MAY_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was started with another {', '.join(changed[:3])}{' ...' if changed[3:] else ''}:"
+                " give the settings it had (config.yaml in it), or choose another --out"
+            )
+
+    def describe_environment(self, fingerprint: str, perceptual_weights: str, **facts: Any) -> None:
+        """Write environment.json once.
+
+        Later, raise DataError if the data are not those the run was started with, and ConfigError if `judges`, the
+        hash of the pretrained networks in the loss, is another one.
+        """
+        file = self.path / "environment.json"
+        if file.exists() and self.has_begun():
+            self.refuse_other_data(fingerprint, "choose another --out")
+            if read_entry(file, "judges", str) != perceptual_weights:
+                raise ConfigError(
+                    f"the weights of objective.perceptual changed since the run in {self.path} began: restore them, or"
+                    " choose another --out"
+                )
+            return
+        packages = {name: version(name) for name in PACKAGES}
+        environment = {
+            "data": fingerprint,
+            "judges": perceptual_weights,
+            **facts,
+            "python": platform.python_version(),
+            "packages": packages,
+        }
+        write_atomically(file, json.dumps(environment, indent=2).encode())
+
+    def refuse_other_data(self, fingerprint: str, way_out: str) -> None:
+        """Raise DataError if the data are not those the run was started with."""
+        if read_entry(self.path / "environment.json", "data", str) != fingerprint:
+            raise DataError(f"the data changed since the run in {self.path} began: restore them, or {way_out}")
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The objects of metrics.jsonl; a line that a crash cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        found = []
+        for text in self.metrics.read_text().splitlines():
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def draw_curves(self) -> None:
+        """curves.png, from metrics.jsonl."""
+        curves(self.lines(), self.path / "curves.png")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run will log it again."""
+        kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
+        write_atomically(self.metrics, "".join(kept).encode())
+
+    def mark_finished(self, step: int) -> None:
+        """Remember that everything up to and including the final export of `step` is on disk."""
+        write_atomically(self.finished, json.dumps({"step": step}).encode())
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether a run of `steps` has nothing left to do."""
+        return self.finished.exists() and read_entry(self.finished, "step", int) >= steps

@@ -1,0 +1,36 @@
+"""SIGTERM and SIGINT ask a run to finish its step; they do not tear it down."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 1.0  # seconds within which a second signal is the first once more: torchrun passes on what Ctrl-C told all
+
+
+class StopFlag:
+    """Whether somebody asked the run to stop, and with which signal."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.since = 0.0
+
+    def raised(self, number: int, _: FrameType | None) -> None:
+        if not self.name:
+            self.name, self.since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self.since > ECHO:  # asked twice: the person means now
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def catch_signals() -> Iterator[StopFlag]:
+    """Within this block the signals only raise the flag."""
+    flag = StopFlag()
+    before = {number: signal.signal(number, flag.raised) for number in SIGNALS}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,373 @@
+"""`ldm export`: what hosts load, compared before it is called done; what they cannot load, refused in words."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.autoencoder.formats import compvis
+from ldm.autoencoder.model import Autoencoder
+from ldm.cli import export
+from ldm.data.batches import iter_batches
+from ldm.data.config import FolderConfig
+from ldm.data.datasets import open_dataset
+from ldm.data.split import split
+from ldm.errors import exit_code_of
+from ldm.evaluation.held_out import latent_statistics
+from ldm.export.autoencoder import FORMATS
+from ldm.export.final import write_folder_atomically
+from ldm.export.reopen import load_run
+from tests.conftest import Outcome, Stage
+from tests.export.test_diffusers_pipeline import in_another_process
+from tests.test_fine_tuning import fine_tuning, source
+
+assert source  # the fixture: an AutoencoderKL that somebody else made, scaling factor 0.7, shift 0.2
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def exported(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    capsys.readouterr()
+    code = exit_code_of(export.main, [str(argument) for argument in arguments])
+    return Outcome(code, *capsys.readouterr())
+
+
+def refusal(outcome: Outcome, code: int, *words: str) -> None:
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert outcome.code == code and len(errors) == 1, outcome
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def images(count: int = 2, side: int = 16) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def kl(widths: tuple[int, ...] = (8, 8), **more: Any) -> AutoencoderKL:
+    torch.manual_seed(0)
+    levels = len(widths)
+    blocks = ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels
+    shape = {"norm_num_groups": 4, "down_block_types": blocks[0], "up_block_types": blocks[1]}
+    return AutoencoderKL(block_out_channels=widths, **shape | more)
+
+
+# ---- what stock diffusers finds
+
+ELSEWHERE = """
+import json, sys
+sys.modules["ldm"] = None  # importing it is an ImportError now
+import numpy as np, torch
+from pathlib import Path
+from diffusers import AutoencoderKL
+
+torch.set_num_threads(1)
+given, *folders = sys.argv[1:]
+images = torch.from_numpy(np.load(given))
+for folder in map(Path, folders):
+    facts = json.loads((folder / "export.json").read_text())
+    if "file" in facts:
+        file = str(folder / facts["file"])
+        found = AutoencoderKL.from_single_file(file, config=str(folder), local_files_only=True).eval()
+    else:
+        found = AutoencoderKL.from_pretrained(folder).eval()
+    with torch.no_grad():
+        mean = found.encode(images).latent_dist.mean
+        decoded = found.decode(mean).sample
+    np.savez(folder.with_suffix(".npz"), latents=mean * found.config.scaling_factor, images=decoded)
+"""
+
+
+def test_stock_diffusers_without_us_reconstructs_every_export_as_the_run_does(finished_vae, tmp_path, capsys):
+    """Times the host's scale, its latents are those of the run, which have unit variance."""
+    np.save(tmp_path / "given.npy", images().numpy())
+    folders = {}
+    for number, (name, scale) in enumerate([("diffusers", 1), ("diffusers", 0.3), ("compvis", 1), ("compvis", 2.5)]):
+        folder = tmp_path / f"{number}"
+        outcome = exported(capsys, finished_vae, "--format", name, "--latent-scale", scale, "--out", folder)
+        assert outcome.code == 0 and "read again and compared" in outcome.out, outcome
+        folders[folder] = scale
+        assert json.loads((folder / "config.json").read_text())["scaling_factor"] == scale
+    in_another_process(ELSEWHERE, tmp_path, tmp_path / "given.npy", *folders)
+    original = Autoencoder.load(finished_vae)
+    with torch.no_grad():
+        latents, reconstructions = original.encode(images()).mean, original.reconstruct(images())
+    for folder in folders:
+        found = np.load(folder.with_suffix(".npz"))
+        torch.testing.assert_close(torch.from_numpy(found["latents"]), latents, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(found["images"]), reconstructions, rtol=1e-4, atol=1e-4)
+
+
+def test_any_source_and_every_way_back_is_the_same_autoencoder(source, tmp_path, capsys):
+    """A folder to a file, the file to a folder; the scale that its source states becomes the one asked for."""
+    for given, name, out in ((source, "compvis", "one"), (tmp_path / "one" / "one.safetensors", "diffusers", "two")):
+        assert exported(capsys, given, "--format", name, "--latent-scale", 2, "--out", tmp_path / out).code == 0
+    with torch.no_grad():
+        first, last = (Autoencoder.load(place).encode(images()).mean for place in (source, tmp_path / "two"))
+    torch.testing.assert_close(first, last, rtol=1e-4, atol=1e-4)
+    raw = AutoencoderKL.from_pretrained(tmp_path / "two").eval().encode(images()).latent_dist.mean
+    torch.testing.assert_close(raw * 2, first, rtol=1e-4, atol=1e-4)
+
+
+def test_comfyui_gets_the_network_it_takes_for_granted_at_the_scale_it_multiplies_by(tmp_path, capsys):
+    theirs = kl((128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, scaling_factor=1.7)
+    theirs.save_pretrained(tmp_path / "given")
+    outcome = exported(capsys, tmp_path / "given", "--format", "comfyui", "--out", tmp_path / "mine")
+    assert outcome.code == 0, outcome.err
+    names = load_file(tmp_path / "mine" / "mine.safetensors")
+    assert len(names) == 248 and names["encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
+    assert json.loads((tmp_path / "mine" / "config.json").read_text())["scaling_factor"] == 0.18215
+    assert "models/vae" in (tmp_path / "mine" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ({}, ("widths 8, 8", "1 block(s) per level", "4 norm groups")),
+        ({"in_channels": 1, "out_channels": 1}, ("1 image channels",)),
+        ({"latent_channels": 3}, ("3 latent channels",)),
+        ({"mid_block_add_attention": False}, ("no attention in the middle",)),
+    ],
+)
+def test_a_shape_that_comfyui_cannot_load_is_refused_with_what_it_takes_for_granted(shape, told, tmp_path, capsys):
+    kl(**shape).save_pretrained(tmp_path / "given")
+    outcome = exported(capsys, tmp_path / "given", "--format", "comfyui", "--out", tmp_path / "out")
+    refusal(outcome, 2, "128, 256, 512, 512", "--format diffusers or compvis", *told)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- which weights, and at which scale
+
+
+def test_source_leaves_the_encoder_of_a_decoder_run_bit_equal_to_its_source(shapes_folder, source, tmp_path, capsys):
+    """So that a diffusion model of the source's latents goes on working, with a better decoder."""
+    run = tmp_path / "run"
+    assert fine_tuning(shapes_folder, source, tmp_path, "decoder").run(run).code == 0
+    for name in ("diffusers", "compvis"):
+        outcome = exported(capsys, run, "--format", name, "--latent-scale", "source", "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert (config["scaling_factor"], config["shift_factor"]) == (0.7, 0.2)
+        assert "shift_factor" in (tmp_path / name / "README.md").read_text()
+    before, after = (load_file(place / WEIGHTS) for place in (source, tmp_path / "diffusers"))
+    single = load_file(tmp_path / "compvis" / "compvis.safetensors")
+    assert all(torch.equal(single[name], v) for name, v in compvis.from_diffusers(after, kl().config).items())
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_a_checkpoint_is_exported_by_its_step_and_measured_on_the_data(finished_vae, shapes_folder, tmp_path, capsys):
+    for step, average in ((3, "0.10"), (6, "none"), (6, "0.05")):
+        out = tmp_path / f"{step}-{average}"
+        outcome = exported(
+            capsys, finished_vae, "--format", "diffusers", "--checkpoint", step, "--ema", average, "--out", out
+        )
+        assert outcome.code == 0, outcome.err
+        facts = json.loads((out / "export.json").read_text())
+        assert (facts["step"], facts["ema"]) == (step, average)
+    data = FolderConfig(path=str(shapes_folder), size=16, flip=True)
+    dataset = open_dataset(data)
+    training, _ = split(dataset.groups, data.held_out, data.split_seed)
+    early = Autoencoder.load(tmp_path / "3-0.10")
+    found = latent_statistics(early, dataset, data, training.tolist(), torch.device("cpu"))
+    assert found.mean.abs().max() < 1e-4 and (found.std - 1).abs().max() < 1e-4
+    raw = load_run(str(finished_vae), step=3, ema="0.10", raw_latents=True).autoencoder
+    _, few = next(iter_batches(dataset, data, [0, 1]))
+    with torch.no_grad():
+        torch.testing.assert_close(early.reconstruct(few), raw.reconstruct(few), rtol=1e-4, atol=1e-4)
+    finished, same, other = (
+        load_file(tmp_path / place / WEIGHTS) for place in (finished_vae / "vae", "6-0.05", "6-none")
+    )
+    for name, value in finished.items():
+        torch.testing.assert_close(same[name], value, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(other["decoder.conv_out.weight"], finished["decoder.conv_out.weight"])
+
+
+def test_a_run_that_is_not_finished_gives_its_newest_checkpoint(stage_one: Stage, finished_vae, tmp_path, capsys):
+    run = tmp_path / "run"
+    process, wait = stage_one.start(run, "--run.steps", 5000)
+    while not (run / "checkpoints" / "step-00000003").is_dir():
+        time.sleep(0.05)
+    os.kill(process, signal.SIGTERM)
+    assert wait().code == 75
+    outcome = exported(capsys, run, "--format", "diffusers", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    step = json.loads((tmp_path / "out" / "export.json").read_text())["step"]
+    assert step == max(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"after {step:,} of 5,000 steps" in card and "## Figures" not in card
+
+
+# ---- what lies beside the weights
+
+
+def test_the_card_says_what_it_is_how_good_it_is_and_how_it_was_made(finished_vae, tmp_path, capsys):
+    out = tmp_path / "shapes-f2c2"
+    assert exported(capsys, finished_vae, "--format", "compvis", "--out", out).code == 0
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlicense: unknown") and "library_name: diffusers" in card
+    for word in (
+        "# shapes-f2c2",
+        "downsamples by 2",
+        "3 x 256 x 256 becomes 2 x 128 x 128",
+        "held_out_psnr",
+        "train_vae",
+    ):
+        assert word in card
+    assert f"ldm export {finished_vae.name} --format compvis --out {out.name}" in card
+    assert 'from_single_file("this/folder/shapes-f2c2.safetensors", config="this/folder")' in card
+    for name in ("panel.png", "curves.png"):
+        with Image.open(out / name) as picture:
+            assert f"]({name})" in card and picture.size[0] > 0
+    known = {"README.md", "config.json", "curves.png", "export.json", "panel.png", "shapes-f2c2.safetensors"}
+    assert {path.name for path in out.iterdir()} == known
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # whoever may read one may read all
+
+
+def test_a_card_shows_no_picture_of_other_weights_than_those_it_lies_beside(finished_vae, tmp_path, capsys):
+    for number, (flags, pictures) in enumerate(
+        [
+            (("--checkpoint", 3), set()),
+            (("--checkpoint", 6), {"panel.png", "curves.png"}),
+            (("--ema", "none"), set()),
+        ]
+    ):
+        out = tmp_path / f"{number}"
+        assert exported(capsys, finished_vae, "--format", "diffusers", *flags, "--out", out).code == 0
+        assert {path.name for path in out.glob("*.png")} == pictures
+        assert ("](panel.png)" in (out / "README.md").read_text()) == ("panel.png" in pictures)
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    shutil.copy(run / "samples" / "step-00000006.png", run / "samples" / "step-00000003.png")
+    out = tmp_path / "early"
+    assert exported(capsys, run, "--format", "diffusers", "--checkpoint", 3, "--out", out).code == 0
+    assert {path.name for path in out.glob("*.png")} == {"panel.png"}
+
+
+@pytest.mark.parametrize(("scale", "there"), [("1", True), ("source", False), ("0.5", False)])
+def test_a_card_states_no_latent_statistics_of_another_scale(scale, there, finished_vae, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert exported(capsys, finished_vae, "--format", "diffusers", "--latent-scale", scale, "--out", out).code == 0
+    card = (out / "README.md").read_text()
+    assert "| held_out_psnr |" in card and ("| latent_std |" in card) == there == ("| latent_mean |" in card)
+
+
+def test_a_card_tells_neither_where_things_lay_nor_a_figure_none(finished_vae, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    report = json.loads((run / "report.json").read_text()) | {"pca_psnr": None}
+    (run / "report.json").write_text(json.dumps(report))
+    with open(run / "command.txt", "a") as file:
+        file.write("train_vae.py a.yaml --data.path=/home/me/my\\ photos --cache / --out ~/runs/vae\n'cut sh")
+    out = tmp_path / "out"
+    assert exported(capsys, run, "--format", "diffusers", "--out", out).code == 0
+    card = (out / "README.md").read_text()
+    assert "| pca_psnr | not defined |" in card and "None" not in card
+    assert "train_vae.py a.yaml '--data.path=my photos' --cache PATH --out vae\n" in card
+    for file in ("README.md", "export.json", "config.json"):
+        text = (out / file).read_text()
+        assert str(tmp_path) not in text and "/home/" not in text and str(finished_vae.parent) not in text
+
+
+# ---- refusals
+
+
+def test_nothing_is_overwritten_without_force_and_nothing_else_with_it(finished_vae, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = (finished_vae, "--format", "diffusers", "--out", out)
+    assert exported(capsys, *command).code == 0
+    before = (out / WEIGHTS).read_bytes()
+    refusal(exported(capsys, *command), 2, "exists", "--force")
+    assert exported(capsys, *command, "--latent-scale", 2, "--force").code == 0
+    assert (out / WEIGHTS).read_bytes() != before
+    (tmp_path / "letters").mkdir()
+    refusal(
+        exported(capsys, finished_vae, *command[1:3], "--out", tmp_path / "letters", "--force"), 2, "not an earlier"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["letters", "out"]
+
+
+def test_an_export_that_does_not_reconstruct_is_not_left_behind(tmp_path, capsys):
+    broken = kl().state_dict()
+    kl().save_pretrained(tmp_path / "given")
+    broken["decoder.conv_out.weight"][0] = 3e38  # finite, but what it makes is not
+    save_file(broken, tmp_path / "given" / WEIGHTS)
+    outcome = exported(capsys, tmp_path / "given", "--format", "compvis", "--out", tmp_path / "out")
+    refusal(outcome, 4, "differs", "nan")
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_an_export_that_ctrl_c_stops_leaves_nothing_behind(tmp_path):
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder_atomically(tmp_path / "out", interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("network", "bottleneck"), [("tiny", "gaussian"), ("kl", "identity")])
+def test_an_autoencoder_that_no_host_knows_is_refused_by_every_format(
+    name, network, bottleneck, stage_one: Stage, tmp_path_factory, tmp_path, capsys
+):
+    run = tmp_path_factory.getbasetemp() / f"{network}-{bottleneck}-run"
+    shape: tuple[object, ...] = ("--autoencoder.bottleneck.kind", bottleneck, "--run.steps", 1)
+    if network == "tiny":
+        width = ("--autoencoder.network.width", 8, "--autoencoder.network.levels", 1)
+        shape += ("--autoencoder.network.kind", "tiny", *width)
+    assert run.exists() or stage_one.run(run, *shape).code == 0
+    told = exported(capsys, run, "--format", name, "--out", tmp_path / "out")
+    refusal(told, 2, f"an autoencoder of {network} and {bottleneck}", str(run))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--checkpoint", 5), 2, ("--checkpoint 5", "3, 6")),
+        (("--checkpoint", 0), 2, ("--checkpoint 0",)),
+        (("--ema", "0.2"), 2, ("0.2", "ldm export --help")),
+        (("--latent-scale", "-1"), 2, ("--latent-scale -1", "positive")),
+        (("--latent-scale", "big"), 2, ("--latent-scale big", "source")),
+        (("--fromat", "x"), 2, ("--fromat", "--format")),
+    ],
+)
+def test_a_wrong_flag_is_one_line(arguments, code, words, finished_vae, tmp_path, capsys):
+    command = (finished_vae, "--format", "diffusers", "--out", tmp_path / "out", *arguments)
+    refusal(exported(capsys, *command), code, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_run_has_no_checkpoints(source, finished_diffusion, tmp_path, capsys):
+    out = ("--format", "diffusers", "--out", tmp_path / "out")
+    refusal(exported(capsys, source, *out, "--checkpoint", 3), 2, "--checkpoint", str(source))
+    refusal(exported(capsys, tmp_path / "nowhere", *out), 4, "nowhere does not exist")
+    refusal(exported(capsys, finished_diffusion, *out), 4, "not a run of train_vae.py")
+    assert exported(capsys, finished_diffusion / "vae", *out).code == 0
+
+
+def test_data_that_changed_or_have_gone_cannot_measure_a_checkpoint(stage_one, shapes_folder, tmp_path, capsys):
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(shapes_folder, images)
+    assert stage_one.run(run, "--data.path", images).code == 0
+    command = (run, "--format", "diffusers", "--checkpoint", 3, "--out", tmp_path / "out")
+    (images / "disc" / "00.png").unlink()
+    refusal(exported(capsys, *command), 3, "the data changed")
+    shutil.rmtree(images)
+    refusal(exported(capsys, *command), 3, str(images))
+    assert exported(capsys, *command, "--latent-scale", "source").code == 0
+
+
+def test_help_names_the_formats_there_are():
+    text = export.parser().format_help()
+    assert f"{{{','.join(FORMATS)}}}" in text

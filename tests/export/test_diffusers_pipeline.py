@@ -1,0 +1,164 @@
+"""What others see of a run: a diffusers pipeline, and a stock autoencoder that needs nothing of ours."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.pipeline import LatentDiffusion
+from ldm.shapes import to_uint8
+from tests.conftest import ROOT
+
+USE_PIPELINE = """
+import json, sys
+import numpy as np
+from diffusers import DiffusionPipeline
+
+run, out = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(run, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+
+def drawn(pipe, *arguments, **options):
+    return np.stack([np.asarray(image) for image in pipe(*arguments, **options).images])
+
+labels = ["square", "disc", 0]
+pipe.save_pretrained(f"{out}/again")
+again = DiffusionPipeline.from_pretrained(f"{out}/again", trust_remote_code=True)
+np.savez(
+    f"{out}/images.npz",
+    plain=drawn(pipe, 5, num_inference_steps=3),
+    again=drawn(again, 5, num_inference_steps=3),
+    chosen=drawn(pipe, 4, labels, num_inference_steps=4, sampler="dpm++2m", guidance_scale=1.5, seed=7),
+)
+try:
+    pipe(2, ["circle"])
+    refusal = ""
+except Exception as error:
+    refusal = f"{type(error).__name__}: {error}"
+said = {name: type(part).__name__ for name, part in pipe.components.items()}
+json.dump({"parts": said, "refusal": refusal, "class": type(pipe).__name__}, open(f"{out}/said.json", "w"))
+"""
+USE_AUTOENCODER = """
+import sys
+sys.modules["ldm"] = None  # importing it is an ImportError now
+import numpy as np, torch
+from diffusers import AutoencoderKL
+
+given, *runs = sys.argv[1:]
+torch.set_num_threads(1)
+arrays = np.load(given)
+for number, run in enumerate(runs):
+    autoencoder = AutoencoderKL.from_pretrained(f"{run}/vae").eval()
+    assert (autoencoder.config.scaling_factor, autoencoder.config.shift_factor) == (1.0, None)
+    with torch.no_grad():
+        images = autoencoder.decode(torch.from_numpy(arrays["latents"])).sample
+        posterior = autoencoder.encode(torch.from_numpy(arrays["images"])).latent_dist
+    np.savez(f"{number}.npz", images=images.numpy(), mean=posterior.mean.numpy(), std=posterior.std.numpy())
+"""
+
+
+def in_another_process(code: str, folder: Path, *arguments: object) -> None:
+    """Run `code` elsewhere, offline and with a module cache of its own: what it imports does not come back here."""
+    cache = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
+    environment = {**os.environ, **cache, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
+    outcome = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a user of diffusers got out of a run."""
+
+    images: dict[str, np.ndarray]
+    said: dict[str, Any]
+    again: Path  # where the pipeline was saved once more
+
+
+@pytest.fixture(scope="module")
+def drawn(finished_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    out = tmp_path_factory.mktemp("hub")
+    in_another_process(USE_PIPELINE, out, finished_diffusion, out)
+    return Drawn(dict(np.load(out / "images.npz")), json.loads((out / "said.json").read_text()), out / "again")
+
+
+def pixels(images: torch.Tensor) -> np.ndarray:
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
+def test_diffusers_opens_a_run_offline_and_finds_its_parts(drawn: Drawn) -> None:
+    assert drawn.said["class"] == "LatentDiffusionPipeline"
+    assert drawn.said["parts"] == {
+        "vae": "AutoencoderKL",
+        "unet": "StoredDenoiser",
+        "scheduler": "EDMDPMSolverMultistepScheduler",
+    }
+
+
+def test_diffusers_draws_the_same_images_pixel_for_pixel(drawn: Drawn, finished_diffusion: Path) -> None:
+    model = LatentDiffusion.load(finished_diffusion)
+    assert (drawn.images["plain"] == pixels(model.sample(5, steps=3))).all()
+    options: dict[str, Any] = {"steps": 4, "sampler": "dpm++2m", "guidance": 1.5, "seed": 7}
+    assert (drawn.images["chosen"] == pixels(model.sample(4, ["square", "disc", 0], **options))).all()
+
+
+def test_diffusers_hears_the_same_refusals(drawn: Drawn) -> None:
+    assert drawn.said["refusal"] == "ConfigError: --labels circle is not a class of this model: disc, square"
+
+
+def test_a_pipeline_saved_by_diffusers_opens_again_and_draws_the_same(drawn: Drawn) -> None:
+    """Left to itself, diffusers saves only parts of classes that it knows, and drops the denoiser without a word."""
+    assert (drawn.images["again"] == drawn.images["plain"]).all()
+
+
+def test_a_pipeline_saved_by_diffusers_is_a_run_for_sample_too(drawn: Drawn) -> None:
+    assert (pixels(LatentDiffusion.load(drawn.again).sample(5, steps=3)) == drawn.images["plain"]).all()
+
+
+def test_the_scheduler_of_a_run_has_the_noise_levels_of_its_own_sampler(finished_diffusion: Path) -> None:
+    description = LatentDiffusion.load(finished_diffusion).description
+    scheduler = json.loads((finished_diffusion / "scheduler" / "scheduler_config.json").read_text())
+    grid = {name: getattr(description.sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
+    assert grid | {"sigma_data": 1.0} == {name: scheduler[name] for name in [*grid, "sigma_data"]}
+
+
+def test_the_code_in_a_run_is_two_imports(finished_diffusion: Path) -> None:
+    """What trust_remote_code trusts can be read at a glance."""
+    for file in ("pipeline.py", "unet/denoiser.py"):
+        assert (finished_diffusion / file).read_text().startswith("from ldm.hub import ")
+        assert len((finished_diffusion / file).read_text().splitlines()) == 1
+    assert sorted(path.name for path in finished_diffusion.rglob("*.py")) == ["denoiser.py", "pipeline.py"]
+
+
+def test_the_autoencoder_of_a_run_needs_nothing_of_ours(
+    finished_vae: Path, finished_diffusion: Path, tmp_path: Path
+) -> None:
+    """A process that cannot import ldm decodes and encodes the same with diffusers' own AutoencoderKL."""
+    rng = torch.Generator().manual_seed(0)
+    latents, images = torch.randn(3, 2, 8, 8, generator=rng), torch.rand(3, 3, 16, 16, generator=rng) * 2 - 1
+    np.savez(tmp_path / "given.npz", latents=latents.numpy(), images=images.numpy())
+    runs = [finished_vae, finished_diffusion]
+    in_another_process(USE_AUTOENCODER, tmp_path, tmp_path / "given.npz", *runs)
+    for number, run in enumerate(runs):
+        found = {name: torch.from_numpy(value) for name, value in np.load(tmp_path / f"{number}.npz").items()}
+        ours = Autoencoder.load(run)
+        with torch.no_grad():
+            posterior = ours.encode(images)
+            assert torch.allclose(found["images"], ours.decode(latents), rtol=0, atol=1e-6)
+        assert torch.allclose(found["mean"], posterior.mean, rtol=0, atol=1e-6)
+        assert torch.allclose(found["std"], (posterior.logvar / 2).exp(), rtol=1e-5)
+
+
+def test_ldm_is_what_the_process_without_ldm_lacks() -> None:
+    """The block works, for elsewhere the package is there."""
+    code = 'import sys; sys.modules["ldm"] = None; import ldm'
+    blocked = subprocess.run([sys.executable, "-I", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert blocked.returncode == 1 and "ldm" in blocked.stderr
