@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Parser
+from ldm.diffusion.config import SAMPLERS
 from ldm.errors import ConfigError, exit_code_of
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ def parser() -> Parser:
     parser.add_argument("--num", type=int, default=16, help="how many images (%(default)s)")
     parser.add_argument("--labels", help="classes, by name or number, separated by commas; repeated as needed (all)")
     parser.add_argument("--steps", type=int, default=18, help="noise levels (%(default)s)")
-    parser.add_argument("--sampler", default="heun", help="euler, heun or dpm++2m (%(default)s)")
+    parser.add_argument("--sampler", default="heun", help=f"{', '.join(SAMPLERS)} (%(default)s)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
-    parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i depends on the seed alone, not on the batch (%(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--columns", type=int, help="columns of the grid (the classes up to 20, else a square)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
@@ -68,7 +71,7 @@ def main(arguments: list[str]) -> None:
             batch_size=options.batch_size,
             on_step=bar.update,
         )
-    names = [model.classes[index] for index in model.label_indices(labels)]
+    names = model.config.schema.names(labels)
     with writing(options.out):
         save(images, names, options)
     print(f"{options.num} images: {options.out}")
@@ -95,7 +98,7 @@ def is_grid(out: Path) -> bool:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """What keeps images from being written is told in one line; a full disk by `exit_code_of`, with the file's name."""
+    """An error in writing becomes one line; a full disk that of `exit_code_of`, with the file's name."""
     try:
         yield
     except OSError as error:

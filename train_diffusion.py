@@ -33,50 +33,46 @@ def main(arguments: list[str]) -> None:
 def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, dry: bool = False) -> None:
     config, data = with_data_from(source, config)
     # Imported here, so that --help and a mistyped flag are answered at once.
-    from ldm.batch import LatentBatch
     from ldm.data.datasets import open_dataset
-    from ldm.data.split import split
     from ldm.diffusion.objective import DenoisingObjective
-    from ldm.evaluation.held_out import SamplePanel
+    from ldm.evaluation.panels import SamplePanel
     from ldm.export.final import finalize_diffusion
     from ldm.latents import LatentBatches, open_autoencoder, open_latents
     from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser
-    from ldm.training import dry_run
+    from ldm.randomness import seed_weights
     from ldm.training.run import Run
 
     run = Run(config, out, dry=dry)
     if run.is_finished():
         return
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
-    run.list_unreadable(dataset.bad)
-    training, held_out = split(dataset.groups, data.held_out, data.split_seed)
+    run.list_unreadable(dataset.unreadable)
+    training, held_out = dataset.split()
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
     check_latent_shape(config.denoiser, autoencoder.latent_shape(data.sides))
-    latents = open_latents(run, cache, autoencoder.to(run.device), dataset, data)
+    latents = open_latents(run, cache, autoencoder.to(run.device), dataset)
     if not standardized:
-        latents = latents.standardize(autoencoder, training.tolist())
-    dropout = config.objective.condition_dropout
-    description = DiffusionModelConfig(
-        latents.shape, tuple(dataset.classes), config.denoiser, config.sampling, knows_no_label=dropout > 0
-    )
-    denoiser = create_denoiser(description)
+        latents = latents.standardize(autoencoder, training.indices)
+
+    seed_weights(config.run.seed)
+    guided = config.objective.condition_dropout > 0
+    model = DiffusionModelConfig(latents.shape, dataset.schema, config.denoiser, config.sampling, guided)
+    denoiser = create_denoiser(model)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume(latents.fingerprint)
-    batches = LatentBatches(latents, dataset, config.objective, run.order(training.tolist()))
+    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training.indices))
+    panel = SamplePanel(autoencoder, model, latents, held_out)
 
-    def train_step(step: int, batch: LatentBatch) -> None:
-        losses = objective(batch, run.rng)
-        run.update(losses.total)
-        run.log(losses.terms)
+    for step in run.steps(batches):
+        losses = objective(step.batch, step)
+        step.update(losses.total)
+        step.log(losses.terms)
+        if step.draws_panel:
+            step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        return dry_run.report(run, train_step, batches, latents.shape, data)
-    panel = SamplePanel(autoencoder, description, latents, dataset.labels, held_out)
-    for step, batch in run.steps(batches):
-        train_step(step, batch)
-        if run.panel_is_due():
-            run.record(**panel.draw(run.ema_model(), run.panel_path()))
-    finalize_diffusion(run, autoencoder, description)
+        return run.report(image=data.shape, latent=latents.shape, training_images=len(training))
+    finalize_diffusion(run, autoencoder, model)
 
 
 if __name__ == "__main__":

@@ -20,67 +20,68 @@ def main(arguments: list[str]) -> None:
 
 def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
-    from ldm.autoencoder.losses.discriminator import DiscriminatorObjective, SaturationMonitor, create_discriminator
+    from ldm.autoencoder.losses.discriminator import (
+        DiscriminatorObjective,
+        SaturationMonitor,
+        create_discriminator,
+    )
     from ldm.autoencoder.model import create_trainable
     from ldm.autoencoder.objective import ReconstructionObjective
-    from ldm.batch import ImageBatch
     from ldm.data.batches import ImageBatches
     from ldm.data.datasets import open_dataset
-    from ldm.data.split import split
-    from ldm.evaluation.held_out import ReconstructionPanel
+    from ldm.evaluation.panels import ReconstructionPanel
     from ldm.export.final import finalize_autoencoder
-    from ldm.training import dry_run
+    from ldm.randomness import seed_weights
     from ldm.training.run import Run
 
-    data = config.data
-    run = Run(config, out, dry=dry, find_unused_parameters=bool(config.objective.stages))
+    steps, loss = config.run.steps, config.objective
+    run = Run(config, out, dry=dry, find_unused_parameters=bool(loss.stages))
     if run.is_finished():
         return
-    dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
-    run.list_unreadable(dataset.bad)
-    training, held_out = split(dataset.groups, data.held_out, data.split_seed)
+    dataset = run.main_first(lambda: open_dataset(config.data, progress=run.is_main))
+    run.list_unreadable(dataset.unreadable)
+    training, held_out = dataset.split()
+
+    seed_weights(config.run.seed)
     classes = len(dataset.classes)
-    reads_classes = config.objective.penalties.classification is not None
-    autoencoder = create_trainable(config.autoencoder, image=data.shape, classes=classes if reads_classes else 0)
-    discriminator = create_discriminator(
-        config.objective.discriminator, image_channels=data.channels, steps=config.run.steps
-    )
+    head = classes if loss.penalties.classification else 0
+    autoencoder = create_trainable(config.autoencoder, image=config.data.shape, classes=head)
+    discriminator = create_discriminator(loss.discriminator, image_channels=config.data.channels, steps=steps)
     reconstruction = run.main_first(
-        lambda: ReconstructionObjective(
-            autoencoder, config.objective, discriminator, steps=config.run.steps, classes=classes
-        )
+        lambda: ReconstructionObjective(autoencoder, loss, discriminator, steps=steps, classes=classes)
     )
-    objective = run.prepare(reconstruction, trains=autoencoder, window=reconstruction.schedule.window)
+    objective = run.prepare(reconstruction, trains=autoencoder, schedule=reconstruction.schedule)
     if discriminator is not None:
-        metric = run.prepare(
+        discriminator_objective = run.prepare(
             DiscriminatorObjective(discriminator),
             trains=discriminator,
             optim=discriminator.optim,
             name="discriminator",
-            window=discriminator.window,
+            schedule=discriminator,
         )
-        run.watch(SaturationMonitor())
+        run.add_monitor(SaturationMonitor())
     run.resume(dataset.fingerprint, reconstruction.perceptual_weights)
-    batches = ImageBatches(dataset, data, run.order(training.tolist()))
+    batches = ImageBatches(dataset, run.batch_sampler(training.indices))
+    panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
-    def train_step(step: int, batch: ImageBatch) -> None:
-        losses = objective(batch, run.rng)
-        run.update(losses.total)
+    for step in run.steps(batches):
+        losses = objective(step.batch, step)
+        step.update(losses.total)
+        autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
         terms = losses.terms
-        if discriminator is not None and discriminator.learns(step):
-            judged = metric(**losses.outputs)
-            run.update(judged.total, of="discriminator")
-            terms = terms | judged.terms
-        run.log(terms)
+        if discriminator is not None and discriminator.learns(step.number):
+            discriminator_losses = discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
+            step.update(discriminator_losses.total, of="discriminator")
+            discriminator.update_logit_means(discriminator_losses.outputs)
+            terms = terms | discriminator_losses.terms
+        step.log(terms)
+        if step.draws_panel:
+            step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        return dry_run.report(run, train_step, batches, autoencoder.latent_shape(data.sides), data)
-    panel = ReconstructionPanel(dataset, data, held_out if len(held_out) else training, objective=config.objective)
-    for step, batch in run.steps(batches):
-        train_step(step, batch)
-        if run.panel_is_due():
-            run.record(**panel.draw(run.ema_model(), run.panel_path()))
-    finalize_autoencoder(run, dataset, data, training, held_out)
+        latent = autoencoder.latent_shape(config.data.sides)
+        return run.report(image=config.data.shape, latent=latent, training_images=len(training))
+    finalize_autoencoder(run, training, held_out)
 
 
 if __name__ == "__main__":

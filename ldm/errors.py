@@ -1,4 +1,4 @@
-"""Expected failures: one class and one exit code each, one line for the user, never a traceback."""
+"""Errors: one class and one exit code for each expected failure, one line for the user, never a traceback."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ class LDMError(Exception):
     """An expected failure. Its message is one line, in the user's words: what was given, and what to do."""
 
     exit_code = 1
-    told = False  # whether another process has already said it
+    was_reported = False  # whether another process has already printed it
 
 
 class ConfigError(LDMError):
@@ -39,7 +39,7 @@ class DivergedError(LDMError):
 
 
 class StopRequested(LDMError):
-    """SIGTERM or SIGINT arrived: the state was saved, and the same command goes on from there."""
+    """SIGTERM or SIGINT arrived: the state was saved, and the same command resumes."""
 
     exit_code = 75
 
@@ -47,21 +47,21 @@ class StopRequested(LDMError):
 def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, resumes: bool = True) -> int:
     """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr.
 
-    `resumes` says whether the same command goes on where it was stopped. SIGTERM ends it as Ctrl-C does, except where
+    `resumes` says whether the same command resumes where it was stopped. SIGTERM ends it as Ctrl-C does, except where
     `main` itself listens.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(arguments)
     except LDMError as error:
-        if not error.told:
+        if not error.was_reported:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # outside the training loop, or asked twice
         if not resumes:
             print("error: stopped; nothing was written", file=sys.stderr)
             return LDMError.exit_code
-        print("error: stopped at once; the same command goes on from what was saved", file=sys.stderr)
+        print("error: stopped at once; run the same command again to resume from the last checkpoint", file=sys.stderr)
         return StopRequested.exit_code
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here

@@ -1,4 +1,4 @@
-"""Where the two halves meet in training: images encoded once, standardized, and drawn from at every step."""
+"""Latents for training: images encoded once, cached, standardized, and drawn from at every step."""
 
 import errno
 import fcntl
@@ -16,17 +16,18 @@ from tqdm import tqdm
 
 from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.latent_statistics import LatentStatistics
-from ldm.autoencoder.model import Autoencoder, pixel_autoencoder
+from ldm.autoencoder.model import Autoencoder, create_pixels
 from ldm.batch import LatentBatch
 from ldm.checkpoint import read_entry, write_atomically
-from ldm.data.batches import BatchSampler, iter_batches
+from ldm.data.batches import BatchSampler
 from ldm.data.config import DataSourceConfig
-from ldm.data.datasets import Dataset
+from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoisingObjectiveConfig
-from ldm.diffusion.noise import sample_sigmas
+from ldm.diffusion.objective import draw_sigma, drop_condition
 from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.weights import sha256_of
 from ldm.randomness import derived_seed
+from ldm.shapes import format_size
 from ldm.training.run import Run
 
 
@@ -39,8 +40,8 @@ def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
 class LatentCache:
     """Posterior moments of every image, and of its mirror image where flips are on: flips x images x 2c x h x w.
 
-    Moments, not samples: a cached sample would freeze the noise. Of an autoencoder whose code is a point there is the
-    code alone, c x h x w. The mirror image is encoded, for the mirrored latent is not the latent of the mirrored image.
+    Moments, not samples: a cached sample would freeze the noise. Of a deterministic code there is the code alone, c x h x
+    w. The mirror image is encoded, for the mirrored latent is not the latent of the mirrored image.
     The file is memory-mapped.
     """
 
@@ -60,7 +61,7 @@ class LatentCache:
         rows = self.moments[[0] * len(indices) if flips is None else flips, indices]
         moments = torch.from_numpy(rows).to(torch.get_default_dtype())
         mean, logvar = moments[:, : self.channels], moments[:, self.channels :]
-        posterior = Posterior(mean, logvar) if logvar.shape[1] else Posterior.point(mean)
+        posterior = Posterior(mean, logvar if logvar.shape[1] else None)
         return posterior.standardized(self.mean.to(mean), self.std.to(mean))
 
     def standardize(self, autoencoder: Autoencoder, indices: list[int]) -> "LatentCache":
@@ -74,14 +75,12 @@ class LatentCache:
         return replace(self, mean=self.mean + self.std * mean, std=self.std * std)
 
 
-def open_latents(
-    run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset, config: DataSourceConfig
-) -> LatentCache:
+def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
     """The cache in `folder`, built there first by the main process if there is none.
 
     Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform.
     """
-    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if config.flip else 1)
+    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
     channels = autoencoder.latent_channels
 
     def build() -> None:
@@ -89,7 +88,7 @@ def open_latents(
             return
         with cache_lock(folder):
             if open_cache(folder, expected, channels) is None:
-                build_cache(folder, expected, autoencoder, dataset, config, run.device)
+                build_cache(folder, expected, autoencoder, dataset, run.device)
 
     run.on_main(build)
     cache = open_cache(folder, expected, channels)
@@ -121,13 +120,13 @@ def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None
         return None
     try:
         written = json.loads(description.read_text())
-        found, shape = written["fingerprint"], tuple(written["shape"])
+        written_for, shape = written["fingerprint"], tuple(written["shape"])
         moments = np.load(folder / "moments.npy", mmap_mode="r", allow_pickle=False)
         if (moments.dtype, moments.shape) != (np.float32, shape):
             raise ValueError(f"moments.npy holds {moments.dtype} {moments.shape} instead of float32 {shape}")
     except Exception as error:  # what NumPy and json raise for damaged files is of many types
         raise CheckpointError(f"the latent cache {folder} is damaged ({error}): delete it and run again") from error
-    if found != expected:
+    if written_for != expected:
         raise CheckpointError(
             f"the latent cache {folder} is stale: it was made with another autoencoder, other data or another"
             " transform; delete it, or choose another --cache"
@@ -136,20 +135,12 @@ def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None
 
 
 @torch.no_grad()
-def build_cache(
-    folder: Path,
-    expected: str,
-    autoencoder: Autoencoder,
-    dataset: Dataset,
-    config: DataSourceConfig,
-    device: torch.device,
-) -> None:
+def build_cache(folder: Path, expected: str, autoencoder: Autoencoder, dataset: Dataset, device: torch.device) -> None:
     """Encode every image once and write the moments; `cache.json` comes last, as half a cache is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    channels, height, width = autoencoder.latent_shape(config.sides)
-    flips = 2 if config.flip else 1
-    is_distribution = autoencoder.bottleneck.is_distribution
-    shape = (flips, len(dataset), 2 * channels if is_distribution else channels, height, width)
+    channels, height, width = autoencoder.latent_shape(dataset.config.sides)
+    flips = 2 if dataset.config.flip else 1
+    shape = (flips, len(dataset), autoencoder.bottleneck.encoder_channels, height, width)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     try:
         # Written, not mapped: where the disk is full, writing to a mapped file kills the process.
@@ -157,11 +148,12 @@ def build_cache(
         with open(folder / "moments.npy", "wb") as file, bar:
             np.lib.format.write_array_header_1_0(file, header)
             for flip in range(flips):
-                for indices, images in iter_batches(dataset, config, list(range(len(dataset)))):
+                for chunk in Subset(dataset, list(range(len(dataset)))).chunks():
+                    images = chunk.images()
                     posterior = autoencoder.encode((images.flip(-1) if flip else images).to(device))
-                    parts = [posterior.mean, posterior.logvar] if is_distribution else [posterior.mean]
+                    parts = [posterior.mean] if posterior.logvar is None else [posterior.mean, posterior.logvar]
                     file.write(torch.cat(parts, dim=1).float().cpu().numpy().astype("<f4").tobytes())
-                    bar.update(len(indices))
+                    bar.update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -171,41 +163,37 @@ def build_cache(
 
 
 class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
-    """Training latents by micro-batch number, with noise, noise levels and dropped labels drawn beside them."""
+    """Training latents by micro-batch number, with noise, noise levels and conditions drawn beside them."""
 
-    def __init__(self, cache: LatentCache, dataset: Dataset, objective: DenoisingObjectiveConfig, order: BatchSampler):
-        self.cache, self.objective, self.order = cache, objective, order
-        self.labels, self.no_label = dataset.labels, len(dataset.classes)
+    def __init__(self, cache: LatentCache, dataset: Dataset, config: DenoisingObjectiveConfig, sampler: BatchSampler):
+        self.cache, self.dataset, self.config, self.sampler = cache, dataset, config, sampler
 
     def __getitem__(self, micro_batch: int) -> LatentBatch:
-        draw, shape = self.order.draw(micro_batch), self.cache.shape
-        posterior = self.cache.posterior(draw.indices, self.flips(draw.epochs, draw.indices))
-        latents = posterior.at(draw.rng.normal("posterior", *shape))
-        noise = draw.rng.normal("noise", *shape)
-        sigma = draw.rng.part(
-            sample_sigmas(self.objective.noise_distribution, draw.rng.total, draw.rng.generator("sigma"))
-        ).to(latents)
-        dropped = draw.rng.uniform("label dropout") < self.objective.condition_dropout
-        labels = torch.from_numpy(self.labels[draw.indices]).masked_fill(dropped, self.no_label)
-        return LatentBatch(latents, noise, sigma, labels)
+        spec, shape = self.sampler.spec(micro_batch), self.cache.shape
+        posterior = self.cache.posterior(spec.indices, self.flips(spec.epochs, spec.indices))
+        latents = posterior.reparameterize(spec.rng.normal("posterior", *shape))
+        noise = spec.rng.normal("noise", *shape)
+        sigma = draw_sigma(self.config, spec.rng).to(latents)
+        condition = drop_condition(self.config, self.dataset.condition(spec.indices), spec.rng)
+        return LatentBatch(latents, noise, sigma, condition)
 
     def flips(self, epochs: list[int], indices: list[int]) -> list[int]:
         """Which of these images are seen mirrored, as (seed, epoch, image) alone decides."""
         if self.cache.moments.shape[0] == 1:
             return [0] * len(indices)
-        seeds = [derived_seed(self.order.seed, "flip", *place) for place in zip(epochs, indices, strict=True)]
+        seeds = [derived_seed(self.sampler.seed, "flip", *place) for place in zip(epochs, indices, strict=True)]
         return [seed % 2 for seed in seeds]
 
 
 def open_autoencoder(source: str | None, config: DataSourceConfig, data: str) -> tuple[Autoencoder, bool]:
-    """The autoencoder that stage two stands on, and whether its statistics are those of these very data.
+    """The autoencoder whose latents are denoised, and whether its statistics are those of these very data.
 
     `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id, or None for the pixels themselves;
     `data` is the data's fingerprint. Raises CheckpointError if there is none, or if it takes other images than the
     settings describe.
     """
     if source is None:
-        return pixel_autoencoder(config.shape).requires_grad_(False), False
+        return create_pixels(config.shape).requires_grad_(False), False
     autoencoder = Autoencoder.load(source).requires_grad_(False)
     if not autoencoder.decodes_images:
         raise CheckpointError(
@@ -221,7 +209,7 @@ def open_autoencoder(source: str | None, config: DataSourceConfig, data: str) ->
         )
     if any(side % factor for side, factor in zip(config.sides, downsampling, strict=True)):
         raise CheckpointError(
-            f"the autoencoder {source} downsamples by {downsampling[0]}, which data.size {format_size(config.sides)} is not"
-            " divisible by"
+            f"the autoencoder {source} downsamples by {downsampling[0]}, by which data.size {format_size(config.sides)} is"
+            " not divisible"
         )
     return autoencoder, same_data

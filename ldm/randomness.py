@@ -1,4 +1,4 @@
-"""Where every random number comes from: a seed, a purpose and a position, never a stream that must be replayed."""
+"""Random numbers from a seed, a purpose and a position, never from a stream that would have to be replayed."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,6 +15,11 @@ def derived_seed(seed: int, purpose: str, *position: int) -> int:
 def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
     """A CPU generator for one purpose at one position, for instance `generator(0, "noise", step)`."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *position))
+
+
+def seed_weights(seed: int) -> None:
+    """Seed the global generator that initial weights are drawn from: they depend on `seed` and what is created alone."""
+    torch.manual_seed(derived_seed(seed, "weights"))
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,18 @@ class StepRandom:
 
     def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Unit Gaussian numbers, part x shape; drawn on the CPU, so that a GPU trains on the same ones."""
-        return moved(self.part(torch.randn(self.total, *shape, generator=self.generator(purpose))), device)
+        return moved(self.rows(torch.randn(self.total, *shape, generator=self.generator(purpose))), device)
 
     def uniform(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Uniform numbers in [0, 1), part x shape; drawn on the CPU like all others."""
-        return moved(self.part(torch.rand(self.total, *shape, generator=self.generator(purpose))), device)
+        return moved(self.rows(torch.rand(self.total, *shape, generator=self.generator(purpose))), device)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Where numbers for the whole global batch come from."""
         return generator(self.seed, purpose, self.step)
 
-    def part(self, whole: torch.Tensor) -> torch.Tensor:
-        """The rows of this part."""
+    def rows(self, whole: torch.Tensor) -> torch.Tensor:
+        """The rows of this part of the global batch."""
         return whole[self.start : self.start + (self.count or self.total)]
 
 

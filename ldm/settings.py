@@ -1,4 +1,4 @@
-"""The two configs: all that a person can say about stage one, and about stage two."""
+"""The whole configs of the two training scripts."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataSourceConfig
 from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig
 from ldm.errors import CheckpointError, ConfigError
-from ldm.training.config import OptimConfig, RunConfig
+from ldm.training.config import OptimConfig, RunConfig, check_run_format
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class TrainDiffusionConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def with_data_from(source: str | None, settings: TrainDiffusionConfig) -> tuple[TrainDiffusionConfig, DataSourceConfig]:
-    """The settings and their data; if they name none of their own, those of the stage-one run in `source`."""
-    if settings.data is not None:
-        return settings, settings.data
+def with_data_from(source: str | None, config: TrainDiffusionConfig) -> tuple[TrainDiffusionConfig, DataSourceConfig]:
+    """The config and its data; if it names none of its own, those of the run of train_vae.py in `source`."""
+    if config.data is not None:
+        return config, config.data
     if source is None:
         raise ConfigError(
             "the config has no data section, and there is no --autoencoder whose data could be taken: give one of them"
@@ -48,12 +48,13 @@ def with_data_from(source: str | None, settings: TrainDiffusionConfig) -> tuple[
         raise ConfigError(
             f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section"
         )
+    check_run_format(file.parent, f"give --autoencoder {file.parent / 'vae'} and a data section in the config")
     data = reader.load(TrainVAEConfig, file, {}).data
-    return replace(settings, data=data), data
+    return replace(config, data=data), data
 
 
-def stage_one_of(source: str) -> TrainVAEConfig | None:
-    """The settings of the run of train_vae.py in `source`; None if that is an autoencoder and no run.
+def vae_config_of(source: str) -> TrainVAEConfig | None:
+    """The config of the run of train_vae.py in `source`; None if that is an autoencoder and not a run.
 
     Raises CheckpointError for a run of train_diffusion.py, ConfigError for a config.yaml that cannot be read.
     """
@@ -65,4 +66,5 @@ def stage_one_of(source: str) -> TrainVAEConfig | None:
         raise CheckpointError(
             f"{source} is not a run of train_vae.py but of train_diffusion.py: give {file.parent}/vae"
         )
+    check_run_format(file.parent, f"give {file.parent / 'vae'}, which is still read")
     return reader.load(TrainVAEConfig, file, {})

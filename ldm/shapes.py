@@ -1,4 +1,4 @@
-"""The tensors that travel between the floors, by name."""
+"""Names for the tensors that travel between the packages, and their conversions of range and depth."""
 
 from typing import Annotated, TypeAlias
 
@@ -8,7 +8,7 @@ from torch import Tensor
 Images: TypeAlias = Annotated[Tensor, "float, batch channels height width, in [-1, 1]"]
 Latents: TypeAlias = Annotated[Tensor, "float, batch channels height width, zero mean and unit variance per channel"]
 NoiseLevels: TypeAlias = Annotated[Tensor, "float, batch: one standard deviation of the noise per sample"]
-Labels: TypeAlias = Annotated[Tensor, "int64, batch: a class index, or the number of classes for 'no label'"]
+Labels: TypeAlias = Annotated[Tensor, "int64, batch: a class index"]
 Scalars: TypeAlias = Annotated[Tensor, "float, batch: one number per sample"]
 
 
@@ -36,3 +36,13 @@ def to_depth(images: Images, depth: str) -> Tensor:
 def to_uint8(images: Images) -> Tensor:
     """[-1, 1] to the 256 levels of a picture, as `to_depth` has it."""
     return to_depth(images, "uint8")
+
+
+def rounded(images: Images) -> Images:
+    """Images as they would be stored: clipped and rounded to 8 bits, and in [-1, 1] again."""
+    return to_float(to_uint8(images))
+
+
+def format_size(sides: tuple[int, ...]) -> str:
+    """Height and width as a person writes data.size: one number for a square."""
+    return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))

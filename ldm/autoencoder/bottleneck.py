@@ -1,13 +1,14 @@
-"""What stands between encoder and decoder: it turns the encoder's output into a posterior over the latent."""
+"""Bottlenecks: what turns the encoder's output into a code, with what the code costs."""
 
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoder.config import GaussianConfig, IdentityConfig, SparseConfig
+from ldm.autoencoder.config import BottleneckConfig, GaussianConfig, IdentityConfig, SparseConfig
 from ldm.distributed import mean_over_processes
+from ldm.randomness import StepRandom
 from ldm.shapes import Latents, Scalars, full_precision
 
 
@@ -15,69 +16,121 @@ from ldm.shapes import Latents, Scalars, full_precision
 class Posterior:
     """A diagonal Gaussian over the latent: `mean` and `logvar` (log variance), both batch x channels x h x w.
 
-    That of a code that is no distribution is a point: its log variance is -inf.
+    A deterministic code has no `logvar`: all probability is at the mean.
     """
 
     mean: Latents
-    logvar: Tensor
+    logvar: Tensor | None = None
 
-    @classmethod
-    def point(cls, code: Tensor) -> Self:
-        """All probability at one code."""
-        return cls(code, torch.full_like(code, -torch.inf, requires_grad=False))
+    @property
+    def variance(self) -> Tensor:
+        """exp(logvar), 0 for a deterministic code."""
+        return torch.zeros_like(self.mean) if self.logvar is None else self.logvar.exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Latents:
         """mean + exp(logvar / 2) * noise, with unit Gaussian noise drawn on the CPU from `generator`."""
+        if self.logvar is None:
+            return self.mean
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
-        return self.at(noise.to(self.mean.device))
+        return self.reparameterize(noise.to(self.mean.device))
 
-    def at(self, noise: Tensor) -> Latents:
+    def reparameterize(self, noise: Tensor) -> Latents:
         """The sample that this unit Gaussian noise gives (Kingma and Welling 2014, section 2.4)."""
-        return self.mean + (0.5 * self.logvar).exp() * noise
+        return self.mean if self.logvar is None else self.mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Latents:
         """The most likely latent, which is the mean."""
         return self.mean
 
     def kl(self) -> Scalars:
-        """KL to the unit Gaussian in nats, summed over the latent: one number per sample; of a point infinite."""
+        """KL to the unit Gaussian in nats, summed over the latent: one number per sample; infinite if deterministic."""
+        if self.logvar is None:
+            return self.mean.new_full((len(self.mean),), torch.inf)
         per_element = 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
         return per_element.flatten(1).sum(1)
 
     def standardized(self, mean: Tensor, std: Tensor) -> Self:
         """The posterior of (latent - mean) / std, with `mean` and `std` of shape channels x 1 x 1."""
-        return type(self)((self.mean - mean) / std, self.logvar - 2 * std.log())
+        logvar = None if self.logvar is None else self.logvar - 2 * std.log()
+        return type(self)((self.mean - mean) / std, logvar)
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a bottleneck returns: the latents that are decoded, what they cost, and their posterior.
+
+    `latents` are a sample in training, else the mode. `costs` are by name, one number per image in nats, unweighted;
+    the objective weighs and scales them.
+    """
+
+    latents: Latents
+    posterior: Posterior
+    costs: dict[str, Scalars] = field(default_factory=dict)
 
 
 class Bottleneck(nn.Module):
     """`channels` of the latent, made of `encoder_channels` of the encoder's output."""
 
-    is_distribution = False  # whether there is a KL
     unit_norm = False  # whether the decoder's columns are taken with length 1
+    gives_rates = False  # whether the code's values are rates of activation, between 0 and 1
+    tracks_usage = False  # whether it knows which units are dead
 
-    def __init__(self, config: Any, encoder_channels: int):
+    def __init__(self, config: BottleneckConfig, encoder_channels: int):
         super().__init__()
         self.config, self.channels, self.encoder_channels = config, config.channels, encoder_channels
+        self.active_channels = config.channels  # channels that can differ from 0 at one position
 
-    def forward(self, moments: Tensor) -> Posterior:
-        """The posterior of each image."""
+    def forward(
+        self, moments: Tensor, rng: StepRandom | None = None, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Code:
+        """The code of each image, standardized by `statistics` (mean and std per channel) if there are any.
+
+        With `rng`, as in training, the latents are a sample; without, the mode.
+        """
+        posterior = self.posterior(moments)
+        if statistics is not None:
+            posterior = posterior.standardized(*statistics)
+        latents = posterior.mode()
+        if rng is not None and posterior.logvar is not None:
+            noise = rng.normal("posterior", *latents.shape[1:], device=latents.device)
+            latents = posterior.reparameterize(noise)
+        return Code(latents, posterior, self.costs(posterior))
+
+    def posterior(self, moments: Tensor) -> Posterior:
+        """The posterior of each image, not yet standardized."""
         raise NotImplementedError
 
-    def begin(self, step: int) -> None:
-        """A stage that trains the code begins with this step."""
+    def costs(self, posterior: Posterior) -> dict[str, Scalars]:
+        """What the code costs, in nats per image."""
+        return {}
+
+    def reset_usage(self, step: int) -> None:
+        """A stage that trains the code begins with this step: all units count as alive."""
+
+    def update_usage(self, code: Tensor, step: int) -> None:
+        """Note which units of the code were active in this step of training, after the update."""
+
+    def active_units(self, code: Tensor) -> Tensor:
+        """Which units are above 0 anywhere in this batch, on any process: one truth value each."""
+        return mean_over_processes((code.detach() > 0).any(0).flatten(1).any(1).float()) > 0
+
+    def dead_units(self, step: int) -> Tensor:
+        """Which units count as dead at the beginning of a step: one truth value each."""
+        return torch.zeros(self.channels, dtype=torch.bool)
 
 
 class GaussianBottleneck(Bottleneck):
     """Half of the encoder's output channels are means, the other half log variances, kept in [-30, 20]."""
 
-    is_distribution = True
-
     def __init__(self, config: GaussianConfig):
         super().__init__(config, 2 * config.channels)
 
-    def forward(self, moments: Tensor) -> Posterior:
+    def posterior(self, moments: Tensor) -> Posterior:
         mean, logvar = full_precision(moments).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
+
+    def costs(self, posterior: Posterior) -> dict[str, Scalars]:
+        return {"kl": posterior.kl()}
 
 
 class IdentityBottleneck(Bottleneck):
@@ -86,49 +139,41 @@ class IdentityBottleneck(Bottleneck):
     def __init__(self, config: IdentityConfig):
         super().__init__(config, config.channels)
 
-    def forward(self, moments: Tensor) -> Posterior:
-        return Posterior.point(full_precision(moments))
+    def posterior(self, moments: Tensor) -> Posterior:
+        return Posterior(full_precision(moments))
 
 
 class SparseBottleneck(Bottleneck):
     """An activation that is 0 for most units, and perhaps only the k largest values of each position (k-sparse
     autoencoders, Makhzani and Frey 2014).
 
-    Remembers the last step of training in which each unit was above 0 anywhere, on any process.
+    `last_active` holds the last step of training in which each unit was above 0 anywhere, on any process.
     """
 
     last_active: Tensor
+    tracks_usage = True
 
     def __init__(self, config: SparseConfig):
         super().__init__(config, config.channels)
-        self.activation, self.k, self.unit_norm = config.activation, config.k, config.unit_norm
-        self.register_buffer("fired", torch.zeros(config.channels, dtype=torch.int64))
+        self.activation, self.k, self.dead_after = config.activation, config.k, config.dead_after
+        self.unit_norm, self.gives_rates = config.unit_norm, config.activation == "sigmoid"
+        self.active_channels = config.k or config.channels
+        self.register_buffer("last_active", torch.zeros(config.channels, dtype=torch.int64))
 
-    def forward(self, moments: Tensor) -> Posterior:
+    def posterior(self, moments: Tensor) -> Posterior:
         moments = full_precision(moments)
         code = moments.sigmoid() if self.activation == "sigmoid" else moments.relu()
         if self.k:
-            kept = code.topk(self.k, dim=1)
-            code = torch.zeros_like(code).scatter(1, kept.indices, kept.values)
-        return Posterior.point(code)
+            largest = code.topk(self.k, dim=1)
+            code = torch.zeros_like(code).scatter(1, largest.indices, largest.values)
+        return Posterior(code)
 
-    def begin(self, step: int) -> None:
-        """While others trained no unit could fire: all count as alive."""
+    def reset_usage(self, step: int) -> None:
         self.last_active.fill_(step)
 
     @torch.no_grad()
     def update_usage(self, code: Tensor, step: int) -> None:
-        """Note which units are above 0 in this step of training."""
-        fires = mean_over_processes((code > 0).any(0).flatten(1).any(1).float()) > 0
-        self.last_active.masked_fill_(fires, step)
+        self.last_active.masked_fill_(self.active_units(code), step)
 
-    def is_dead(self, step: int) -> Tensor:
-        """Which units have been 0 for more than `patience` steps: one truth value each."""
-        return self.last_active < step - self.config.dead_after
-
-
-BOTTLENECKS: dict[type, Any] = {
-    GaussianConfig: GaussianBottleneck,
-    IdentityConfig: IdentityBottleneck,
-    SparseConfig: SparseBottleneck,
-}
+    def dead_units(self, step: int) -> Tensor:
+        return self.last_active < step - self.dead_after

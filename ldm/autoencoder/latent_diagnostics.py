@@ -1,4 +1,4 @@
-"""What a latent space is like to diffuse in: how steep its spectrum is, and how sharply the encoder reacts."""
+"""Diagnostics of a latent space: the slope of its power spectrum and the encoder's Jacobian."""
 
 import math
 

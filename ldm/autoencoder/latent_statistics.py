@@ -1,4 +1,4 @@
-"""Mean and spread of an autoencoder's latents."""
+"""Latent statistics: mean and standard deviation of an autoencoder's latents over many images."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ class LatentStatistics:
 
     def add(self, posterior: Posterior) -> None:
         """Take in a batch of posteriors."""
-        mean, variance = posterior.mean.detach().cpu().double(), posterior.logvar.detach().cpu().double().exp()
+        mean = posterior.mean.detach().cpu().double()
+        # The exponential is taken in float64.
+        variance = 0.0 if posterior.logvar is None else posterior.logvar.detach().cpu().double().exp()
         self.sum = self.sum + mean.sum((0, 2, 3))
         self.squares = self.squares + (mean.square() + variance).sum((0, 2, 3))
         self.count += mean.numel() // mean.shape[1]

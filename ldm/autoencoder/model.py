@@ -1,30 +1,33 @@
 """The autoencoder: images to a posterior over standardized latents, and back."""
 
-import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoder.bottleneck import BOTTLENECKS, Bottleneck, GaussianBottleneck, Posterior
-from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, IdentityConfig, PixelNetworkConfig
-from ldm.autoencoder.formats import diffusers
-from ldm.autoencoder.networks.kl import NETWORKS, StockNetwork
-from ldm.checkpoint import read_json
-from ldm.config import reader
+from ldm.autoencoder.bottleneck import Bottleneck, Code, GaussianBottleneck, Posterior
+from ldm.autoencoder.config import (
+    BOTTLENECKS,
+    NETWORKS,
+    AutoencoderConfig,
+    GaussianConfig,
+    IdentityConfig,
+    PixelNetworkConfig,
+)
+from ldm.autoencoder.formats import diffusers, ours
+from ldm.autoencoder.network import AutoencoderNetwork
+from ldm.autoencoder.networks.kl import AutoencoderKLNetwork
 from ldm.errors import CheckpointError, ConfigError
-from ldm.shapes import Images, Latents, full_precision
+from ldm.randomness import StepRandom
+from ldm.shapes import Images, Latents, format_size, full_precision
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Autoencoder(nn.Module):
@@ -35,17 +38,27 @@ class Autoencoder(nn.Module):
     `output_logvar` is the log variance per image channel of the decoder's Gaussian likelihood, for the objective that
     learns it; no image depends on it. `head` reads a class from the code, where fine-tuning wants that.
 
-    `hidden`, batch x h x w, names latent positions whose patch is hidden, for the networks that can leave them out.
+    `config` and `image` (channels, height, width of the training images) say how it was made; None if loaded from
+    elsewhere.
+    `hidden`, batch x h x w, names latent positions whose patch is hidden, for networks that can skip patches.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, network: Any, bottleneck: Bottleneck, *, classes: int = 0):
+    def __init__(
+        self,
+        network: AutoencoderNetwork,
+        bottleneck: Bottleneck,
+        *,
+        classes: int = 0,
+        config: AutoencoderConfig | None = None,
+        image: tuple[int, int, int] | None = None,
+    ):
         super().__init__()
         channels = bottleneck.channels
         self.network, self.bottleneck, self.latent_channels = network, bottleneck, channels
-        self.saved_config: dict[str, Any] = {}  # the settings it was made from, and the shape of its images
+        self.config, self.image = config, image
         self.decodes_images = True  # and not patches whose mean and variance were taken out
         self.head = nn.Linear(channels, classes) if classes else None
         self.output_logvar = nn.Parameter(torch.zeros(network.image_channels, 1, 1), requires_grad=False)
@@ -57,23 +70,30 @@ class Autoencoder(nn.Module):
         """The autoencoder in a finished run, in a diffusers AutoencoderKL folder, in a CompVis-keyed .safetensors
         file, or under a hub id; on the CPU.
 
-        Raises CheckpointError if there is none. A stock autoencoder's scaling and shift become the statistics.
+        Raises CheckpointError if there is none. The scaling and shift of an AutoencoderKL become the statistics.
         """
         folder = diffusers.resolve_path(source)
-        return read_ours(folder) if diffusers.is_ours(folder) else cls.from_diffusers(diffusers.read(source))
+        return load_ours(folder) if diffusers.is_ours(folder) else cls.from_diffusers(diffusers.read(source))
 
     @classmethod
     def from_diffusers(cls, kl: "AutoencoderKL") -> Self:
         """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
         channels = kl.config["latent_channels"]
-        autoencoder = cls(StockNetwork(kl), GaussianBottleneck(GaussianConfig(channels=channels)))
+        autoencoder = cls(AutoencoderKLNetwork(kl), GaussianBottleneck(GaussianConfig(channels=channels)))
         autoencoder.standardize(*diffusers.statistics(kl.config))
         return autoencoder.to(kl.device).eval()
+
+    def to_diffusers(self) -> "AutoencoderKL":
+        """A copy in diffusers' own class, its latents as the network gives them; ConfigError if it does not fit."""
+        if not isinstance(self.network, AutoencoderKLNetwork) or not self.is_autoencoder_kl:
+            kinds = "another kind" if self.config is None else self.config.network.kind
+            raise ConfigError(f"an autoencoder of {kinds} is not an AutoencoderKL")
+        return self.network.to_diffusers()
 
     @property
     def is_autoencoder_kl(self) -> bool:
         """Whether it fits diffusers' AutoencoderKL."""
-        return isinstance(self.network, StockNetwork) and self.bottleneck.is_distribution
+        return self.network.has_autoencoder_kl_shape and isinstance(self.bottleneck, GaussianBottleneck)
 
     def save(self, folder: Path) -> None:
         """Write what `load` reads, and diffusers too where it has a class for it.
@@ -81,10 +101,11 @@ class Autoencoder(nn.Module):
         It is then a stock AutoencoderKL folder with the statistics folded in; otherwise, a folder of our own.
         """
         if self.is_autoencoder_kl:
-            kl = diffusers.fold(self.network.to_stock(), self.latent_mean, self.latent_std)
+            kl = diffusers.fold(self.to_diffusers(), self.latent_mean, self.latent_std)
             kl.save_pretrained(str(folder), safe_serialization=True)
         else:
-            write_ours(self, folder)
+            assert self.config is not None and self.image is not None
+            ours.write(folder, ours.Saved(self.config, self.image, self.decodes_images, self.state_dict()))
 
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""
@@ -93,21 +114,28 @@ class Autoencoder(nn.Module):
                 parameter.requires_grad_(False)
 
     def encode(self, images: Images, hidden: Tensor | None = None) -> Posterior:
-        """The posterior of each image; an image whose sides the factors do not divide is first padded."""
-        return self.code(images, hidden).standardized(self.latent_mean, self.latent_std)
+        """The posterior of each image; an image whose sides the downsampling does not divide is first padded."""
+        return self.raw_posterior(images, hidden).standardized(self.latent_mean, self.latent_std)
 
-    def code(self, images: Images, hidden: Tensor | None = None) -> Posterior:
+    def raw_posterior(self, images: Images, hidden: Tensor | None = None) -> Posterior:
         """The posterior as the bottleneck gives it, before it is standardized: a sparse code has its zeros."""
-        if hasattr(self.network, "image") and tuple(images.shape[1:]) != self.network.image:
-            only, given = (format_size(tuple(sides)) for sides in (self.network.image[1:], images.shape[2:]))
+        if self.network.fixed_size not in (None, tuple(images.shape[1:])):
+            assert self.network.fixed_size is not None
+            only, given = (format_size(tuple(sides)) for sides in (self.network.fixed_size[1:], images.shape[2:]))
             raise ConfigError(f"{self.network.downsampling_setting} takes images of size {only} alone, not of {given}")
-        return self.bottleneck(self.network.encode(padded(images, self.network.downsampling), hidden))
+        moments = self.network.encode(padded(images, self.network.downsampling), hidden)
+        return self.bottleneck.posterior(moments)
+
+    def code(self, moments: Tensor, rng: StepRandom) -> Code:
+        """The standardized code of the encoder's output in training: with samples, and what they cost."""
+        code: Code = self.bottleneck(moments, rng, (self.latent_mean, self.latent_std))
+        return code
 
     def decode(self, latents: Latents, hidden: Tensor | None = None) -> Images:
         """The image of each latent, in [-1, 1] as far as the decoder learned it; not clamped."""
-        return self.decode_code(latents * self.latent_std + self.latent_mean, hidden)
+        return self.decode_raw(latents * self.latent_std + self.latent_mean, hidden)
 
-    def decode_code(self, code: Tensor, hidden: Tensor | None = None) -> Images:
+    def decode_raw(self, code: Tensor, hidden: Tensor | None = None) -> Images:
         """The image of a code that is not standardized."""
         return full_precision(self.network.decode(self.unit_norm_scaled(code), hidden))
 
@@ -144,14 +172,13 @@ class Autoencoder(nn.Module):
         height, width = (-(-side // factor) for side, factor in zip(sides, self.network.downsampling, strict=True))
         return self.latent_channels, height, width
 
-    def numbers(self, sides: tuple[int, int]) -> tuple[int, int, int]:
+    def active_shape(self, sides: tuple[int, int]) -> tuple[int, int, int]:
         """The same, counting of a sparse code only the channels that are kept: what a linear code is compared by."""
-        channels, height, width = self.latent_shape(sides)
-        return getattr(self.bottleneck, "k", 0) or channels, height, width
+        return self.bottleneck.active_channels, *self.latent_shape(sides)[1:]
 
 
 def padded(images: Images, downsampling: tuple[int, int]) -> Images:
-    """Images extended to the right and below until `factors` divide the sides: reflected, or repeated when tiny."""
+    """Images extended to the right and below until the downsampling divides the sides: reflected, or repeated."""
     down, right = -images.shape[-2] % downsampling[0], -images.shape[-1] % downsampling[1]
     if not down and not right:
         return images
@@ -159,32 +186,26 @@ def padded(images: Images, downsampling: tuple[int, int]) -> Images:
     return F.pad(images, (0, right, 0, down), mode="reflect" if reflects else "replicate")
 
 
-def format_size(sides: tuple[int, ...]) -> str:
-    """Height and width as a person writes data.size: one number for a square."""
-    return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))
-
-
 def create(config: AutoencoderConfig, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
-    """An untrained autoencoder, or the existing one that the settings start from, with the statistics that it has.
+    """An untrained autoencoder, or the pretrained one that the config names, with the statistics that it has.
 
-    `image` is channels, height, width of what it is trained on; `classes` is for a head, and 0 for none.
+    `image` is channels, height, width of what it is trained on; `classes` is for a classification head, and 0 for none.
     """
-    bottleneck = BOTTLENECKS[type(config.bottleneck)](config.bottleneck)
-    network = NETWORKS[type(config.network)](
+    bottleneck: Bottleneck = BOTTLENECKS[config.bottleneck.kind].load()(config.bottleneck)
+    network: AutoencoderNetwork = NETWORKS[config.network.kind].load()(
         config.network,
         image=image,
         encoder_channels=bottleneck.encoder_channels,
         latent_channels=bottleneck.channels,
     )
-    autoencoder = Autoencoder(network, bottleneck, classes=classes)
-    if autoencoder.is_autoencoder_kl:
-        autoencoder.standardize(*diffusers.statistics(network.config))
-    autoencoder.saved_config = {**reader.to_dict(config), "image": list(image)}
+    autoencoder = Autoencoder(network, bottleneck, classes=classes, config=config, image=image)
+    if isinstance(network, AutoencoderKLNetwork) and autoencoder.is_autoencoder_kl:
+        autoencoder.standardize(*diffusers.statistics(network.kl_config))
     return autoencoder
 
 
 def create_trainable(config: AutoencoderConfig, *, image: tuple[int, int, int], classes: int = 0) -> Autoencoder:
-    """What `assemble` gives, ready to be trained on images of these channels, height and width."""
+    """What `create` gives, checked for training on images of these channels, height and width, and perhaps frozen."""
     if config.network.kind == "pixels":
         raise ConfigError(
             "autoencoder.network.kind pixels has nothing to train: give train_diffusion.py no --autoencoder for it"
@@ -192,58 +213,34 @@ def create_trainable(config: AutoencoderConfig, *, image: tuple[int, int, int], 
     autoencoder, sides = create(config, image=image, classes=classes), image[1:]
     downsampling = autoencoder.network.downsampling
     if any(side % factor for side, factor in zip(sides, downsampling, strict=True)):
-        below, above = (
+        smaller, larger = (
             tuple(toward(side / factor) * factor for side, factor in zip(sides, downsampling, strict=True))
             for toward in (math.floor, math.ceil)
         )
-        near = " or ".join(format_size(nearest) for nearest in (below, above) if all(nearest))
+        near = " or ".join(format_size(nearest) for nearest in (smaller, larger) if all(nearest))
         raise ConfigError(
             f"data.size {format_size(sides)} is not divisible by {downsampling[0]}, the downsampling of"
             f" {autoencoder.network.downsampling_setting}: use {near}"
         )
-    if config.trains == "decoder":
-        if config.network.kind != "stock":
-            raise ConfigError(
-                f"autoencoder.trains decoder with autoencoder.network.kind {config.network.kind} would leave the"
-                " encoder as random as it begins: use kind stock and the path of an autoencoder"
-            )
+    if config.freeze_encoder:
         autoencoder.freeze_encoder()
     return autoencoder
 
 
-def pixel_autoencoder(image: tuple[int, int, int]) -> Autoencoder:
+def create_pixels(image: tuple[int, int, int]) -> Autoencoder:
     """The autoencoder that does nothing, for images of these channels, height and width."""
     config = AutoencoderConfig(network=PixelNetworkConfig(), bottleneck=IdentityConfig(channels=image[0]))
     return create(config, image=image).eval()
 
 
-def write_ours(autoencoder: Autoencoder, folder: Path) -> None:
-    """A folder in our own format: settings as JSON, and weights with the statistics beside them."""
-    facts = {"_class_name": diffusers.OURS, "decodes_images": autoencoder.decodes_images, **autoencoder.saved_config}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(facts, indent=2))
-    weights = {name: value.detach().cpu().contiguous() for name, value in autoencoder.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / WEIGHTS, {"format": "pt"})
-
-
-def read_ours(folder: Path) -> Autoencoder:
-    """What `write_ours` wrote, or CheckpointError."""
+def load_ours(folder: Path) -> Autoencoder:
+    """The autoencoder in a folder of our own format, or CheckpointError."""
     try:
-        facts = read_json(folder / "config.json")
-        saved_config = {name: facts[name] for name in ("network", "bottleneck")}
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        diffusers.check_finite(tensors)
-        channels, height, width = map(int, facts["image"])
-        config = reader.from_dict(AutoencoderConfig, saved_config)
-        autoencoder = create(config, image=(channels, height, width), classes=classes_of(tensors))
-        autoencoder.load_state_dict(tensors)
-        autoencoder.decodes_images = bool(facts["decodes_images"])
+        saved = ours.read(folder)
+        autoencoder = create(saved.config, image=saved.image, classes=saved.classes)
+        autoencoder.load_state_dict(saved.tensors)
+        autoencoder.decodes_images = saved.decodes_images
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
     return autoencoder.eval()
-
-
-def classes_of(tensors: dict[str, Tensor]) -> int:
-    """How many classes the head among these weights of an autoencoder tells apart; 0 if there is none."""
-    return len(tensors["head.weight"]) if "head.weight" in tensors else 0

@@ -1,31 +1,36 @@
-"""What the autoencoder is trained to do: give the image back, whatever was done to it, through a code it is held to."""
+"""The training loss of the autoencoder: reconstruction + KL + penalties (+ perceptual, + adversarial)."""
 
-import contextlib
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from torch import Tensor, nn
 
-from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.code_statistics import code_statistics
 from ldm.autoencoder.compatibility import check_compatibility, hides_patches
-from ldm.autoencoder.config import ReconstructionObjectiveConfig, StageConfig
-from ldm.autoencoder.losses.adaptive_weight import adaptive_weight, gradients_at, record_inputs, with_known_gradients
+from ldm.autoencoder.config import DISTANCES, ReconstructionObjectiveConfig
+from ldm.autoencoder.losses.adaptive_weight import (
+    adaptive_weight,
+    gradients_at,
+    record_inputs,
+    summed,
+    with_known_gradients,
+)
 from ldm.autoencoder.losses.discriminator import Discriminator
-from ldm.autoencoder.losses.distance import DISTANCES, emphasized
+from ldm.autoencoder.losses.distance import emphasized
 from ldm.autoencoder.losses.equivariance import transform_together
-from ldm.autoencoder.losses.normalized_patches import patch_statistics
+from ldm.autoencoder.losses.normalized_patches import normalized_patches
 from ldm.autoencoder.losses.perceptual import Perceptual
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.penalty import ForwardPass
-from ldm.autoencoder.stages import Schedule
-from ldm.batch import ImageBatch, Losses
+from ldm.autoencoder.stages import Stage, StageSchedule
+from ldm.batch import ImageBatch, Losses, Step
 from ldm.corruption import Corrupted
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
 
 
 class ReconstructionObjective(nn.Module):
-    """distance + perceptual + kl * KL / (image values) + penalties + discriminator, between an image and what came back.
+    """distance + perceptual + kl * KL / (image values) + penalties + adversarial loss.
 
         image -> corruption -> encoder -> bottleneck -> corruption -> decoder -> distance to the clean image
 
@@ -33,9 +38,9 @@ class ReconstructionObjective(nn.Module):
     size: 1e-6 is the 1e-6 of latent diffusion (Rombach et al. 2022, appendix G), and weight 1 with a Gaussian
     likelihood is the evidence lower bound. Logged beside it: nats per latent element, and the latent's spread.
 
-    In a stage about one layer, the image is what the layers below make of it. The latent may also be scaled and turned
-    together with the image. The discriminator is held, not owned: it has an objective of its own. `steps` is the length of the
-    run, over which the stages are laid; `classes` are those of the data.
+    In a stage about one layer, the image is what the layers below make of it. The latent may also be scaled and rotated
+    together with the image. The discriminator is held, not owned: it has an objective of its own. `steps` is the length
+    of the run, over which the stages are laid; `classes` are those of the data.
     """
 
     def __init__(
@@ -50,131 +55,111 @@ class ReconstructionObjective(nn.Module):
         super().__init__()
         check_compatibility(autoencoder, config, classes)
         self.autoencoder, self.config = autoencoder, config
+        self.distance = DISTANCES[config.distance].load()
         dtype = autoencoder.output_logvar.dtype
         self.perceptual = None if config.perceptual is None else Perceptual(config.perceptual).to(dtype)
         self.held_discriminator = [discriminator]  # in a list, or it would become a part of this module
-        autoencoder.output_logvar.requires_grad_(config.distance == "gaussian")
-        if hasattr(autoencoder.network, "mask_token"):
-            autoencoder.network.mask_token.requires_grad_(hides_patches(config))
+        autoencoder.output_logvar.requires_grad_(DISTANCES[config.distance].learns_variance)
+        autoencoder.network.train_mask_token(hides_patches(config))
         self.penalties = config.penalties.chosen
         self.needs_jacobian = any(penalty.needs_jacobian for penalty in self.penalties.values())
-        self.schedule = Schedule(autoencoder, config.stages, steps)
+        self.schedule = StageSchedule(autoencoder, config.stages, steps)
 
     @property
     def perceptual_weights(self) -> str:
-        """What is known of the pretrained network in the loss: a hash of its weights; empty if there is none."""
+        """A hash of the pretrained network in the loss; empty if there is none."""
         return "" if self.perceptual is None else self.perceptual.backbone.reference
 
-    def forward(self, batch: ImageBatch, rng: StepRandom) -> Losses:
-        config = self.config
-        stage, part = self.schedule.enter(rng.step)
-        given = part.below(batch.images)
-        if part.has_code and rng.step == self.schedule.window(rng.step)[0]:
-            self.autoencoder.bottleneck.begin(rng.step)
-        corrupted = self.corrupted(given, stage, rng)
+    def forward(self, batch: ImageBatch, step: Step) -> Losses:
+        stage = self.schedule.at(step.number)
+        given = stage.input(batch.images)
+        corrupted = self.corrupt(given, stage, step.rng)
         inputs = corrupted.values.detach().requires_grad_() if self.needs_jacobian else corrupted.values
-        with twice_differentiable() if self.needs_jacobian else contextlib.nullcontext():
-            moments, posterior = part.encode(inputs, corrupted.hidden)
-        has_kl = part.has_code and self.autoencoder.bottleneck.is_distribution
-        code = latents = self.drawn(posterior, rng) if has_kl else posterior.mode()
-        target = batch.images if stage.target == "images" else given
-        if config.equivariance is not None:
-            target, latents = transform_together(target, latents, config.equivariance, rng)
-        if config.latent_corruption is not None:
-            latents = config.latent_corruption(latents, rng, name="latent", patch=(1, 1)).values
-        with record_inputs(self.autoencoder.network.output_layer) as last:
-            reconstruction = full_precision(part.decode(latents, corrupted.hidden))
+        with math_attention() if self.needs_jacobian else nullcontext():
+            moments, code = stage.encode(inputs, corrupted.hidden, step.rng)
+        target = batch.images if stage.config.target == "images" else given
+        target, latents = self.augment_latents(target, code.latents, step.rng)
+        decode = partial(stage.decode, hidden=corrupted.hidden)
+        with record_inputs(self.autoencoder.network.output_layer) as layer_inputs:
+            reconstruction = full_precision(decode(latents))
+        if self.config.target == "normalized-patches" and stage.is_whole:
+            target = normalized_patches(target, self.autoencoder.network.downsampling)
 
-        if config.target == "normalized-patches" and not stage.layer:
-            mean, std = patch_statistics(target, self.autoencoder.network.downsampling)
-            target = (target - mean) / std
-        total, terms = self.judged(target, reconstruction, corrupted.corrupted_elements, last, rng.step)
-        if has_kl:
-            kl = posterior.kl().mean()
-            terms["kl"] = config.kl * kl / given[0].numel()
-            terms["kl_per_latent_element"] = kl / code[0].numel()
-            total = total + terms["kl"]
-        encoded = ForwardPass(
-            self.autoencoder,
-            target,
-            inputs,
-            moments,
-            posterior.mean,
-            partial(part.decode, hidden=corrupted.hidden),
-            reconstruction,
-            batch.labels,
-            rng,
+        total, terms = self.reconstruction_loss(target, reconstruction, corrupted, layer_inputs, step)
+        for name, cost in code.costs.items():
+            cost = cost.mean()
+            terms[name] = self.config.kl * cost / given[0].numel()
+            terms[f"{name}_per_latent_element"] = cost / code.latents[0].numel()
+            total = total + terms[name]
+        forward = ForwardPass(
+            autoencoder=self.autoencoder,
+            images=target,
+            inputs=inputs,
+            moments=moments,
+            code=code.posterior.mean,
+            decode=decode,
+            reconstruction=reconstruction,
+            labels=batch.labels,
+            step=step,
         )
         for name, penalty in self.penalties.items():
-            if penalty.needs_latent and not part.has_code:
-                continue
-            if name == "classification" and (stage.layer or not stage.classification):
-                continue
-            terms[name] = penalty.weight * penalty(encoded)
-            total = total + terms[name]
-        terms |= code_statistics(encoded, code, is_code=part.has_code)
-        return Losses(total, terms, {"images": target, "reconstruction": reconstruction.detach()})
+            if penalty.applies(stage):
+                terms[name] = penalty.weight * penalty(forward)
+                total = total + terms[name]
+        terms |= code_statistics(forward, self.autoencoder.bottleneck, code.latents, is_code=stage.has_code)
+        outputs = {"images": target, "reconstruction": reconstruction.detach(), "code": code.posterior.mean.detach()}
+        return Losses(total, terms, outputs)
 
-    def corrupted(self, given: Tensor, stage: StageConfig, rng: StepRandom) -> Corrupted:
-        """What the encoder gets to see in place of what it is given."""
-        corruption = stage.corruption or (None if stage.layer else self.config.corruption)
-        if corruption is None:
-            return Corrupted(given)
-        patch = (1, 1) if stage.layer > 1 else self.autoencoder.network.downsampling
-        return corruption(given, rng, name="input", patch=patch)
+    def corrupt(self, given: Tensor, stage: Stage, rng: StepRandom) -> Corrupted:
+        """What the encoder sees in place of the stage's input."""
+        corruption = stage.config.corruption or (self.config.corruption if stage.is_whole else None)
+        return Corrupted(given) if corruption is None else corruption(given, rng, name="input", patch=stage.patch)
 
-    def drawn(self, posterior: Posterior, rng: StepRandom) -> Tensor:
-        """A sample of the posterior."""
-        return posterior.at(rng.normal("posterior", *posterior.mean.shape[1:], device=posterior.mean.device))
+    def augment_latents(self, target: Tensor, latents: Tensor, rng: StepRandom) -> tuple[Tensor, Tensor]:
+        """Target and latents, transformed together, and the latents corrupted, as far as the config wants it."""
+        if self.config.equivariance is not None:
+            target, latents = transform_together(target, latents, self.config.equivariance, rng)
+        if self.config.latent_corruption is not None:
+            latents = self.config.latent_corruption(latents, rng, name="latent", patch=(1, 1)).values
+        return target, latents
 
-    def judged(
-        self, images: Images, reconstruction: Images, corrupted_elements: Tensor | None, last: list[Tensor], step: int
+    def reconstruction_loss(
+        self, images: Images, reconstruction: Images, corrupted: Corrupted, layer_inputs: list[Tensor], step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The distances, and the discriminator's opinion where it has one in this step: their sum, and each by name."""
-        terms: dict[str, Tensor] = {}
-        discriminator = self.held_discriminator[0]
+        """Distance and perceptual distance, with the adversarial loss once it has begun: their sum, and each term."""
         logvar = self.autoencoder.output_logvar
-        ramp = 0.0 if discriminator is None else discriminator.ramp(step)
-        distances = partial(self.distances, images, corrupted_elements, terms)
+        distances = partial(self.distance_terms, images, corrupted.elements)
+        discriminator = self.held_discriminator[0]
+        ramp = 0.0 if discriminator is None else discriminator.ramp(step.number)
         if discriminator is None or ramp == 0:
-            return distances(reconstruction, logvar), terms
-        distance, (at_images, at_logvar) = gradients_at(distances, [reconstruction, logvar])
-        generator_loss, (opinion_at_images,) = gradients_at(discriminator.generator_loss, [reconstruction])
-        weight = generator_loss.new_full((), discriminator.config.weight * ramp)
+            terms = distances(reconstruction, logvar)
+            return summed(terms), terms
+        terms, (at_images, at_logvar) = gradients_at(distances, [reconstruction, logvar])
+        adversarial, (adversarial_at_images,) = gradients_at(discriminator.generator_terms, [reconstruction])
+        weight = logvar.new_full((), discriminator.config.weight * ramp)
         if discriminator.config.adaptive:
-            weight = weight * adaptive_weight(
-                at_images, opinion_at_images, last[0], self.autoencoder.network.output_layer
-            )
-        terms["discriminator_weight"] = weight
-        terms["adversarial"] = generator_loss
-        gradient = at_images + weight * opinion_at_images
-        total = with_known_gradients(
-            distance + weight * generator_loss, [reconstruction, logvar], [gradient, at_logvar]
-        )
-        return total, terms
+            layer = self.autoencoder.network.output_layer
+            assert isinstance(layer, nn.Conv2d)
+            weight = weight * adaptive_weight(at_images, adversarial_at_images, layer_inputs[0], layer)
+        gradient = at_images + weight * adversarial_at_images
+        total = summed(terms) + weight * summed(adversarial)
+        total = with_known_gradients(total, [reconstruction, logvar], [gradient, at_logvar])
+        return total, {**terms, "discriminator_weight": weight, **adversarial}
 
-    def distances(
-        self,
-        images: Images,
-        corrupted_elements: Tensor | None,
-        terms: dict[str, Tensor],
-        reconstruction: Images,
-        logvar: Tensor,
-    ) -> Tensor:
-        """Between pixels, and between features; each is put down in `terms`."""
-        config = self.config
-        differences = DISTANCES[config.distance](images, reconstruction, logvar)
-        total = terms[config.distance] = emphasized(differences, corrupted_elements, config.emphasis)
-        if self.perceptual is not None and config.perceptual is not None:
-            perceptual = config.perceptual.weight * self.perceptual(images, reconstruction).mean()
-            terms["perceptual"] = perceptual
-            total = total + perceptual
-        return total
+    def distance_terms(
+        self, images: Images, elements: Tensor | None, reconstruction: Images, logvar: Tensor
+    ) -> dict[str, Tensor]:
+        """The distance between pixels and, where it is wanted, between features of a pretrained network, by name."""
+        differences = self.distance(images, reconstruction, logvar)
+        terms = {self.config.distance: emphasized(differences, elements, self.config.emphasis)}
+        if self.perceptual is not None and self.config.perceptual is not None:
+            terms["perceptual"] = self.config.perceptual.weight * self.perceptual(images, reconstruction).mean()
+        return terms
 
 
-def twice_differentiable() -> contextlib.AbstractContextManager[None]:
-    """Attention by plain matrix products: its fused kernels have no second derivative."""
+def math_attention() -> AbstractContextManager[None]:
+    """Attention by plain matrix products, whose second derivative exists; fused kernels have none."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    found: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return found
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of images that something was done to, as its training has it."""
+"""Restoration: reconstructions of corrupted images, corrupted as the objective corrupts them."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ from ldm.shapes import Images
 
 @dataclass(frozen=True)
 class Restoration:
-    """Images as the encoder saw them, and as they came back; both of the images' own size.
+    """Images as the encoder saw them, and their reconstructions; both of the images' own size.
 
-    `known`, boolean and of that size, says which values of the latter were taken from the image.
+    `keep_mask`, boolean and of that size, says which values of the latter were taken from the image.
     """
 
     corrupted: Images
     images: Images
-    known: Tensor
+    keep_mask: Tensor
 
 
 @torch.no_grad()
@@ -42,12 +42,10 @@ def restore(
     latents = autoencoder.encode(corrupted.values, corrupted.hidden).mode()
     again = autoencoder.decode(latents, corrupted.hidden)[..., :height, :width]
     again = as_images(autoencoder, config, again, images)
-    known = none
-    if config.emphasis == 1 and isinstance(config.corruption, Mask) and corrupted.corrupted_elements is not None:
-        known = ~corrupted.corrupted_elements.expand_as(
-            images
-        )  # of a mask one sees where it is; of other noise one does not
-    return Restoration(corrupted.values, torch.where(known, images, again), known)
+    keep_mask = none
+    if config.emphasis == 1 and isinstance(config.corruption, Mask) and corrupted.elements is not None:
+        keep_mask = ~corrupted.elements.expand_as(images)  # of a mask one sees where it is; of other noise one does not
+    return Restoration(corrupted.values, torch.where(keep_mask, images, again), keep_mask)
 
 
 def as_images(

@@ -1,4 +1,4 @@
-"""Measures what an autoencoder loses: figures of its reconstructions and of its latents."""
+"""Evaluates an autoencoder: metrics of its reconstructions and of its latents."""
 
 import argparse
 import errno
@@ -12,24 +12,16 @@ from ldm.autoencoder.config import PerceptualConfig
 from ldm.config.command_line import Parser
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
-from ldm.settings import stage_one_of
+from ldm.settings import vae_config_of
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
-    from ldm.evaluation.protocol import Pictures
+    from ldm.evaluation.protocol import EvaluationSet
 
 SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
-MAX_SHOWN = 16  # channels, one by one
 MAX_FEATURES = 2**14  # of a probe: 10,000 images of so many numbers are 1.3 GB in float64
 NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
-LATENT_FIGURES = {
-    "kl_per_latent_element": "KL per latent element, nats",
-    "latent_mean": "latent mean",
-    "latent_std": "latent std",
-    "latent_spectrum_slope": "spectrum slope",
-    "encoder_jacobian": "encoder Jacobian",
-}
 
 
 def parser() -> Parser:
@@ -62,7 +54,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
     for name in ("lpips", "fid"):
-        if getattr(options, f"{name}_weights") and (kind := getattr(options, name)) in ("none", "random"):
+        if getattr(options, f"{name}_weights") and (kind := getattr(options, name)) == "none":
             raise ConfigError(f"--{name}-weights is for a network that has weights: --{name} is {kind}")
     if options.probe != "none" and split_of(options) != "held-out":
         raise ConfigError(
@@ -87,8 +79,8 @@ def split_of(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
     options = parsed(arguments)
-    of_run = stage_one_of(options.run)
-    config = None if of_run is None else of_run.data
+    run_config = vae_config_of(options.run)
+    run_data = None if run_config is None else run_config.data
     size = None if options.size is None else size_of(options.size)
 
     from tqdm import tqdm
@@ -105,28 +97,28 @@ def main(arguments: list[str]) -> None:
         if not autoencoder.decodes_images and (options.lpips, options.fid) != ("none", "none"):
             raise ConfigError(f"--lpips and --fid are for images, and {options.run} decodes to normalized patches")
         channels = autoencoder.network.image_channels
-        distance = open_perceptual_metric(options.lpips, options.lpips_weights, processes.device)
+        metric = open_perceptual_metric(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
-        data = chosen_data(options, config, size, channels)
-        pictures = chosen_pictures(options, data, config, processes.is_main)
+        data = data_config(options, run_data, size, channels)
+        evaluated = evaluation_set(options, data, run_data, processes.is_main)
         if options.probe != "none":
-            check_probe(options.probe, autoencoder, pictures)
-        return autoencoder, distance, extractor, pictures
+            check_probe(options.probe, autoencoder, evaluated)
+        return autoencoder, metric, extractor, evaluated
 
-    autoencoder, distance, extractor, pictures = processes.main_first(prepared)
-    total = len(pictures.indices) + (len(pictures.fitted) if options.probe != "none" else 0)
+    autoencoder, metric, extractor, evaluated = processes.main_first(prepared)
+    total = len(evaluated.images) + (len(evaluated.for_probes) if options.probe != "none" else 0)
     with tqdm(total=total, desc="evaluating", unit="image", delay=1, disable=not processes.is_main) as bar:
         result = evaluate(
             autoencoder,
-            pictures,
+            evaluated,
             processes,
-            distance=distance,
+            metric=metric,
             extractor=extractor,
             probe=options.probe,
             batch_size=options.batch_size,
             on_images=bar.update,
         )
-    for _ in processes.results(1, lambda _: finish(options, result, autoencoder, pictures)):
+    for _ in processes.map(1, lambda _: write_results(options, result, autoencoder, evaluated)):
         pass
     processes.end()
 
@@ -139,21 +131,21 @@ def size_of(text: str) -> int | tuple[int, int]:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def chosen_data(
-    options: argparse.Namespace, of_run: DataSourceConfig | None, size: int | tuple[int, int] | None, channels: int
+def data_config(
+    options: argparse.Namespace, run_data: DataSourceConfig | None, size: int | tuple[int, int] | None, channels: int
 ) -> DataSourceConfig:
-    """The settings of the images to measure on, or ConfigError."""
+    """The config of the images to measure on, or ConfigError."""
     if options.data is None:
-        if of_run is None:
+        if run_data is None:
             raise ConfigError(f"{options.run} is not a run of train_vae.py: name the images with --data PATH")
-        if of_run.channels != channels:
+        if run_data.channels != channels:
             raise CheckpointError(
-                f"the autoencoder {options.run} takes {channels} channels, not data.channels {of_run.channels}"
+                f"the autoencoder {options.run} takes {channels} channels, not data.channels {run_data.channels}"
             )
-        return replace(of_run, size=size or of_run.size)
-    if of_run is None and size is None:
+        return replace(run_data, size=size or run_data.size)
+    if run_data is None and size is None:
         raise ConfigError(f"--size is missing: {options.run} is not a run of train_vae.py, to take it from")
-    shared = {} if of_run is None else {each.name: getattr(of_run, each.name) for each in fields(DataConfig)}
+    shared = {} if run_data is None else {each.name: getattr(run_data, each.name) for each in fields(DataConfig)}
     return FolderConfig(**{**shared, "path": options.data, "channels": channels, "size": size or shared["size"]})
 
 
@@ -162,128 +154,72 @@ def check_same_data(options: argparse.Namespace, fingerprint: str, same_size: bo
     from ldm.training.run_folder import RunFolder
 
     if same_size:
-        RunFolder(Path(options.run)).refuse_other_data(fingerprint, "name others with --data PATH")
+        RunFolder(Path(options.run)).check_same_data(fingerprint, "name others with --data PATH")
     elif progress:
         print(f"at another --size the images are not compared with those that {options.run} was trained on")
 
 
-def chosen_pictures(
-    options: argparse.Namespace, data: DataSourceConfig, of_run: DataSourceConfig | None, progress: bool
-) -> "Pictures":
-    """The images to measure on, and those that anchors are fitted to.
+def evaluation_set(
+    options: argparse.Namespace, data: DataSourceConfig, run_data: DataSourceConfig | None, progress: bool
+) -> "EvaluationSet":
+    """The images to measure on, and those that baselines are fitted to.
 
     Raises an error where there are none or too few, or where they are no longer those of the run.
     """
-    from ldm.data.datasets import open_dataset
-    from ldm.data.split import split
-    from ldm.evaluation.protocol import Pictures, evenly_spaced
+    from ldm.data.datasets import Subset, open_dataset
+    from ldm.evaluation.protocol import EvaluationSet
 
-    wanted = split_of(options)
+    split = split_of(options)
     dataset = open_dataset(data, progress=progress)
-    if options.data is None and of_run is not None:
-        check_same_data(options, dataset.fingerprint, data.sides == of_run.sides, progress)
-    training, held_out = split(dataset.groups, data.held_out, data.split_seed)
-    indices = {"held-out": held_out.tolist(), "training": training.tolist(), "all": list(range(len(dataset)))}[wanted]
-    if not indices:
+    if options.data is None and run_data is not None:
+        check_same_data(options, dataset.fingerprint, data.sides == run_data.sides, progress)
+    training, held_out = dataset.split()
+    everything = Subset(dataset, list(range(len(dataset))))
+    images = {"held-out": held_out, "training": training, "all": everything}[split]
+    if not len(images):
         advice = "choose --split training or all" if options.probe == "none" else "--probe needs some"
         raise DataError(f"there are no held-out images (data.held_out is 0): {advice}")
-    if options.images is not None and options.images > len(indices):
-        raise ConfigError(f"--images {options.images} is more than the {len(indices)} {wanted} images")
-    if options.fid != "none" and (options.images or len(indices)) < 2:
+    if options.images is not None and options.images > len(images):
+        raise ConfigError(f"--images {options.images} is more than the {len(images)} {split} images")
+    if options.fid != "none" and (options.images or len(images)) < 2:
         raise ConfigError("--fid needs at least 2 images")
-    anchors = [] if options.data and wanted == "all" else training.tolist()
-    return Pictures(dataset, data, wanted, evenly_spaced(indices, options.images or len(indices)), anchors)
+    without_training = bool(options.data) and split == "all"
+    return EvaluationSet(
+        split,
+        images.evenly_spaced(options.images or len(images)),
+        Subset(dataset, []) if without_training else training,
+    )
 
 
-def check_probe(probe: str, autoencoder: "Autoencoder", pictures: "Pictures") -> None:
+def check_probe(probe: str, autoencoder: "Autoencoder", evaluated: "EvaluationSet") -> None:
     """Raise an error where there are no classes to tell apart, or too many features to do it with."""
-    if len(set(pictures.dataset.labels[pictures.fitted].tolist())) < 2:
+    if len(set(evaluated.for_probes.labels.tolist())) < 2:
         raise DataError(
             f"--probe {probe} needs training images of at least two classes: a folder has one sub-folder for each"
         )
-    numbers = math.prod(autoencoder.latent_shape(pictures.config.sides))
+    numbers = math.prod(autoencoder.latent_shape(evaluated.images.shape[1:]))
     if probe == "flat" and numbers > MAX_FEATURES:
         raise ConfigError(
             f"--probe flat takes latents of up to {MAX_FEATURES} numbers, not of {numbers}: use --probe mean"
         )
 
 
-def finish(
-    options: argparse.Namespace, result: dict[str, Any], autoencoder: "Autoencoder", pictures: "Pictures"
+def write_results(
+    options: argparse.Namespace, result: dict[str, Any], autoencoder: "Autoencoder", evaluated: "EvaluationSet"
 ) -> None:
-    """Write what was asked for, and say the rest."""
-    import numpy as np
-
+    """Write the files that were asked for, and print the table."""
     from ldm.checkpoint import write_atomically
-    from ldm.evaluation.held_out import ReconstructionPanel
+    from ldm.evaluation.formatting import report_table
+    from ldm.evaluation.panels import ReconstructionPanel
 
     result = {"autoencoder": {"source": options.run, **result.pop("autoencoder")}, **result}
     if options.out:
         write_atomically(options.out, json.dumps(result, indent=2).encode())
     if options.panel:
-        panel = ReconstructionPanel(pictures.dataset, pictures.config, np.array(pictures.indices))
         try:
-            panel.draw(autoencoder, options.panel)
+            ReconstructionPanel(evaluated.images).draw(autoencoder, options.panel)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise CheckpointError(f"could not write {options.panel}: {error.strerror or error}") from error
-    print(table(result))
-
-
-def table(result: dict[str, Any]) -> str:
-    """The report as a person reads it."""
-    figures, protocol = result["figures"], result["protocol"]
-    image, latent = (" x ".join(map(str, protocol[name])) for name in ("image", "latent"))
-    rows = [("images", f"{result['count']} ({protocol['split']}), each {image}, in latents of {latent}")]
-    if result["unreadable"]:
-        rows.append(("unreadable", f"{result['unreadable']}, replaced by others"))
-    rows += [("PSNR", shown(figures["psnr"], " dB")), ("SSIM", shown(figures["ssim"]))]
-    for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
-        without = "not defined: too few training images" if protocol["anchors"] else "not measured: no training images"
-        if name == "patch_pca_psnr" and protocol["latent"][1:] == [1, 1]:
-            without = "the same: there is one patch"
-        rows.append((f"  PSNR of {title}", shown(figures[name], " dB", without)))
-    for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
-        if metric := protocol[key]:
-            few = metric.get("fewer_images_than_dimensions")
-            note = f" (too large: no more images than the {metric['dimensions']} features)" if few else ""
-            title = "rFID" if metric["name"] == "rfid" else metric["name"]
-            rows.append((title, shown(figures[metric["name"]]) + note))
-        else:
-            rows.append((key, f"not measured: ask with {advice}"))
-    rows += probe_rows(figures, protocol["probe"]) + code_rows(result)
-    rows += [(title, shown(figures[name])) for name, title in LATENT_FIGURES.items()]
-    width = max(len(title) for title, _ in rows)
-    return "\n".join(f"{title:{width}}  {text}" for title, text in rows)
-
-
-def probe_rows(figures: dict[str, Any], probe: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """The accuracies of the probes, each beside that of pixels."""
-    if probe is None:
-        return [("probe", "not measured: ask with --probe mean, where images have classes")]
-    given = f" (of {probe['dimensions']} numbers, {probe['training_images']} training images)"
-    rows = []
-    for title, name in (("kNN accuracy", "knn_accuracy"), ("linear accuracy", "linear_accuracy")):
-        rows += [(title, shown(figures[name]) + given), ("  of the pixels", shown(figures[f"pixel_{name}"]))]
-        given = ""
-    return rows
-
-
-def code_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the code explains and, of a sparse one, how much of it is used."""
-    figures, rows = result["figures"], [("explained variance", shown(result["figures"]["explained_variance"]))]
-    if result["autoencoder"]["bottleneck"] == "sparse":
-        of_all = f" of {math.prod(result['protocol']['latent'])}"
-        rows.append(("code elements not 0", shown(figures["code_l0"], of_all)))
-        rows.append(("units that are always 0", shown(100 * figures["dead_units"], " %")))
-    return rows
-
-
-def shown(value: Any, unit: str = "", without: str = "not defined") -> str:
-    """A figure, or several: of many, the smallest and the largest."""
-    if value is None:
-        return without
-    if isinstance(value, list) and len(value) > MAX_SHOWN:
-        return f"{min(value):.4g} to {max(value):.4g}, in {len(value)} channels"
-    return " ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value])) + unit
+    print(report_table(result))

@@ -1,4 +1,4 @@
-"""`ldm VERB ...`: what can be done with a finished run."""
+"""The `ldm` command: `ldm VERB ...`."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from ldm.errors import ConfigError, exit_code_of
 VERBS = {
     "evaluate": "measure an autoencoder on images",
     "export": "write an autoencoder for use elsewhere",
-    "verify": "hold every part against its closed form",
+    "verify": "check every part against its closed form",
 }
 
 

@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
+from typing import Any, Generic, NoReturn, TypeVar, get_args
 
 from ldm.config import reader
+from ldm.config.bounds import Interval, bounds_of, types_of
 from ldm.config.yaml_file import inline
 from ldm.errors import ConfigError
 
@@ -37,7 +38,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Command(Generic[T]):
-    """What a person asked for."""
+    """A command line that was read."""
 
     config: T
     file: Path
@@ -129,7 +130,7 @@ def _rows(
     cls: Any, prefix: str = "", instance: Any = MISSING, note: str = "", indent: str = ""
 ) -> Iterator[tuple[str, str]]:
     """A flag and its explanation for each setting; those of one kind stand indented below the kind, noted `note`."""
-    kinds, comments = get_type_hints(cls), _comments(cls)
+    kinds, comments = types_of(cls), _comments(cls)
     for field in sorted(fields(cls), key=lambda field: field.name != "kind"):
         path, kind, default = prefix + field.name, kinds[field.name], reader.default_of(cls, field, instance)
         flag = f"{indent}--{path} {reader.type_name(kind, _METAVARS)}"
@@ -144,7 +145,15 @@ def _rows(
         else:
             shown = "required" if default is MISSING else inline(reader.to_plain(default))
             shown = shown if shown.startswith("[") else f"[{shown}]"
-            yield flag, f"{comments.get(field.name, '')}  {shown}".strip()
+            notes = [comments.get(field.name, ""), *(f"({each})" for each in declared_bounds(kind)), f" {shown}"]
+            yield flag, " ".join(filter(None, notes)).strip()
+
+
+def declared_bounds(kind: Any) -> list[str]:
+    """The ranges of a setting in words, those of its elements too, each once; choices stand in the flag already."""
+    own = [str(bounds) for bounds in bounds_of(kind) if isinstance(bounds, Interval)]
+    inner = [words for part in get_args(kind) for words in declared_bounds(part)]
+    return list(dict.fromkeys([*own, *inner]))
 
 
 def _comments(cls: type) -> dict[str, str]:

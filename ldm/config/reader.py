@@ -1,7 +1,8 @@
-"""Settings are frozen dataclasses; a YAML file and flags of the same dotted names fill them in, both read strictly.
+"""Reads a config, a frozen dataclass, from a YAML file and from flags of the same dotted names, both strictly.
 
 A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
-told apart by their `kind`, or a list of dataclasses. Whatever is wrong becomes a ConfigError of one line.
+told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). Whatever is
+wrong becomes a ConfigError of one line.
 """
 
 import math
@@ -10,8 +11,9 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from ldm.config.bounds import OneOf, bounds_of, types_of
 from ldm.config.yaml_file import from_yaml, inline, read_yaml, shorten, to_yaml
 from ldm.errors import ConfigError
 
@@ -75,7 +77,7 @@ class _Reader:
     def section(self, classes: list[Any], given: dict[str, Any], prefix: str, default: Any) -> Any:
         """One of `classes`, as `default` says, then as `given`, then as the flags that start with `prefix`."""
         cls, given = self.choose(classes, given, prefix, default)
-        kinds, own = get_type_hints(cls), _field_names(cls)
+        kinds, own = types_of(cls), _field_names(cls)
         flags = [flag for flag in self.flags if flag.startswith(prefix)]
         unknown = [f"{prefix}{name}" for name in given if name not in own]
         unknown += [flag for flag in flags if flag.removeprefix(prefix).split(".")[0] not in own]
@@ -138,8 +140,9 @@ class _Reader:
             return _converted(kind, given) if text is None else _from_text(kind, text)
         shown = shorten(text) or "''" if text is not None else inline(given) if given is not MISSING else "missing"
         choices = [inline(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+        choices += [name for bounds in bounds_of(kind) if isinstance(bounds, OneOf) for name in bounds.table]
         hint = "".join(f"; did you mean {near}?" for near in get_close_matches(shown, choices, n=1))
-        raise self.error(path, f"is {shown}; expected {type_name(kind, _NOUNS)}{hint}")
+        raise self.error(path, f"is {shown}; expected {type_name(kind, NOUNS)}{hint}")
 
     def unknown(self, path: str, prefix: str, cls: Any) -> ConfigError:
         names = [prefix + name for name in _field_names(cls)]
@@ -158,6 +161,11 @@ class _Reader:
 def _converted(kind: Any, value: Any) -> Any:
     """`value` as a `kind`; a ValueError or OverflowError when it is none."""
     origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        converted = _converted(args[0], value)
+        if all(bounds.admits(converted) for bounds in bounds_of(kind)):
+            return converted
+        raise ValueError
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if kind is int and type(value) in (int, float) and value == int(value):
@@ -187,7 +195,7 @@ def _from_text(kind: Any, text: str) -> Any:
 # What the classes say: names, defaults and types.
 
 _UNIONS = (Union, UnionType)
-_NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
+NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
 
 
 def _field_names(cls: Any) -> list[str]:
@@ -207,7 +215,7 @@ def sections_of(kind: Any) -> list[Any]:
 def setting_names(cls: Any, prefix: str = "") -> list[str]:
     """The dotted names of all settings and sections, of every kind."""
     names = []
-    for name, kind in get_type_hints(cls).items():
+    for name, kind in types_of(cls).items():
         names.append(prefix + name)
         for section in sections_of(kind):
             names += setting_names(section, f"{prefix}{name}.")
@@ -222,7 +230,12 @@ def default_of(cls: Any, field: Field[Any], instance: Any) -> Any:
 
 
 def type_name(kind: Any, words: dict[Any, str]) -> str:
-    """A type in the user's words, those of `words` for the simple types."""
+    """A type in the user's words, those of `words` for the simple types; behind it, its bounds."""
+    if get_origin(kind) is Annotated:
+        bounds = bounds_of(kind)
+        if any(isinstance(each, OneOf) for each in bounds):
+            return str(bounds[0])
+        return " ".join([type_name(get_args(kind)[0], words), *(f"({each})" for each in bounds if words is NOUNS)])
     if get_origin(kind) is Literal:
         return "|".join(inline(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:

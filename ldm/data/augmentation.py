@@ -1,4 +1,4 @@
-"""How an epoch changes a training image: each number has its own place in what (seed, epoch, image) draws."""
+"""Augmentation of training images; what is drawn depends on (seed, epoch, image) alone."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Draws(NamedTuple):
     top: float  # where a random crop is cut
     left: float
     flip: float
-    micro_step: float
+    turn: float
     flip_vertical: float
     zoom: float
     zoom_top: float  # where the part lies that is enlarged
@@ -32,18 +32,18 @@ def draws(seed: int, epoch: int, index: int) -> Draws:
 
 
 def augmented(image: Tensor, drawn: Draws, augment: AugmentConfig) -> Tensor:
-    """The image, float [channels, height, width] in [-1, 1], turned, mirrored, enlarged and toned, in that order.
+    """The image, float [channels, height, width] in [-1, 1], rotated, mirrored, zoomed and toned, in that order.
 
     Zoom is bicubic and log-uniform from 1 to `augment.zoom`. Brightness adds and contrast multiplies; both leave the
     alpha of two and four channels alone. What leaves [-1, 1] is clipped.
     """
     if augment.rotate90:
         square = image.shape[-1] == image.shape[-2]
-        image = torch.rot90(image, int(4 * drawn.micro_step) if square else 2 * int(2 * drawn.micro_step), (-2, -1))
+        image = torch.rot90(image, int(4 * drawn.turn) if square else 2 * int(2 * drawn.turn), (-2, -1))
     if augment.flip_vertical and drawn.flip_vertical < 0.5:
         image = image.flip(-2)
     if augment.zoom > 1:
-        image = _enlarged(image, drawn, augment.zoom**drawn.zoom)
+        image = _zoomed(image, drawn, augment.zoom**drawn.zoom)
     if augment.brightness or augment.contrast:
         image = _toned(
             image, augment.brightness * (2 * drawn.brightness - 1), augment.contrast * (2 * drawn.contrast - 1)
@@ -51,7 +51,7 @@ def augmented(image: Tensor, drawn: Draws, augment: AugmentConfig) -> Tensor:
     return image
 
 
-def _enlarged(image: Tensor, drawn: Draws, factor: float) -> Tensor:
+def _zoomed(image: Tensor, drawn: Draws, factor: float) -> Tensor:
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resized_crop
 

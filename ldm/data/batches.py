@@ -1,6 +1,5 @@
 """Which images a training step sees: a pure function of the seed and the step, for any number of processes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,23 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.batch import ImageBatch
 from ldm.data.augmentation import augmented, draws
-from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset
-from ldm.data.decoding import center_crop
 from ldm.randomness import StepRandom, generator
-from ldm.shapes import Images, Labels, to_float
-
-
-class ImageBatch(NamedTuple):
-    """One part of a global batch."""
-
-    images: Images
-    labels: Labels
+from ldm.shapes import to_float
 
 
 class BatchSpec(NamedTuple):
-    """What one part of a global batch consists of, before anything is loaded."""
+    """Which images one part of a global batch consists of, before anything is loaded."""
 
     rng: StepRandom
     epochs: list[int]  # which pass over the data each sample belongs to
@@ -46,7 +37,7 @@ class BatchSampler:
     processes: int = 1
     rank: int = 0
 
-    def draw(self, micro_batch: int) -> BatchSpec:
+    def spec(self, micro_batch: int) -> BatchSpec:
         """The part of the global batch that this process computes in its micro-batch number `micro_batch`."""
         step, micro_step = divmod(micro_batch, self.accumulation)
         parts, part = self.accumulation * self.processes, micro_step * self.processes + self.rank
@@ -66,22 +57,22 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
     """Training images by micro-batch number, augmented; what is drawn depends on (seed, epoch, image) alone."""
 
-    def __init__(self, dataset: Dataset, config: DataSourceConfig, order: BatchSampler):
-        self.dataset, self.config, self.order = dataset, config, order
+    def __init__(self, dataset: Dataset, sampler: BatchSampler):
+        self.dataset, self.config, self.sampler = dataset, dataset.config, sampler
 
     def __getitem__(self, micro_batch: int) -> ImageBatch:
-        draw, augment = self.order.draw(micro_batch), self.config.augment
-        places = list(zip(draw.epochs, draw.indices, strict=True))
+        spec, augment = self.sampler.spec(micro_batch), self.config.augment
+        places = list(zip(spec.epochs, spec.indices, strict=True))
         images = torch.stack([to_float(self.view(*place)) for place in places])
         if augment is not None:
-            drawn = [draws(self.order.seed, *place) for place in places]
+            drawn = [draws(self.sampler.seed, *place) for place in places]
             images = torch.stack([augmented(*pair, augment) for pair in zip(images, drawn, strict=True)])
-        return ImageBatch(images, torch.from_numpy(self.dataset.labels[draw.indices]))
+        return ImageBatch(images, torch.from_numpy(self.dataset.labels[spec.indices]))
 
     def view(self, epoch: int, index: int) -> Tensor:
         """The image at its depth, cropped and mirrored as this epoch has it."""
         image, (height, width) = self.dataset.image(index).numpy(), self.config.sides
-        drawn = draws(self.order.seed, epoch, index)
+        drawn = draws(self.sampler.seed, epoch, index)
         if self.config.crop == "random":
             top = int(drawn.top * (image.shape[1] - height + 1))
             left = int(drawn.left * (image.shape[2] - width + 1))
@@ -89,18 +80,3 @@ class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
         if self.config.flip and drawn.flip < 0.5:
             image = image[:, :, ::-1]
         return torch.from_numpy(image.copy())
-
-
-def eval_view(dataset: Dataset, config: DataSourceConfig, index: int) -> Tensor:
-    """One image at its depth as evaluation and the latent cache see it: cropped in the center, never mirrored."""
-    image = dataset.image(index)
-    return torch.as_tensor(center_crop(image.numpy(), config.sides))
-
-
-def iter_batches(
-    dataset: Dataset, config: DataSourceConfig, indices: list[int], size: int = 64
-) -> Iterator[tuple[list[int], Images]]:
-    """The plain views of `indices`, `size` at a time, with their indices."""
-    for start in range(0, len(indices), size):
-        chunk = indices[start : start + size]
-        yield chunk, torch.stack([to_float(eval_view(dataset, config, index)) for index in chunk])

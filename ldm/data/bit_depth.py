@@ -13,7 +13,7 @@ Color = tuple[int, int, int]
 def to_bit_depth(values: np.ndarray, config: DataConfig, *, bytes_too: bool = False) -> np.ndarray:
     """The values of a file at the depth of the data set, rounded to the nearest level.
 
-    uint8 is 0 to 255. Wider integers are 16 bits, 0 to 65535. Floats lie in `settings.range`; with `bytes_too`, and
+    uint8 is 0 to 255. Wider integers are 16 bits, 0 to 65535. Floats lie in `config.value_range`; with `bytes_too`, and
     where that is 0 to 1, floats above 1 mean 0 to 255, except at depth float32. Raises ValueError for other values.
     """
     depth = np.dtype(config.depth)
@@ -48,7 +48,7 @@ def with_channels(color: np.ndarray, alpha: np.ndarray | None, config: DataConfi
 
 def _fractions(values: np.ndarray, config: DataConfig, bytes_too: bool) -> np.ndarray:
     """Floats as fractions of the way from black to white."""
-    low, high = config.range
+    low, high = config.value_range
     values = values if values.dtype.itemsize >= 4 else values.astype(np.float32)  # 65535 is infinite in float16
     least, most = values.min(), values.max()
     if bytes_too and (low, high) == (0, 1) and most > 1 and config.depth != "float32":

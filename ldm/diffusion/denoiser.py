@@ -1,4 +1,4 @@
-"""The denoiser: a network, told how to use its input and its output at each noise level."""
+"""The denoiser: a network, preconditioned for each noise level, and the parametrizations to choose from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,43 +6,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ldm.condition import Condition, ConditionSchema
+from ldm.diffusion.conditioning import ConditionEmbedding
+from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.noise import broadcast_sigma
-from ldm.shapes import Labels, Latents, NoiseLevels, Scalars
+from ldm.shapes import Latents, NoiseLevels, Scalars
 
 
 class Denoiser(nn.Module):
-    """D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ), labels), the best guess of the clean tensor.
+    """D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ), condition), the best guess of the clean tensor.
 
-    Karras et al. 2022, equation 7. F is `network(scaled, noise_condition, labels)`: it keeps the shape of its first
-    argument and is told the noise level as ln(σ) / 4, one number per sample, whatever the parametrization.
-    `sigma_data` is the standard deviation of the clean data. Noise levels are positive: zero has no logarithm.
+    Karras et al. 2022, equation 7: a preconditioned network. F is `network(scaled, noise_condition, vector, tokens)`: it
+    keeps the shape of its first argument and is told the noise level as ln(σ) / 4, one number per sample, whatever the
+    parametrization; `embedding` makes vector and tokens of the condition. `sigma_data` is the standard deviation of the
+    clean data. Noise levels are positive: zero has no logarithm.
     """
 
-    def __init__(self, network: nn.Module, *, parametrization: str = "edm", sigma_data: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        embedding: ConditionEmbedding | None = None,
+        *,
+        parametrization: str = "edm",
+        sigma_data: float = 1.0,
+    ) -> None:
         super().__init__()
-        if parametrization not in PARAMETRIZATIONS:
-            raise ValueError(f"no parametrization is called {parametrization!r}: choose {', '.join(PARAMETRIZATIONS)}")
         self.network = network
-        self.parametrization = parametrization
+        self.embedding = embedding or ConditionEmbedding(ConditionSchema(), 0)
+        self.parametrization: Parametrization = PARAMETRIZATIONS[parametrization].load()
         self.sigma_data = sigma_data
 
-    def forward(self, noisy: Latents, sigma: NoiseLevels, labels: Labels | None = None) -> Latents:
-        """The denoised tensor, in float64 if `noisy` is and in float32 otherwise.
+    def forward(self, noisy: Latents, sigma: NoiseLevels, condition: Condition | None = None) -> Latents:
+        """The denoised tensor, in float64 if `noisy` is and in float32 otherwise; no condition is the null one.
 
         Autocast may lower the precision inside the network. Outside it nothing is lowered: where σ is small the answer
         is almost all `noisy`, and rounding that would cost more than the network can repair.
         """
         sigma = sigma.to(torch.promote_types(noisy.dtype, torch.float32))
         level = broadcast_sigma(sigma, noisy)
-        output: Tensor = self.network(self.c_in(level) * noisy, sigma.log() / 4, labels)
+        vector, tokens = self.embedding(condition, sigma)
+        output: Tensor = self.network(self.c_in(level) * noisy, sigma.log() / 4, vector, tokens)
         return self.c_skip(level) * noisy + self.c_out(level) * output.to(level.dtype)
 
-    def score(self, noisy: Latents, sigma: NoiseLevels, labels: Labels | None = None) -> Latents:
+    def score(self, noisy: Latents, sigma: NoiseLevels, condition: Condition | None = None) -> Latents:
         """∇ log p_σ(noisy) = (D(noisy; σ) − noisy) / σ², the score of the data smoothed by noise of level σ.
 
         Exact where D is the posterior mean E[clean | noisy] (Robbins 1956, Vincent 2011).
         """
-        denoised: Tensor = self(noisy, sigma, labels)
+        denoised: Tensor = self(noisy, sigma, condition)
         return (denoised - noisy) / broadcast_sigma(sigma, noisy) ** 2
 
     def target(self, noisy: Latents, sigma: NoiseLevels, clean: Latents) -> Latents:
@@ -56,15 +67,15 @@ class Denoiser(nn.Module):
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         """The share of the noisy tensor that goes straight into the answer."""
-        return PARAMETRIZATIONS[self.parametrization].c_skip(sigma, self.sigma_data)
+        return self.parametrization.c_skip(sigma, self.sigma_data)
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """The scale of the network's contribution to the answer."""
-        return PARAMETRIZATIONS[self.parametrization].c_out(sigma, self.sigma_data)
+        return self.parametrization.c_out(sigma, self.sigma_data)
 
     def c_in(self, sigma: Tensor) -> Tensor:
         """The scale of the network's input."""
-        return PARAMETRIZATIONS[self.parametrization].c_in(sigma, self.sigma_data)
+        return self.parametrization.c_in(sigma, self.sigma_data)
 
 
 Coefficient = Callable[[Tensor, float], Tensor]  # of σ and sigma_data
@@ -84,31 +95,32 @@ def unit_variance(sigma: Tensor, sigma_data: float) -> Tensor:
     return (sigma**2 + sigma_data**2) ** -0.5
 
 
-PARAMETRIZATIONS = {
-    # The mixture of signal and noise whose target has unit variance at every σ and whose c_out is the smallest
-    # possible (Karras et al. 2022, table 1). At σ_data = 1 it is −v of Salimans and Ho 2022.
-    "edm": Parametrization(
-        c_skip=lambda sigma, sigma_data: sigma_data**2 / (sigma**2 + sigma_data**2),
-        c_out=lambda sigma, sigma_data: (sigma**-2 + sigma_data**-2) ** -0.5,
-        c_in=unit_variance,
-    ),
-    # The clean tensor, in units of σ_data.
-    "x0": Parametrization(
-        c_skip=lambda sigma, sigma_data: torch.zeros_like(sigma),
-        c_out=lambda sigma, sigma_data: torch.full_like(sigma, sigma_data),
-        c_in=unit_variance,
-    ),
-    # The unit Gaussian noise (Ho et al. 2020).
-    "eps": Parametrization(
-        c_skip=lambda sigma, sigma_data: torch.ones_like(sigma),
-        c_out=lambda sigma, sigma_data: -sigma,
-        c_in=unit_variance,
-    ),
-    # The velocity noise − clean of the path (1 − t) clean + t noise, where σ = t / (1 − t) (Lipman et al. 2023, with
-    # their time reversed). The input is that path and its scale is the path's, whatever σ_data.
-    "flow": Parametrization(
-        c_skip=lambda sigma, sigma_data: 1 / (1 + sigma),
-        c_out=lambda sigma, sigma_data: -sigma / (1 + sigma),
-        c_in=lambda sigma, sigma_data: 1 / (1 + sigma),
-    ),
-}
+# The mixture of signal and noise whose target has unit variance at every σ and whose c_out is the smallest possible
+# (Karras et al. 2022, table 1). At σ_data = 1 it is −v of Salimans and Ho 2022.
+EDM = Parametrization(
+    c_skip=lambda sigma, sigma_data: sigma_data**2 / (sigma**2 + sigma_data**2),
+    c_out=lambda sigma, sigma_data: (sigma**-2 + sigma_data**-2) ** -0.5,
+    c_in=unit_variance,
+)
+
+# The clean tensor, in units of σ_data.
+X0 = Parametrization(
+    c_skip=lambda sigma, sigma_data: torch.zeros_like(sigma),
+    c_out=lambda sigma, sigma_data: torch.full_like(sigma, sigma_data),
+    c_in=unit_variance,
+)
+
+# The unit Gaussian noise (Ho et al. 2020).
+EPS = Parametrization(
+    c_skip=lambda sigma, sigma_data: torch.ones_like(sigma),
+    c_out=lambda sigma, sigma_data: -sigma,
+    c_in=unit_variance,
+)
+
+# The velocity noise − clean of the path (1 − t) clean + t noise, where σ = t / (1 − t) (Lipman et al. 2023, with their
+# time reversed). The input is that path and its scale is the path's, whatever σ_data.
+FLOW = Parametrization(
+    c_skip=lambda sigma, sigma_data: 1 / (1 + sigma),
+    c_out=lambda sigma, sigma_data: -sigma / (1 + sigma),
+    c_in=lambda sigma, sigma_data: 1 / (1 + sigma),
+)

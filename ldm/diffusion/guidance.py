@@ -9,40 +9,40 @@ from typing import TypeAlias
 
 import torch
 
-from ldm.shapes import Labels, Latents, NoiseLevels
+from ldm.condition import Condition
+from ldm.shapes import Latents, NoiseLevels
 
-LabelledDenoise: TypeAlias = Callable[[Latents, NoiseLevels, Labels | None], Latents]
+ConditionalDenoise: TypeAlias = Callable[[Latents, NoiseLevels, Condition | None], Latents]
 
 
-def classifier_free(denoiser: LabelledDenoise, *, guidance: float, no_label: int) -> LabelledDenoise:
-    """Guidance by the same denoiser without its labels (Ho and Salimans 2022).
+def classifier_free(denoiser: ConditionalDenoise, *, guidance: float) -> ConditionalDenoise:
+    """Classifier-free guidance: by the same denoiser without its condition (Ho and Salimans 2022).
 
     Both answers come from one call with a batch of twice the size; guidance 0 and 1 need one answer and compute only
-    that. `no_label` is the index the denoiser was trained to read as 'no label'.
+    that.
     """
     if guidance == 1:
         return denoiser
 
-    def guided(noisy: Latents, sigma: NoiseLevels, labels: Labels | None) -> Latents:
-        if labels is None:
-            raise ValueError("classifier-free guidance needs one label per sample, and there are none")
-        no_labels = torch.full_like(labels, no_label)
+    def guided(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
+        if condition is None:
+            raise ValueError("classifier-free guidance needs a condition, and there is none")
         if guidance == 0:
-            return denoiser(noisy, sigma, no_labels)
-        both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigma, sigma]), torch.cat([labels, no_labels]))
+            return denoiser(noisy, sigma, condition.null())
+        both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigma, sigma]), condition.joined(condition.null()))
         conditional, unconditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     return guided
 
 
-def autoguidance(denoiser: LabelledDenoise, weaker: LabelledDenoise, *, guidance: float) -> LabelledDenoise:
+def autoguidance(denoiser: ConditionalDenoise, weaker: ConditionalDenoise, *, guidance: float) -> ConditionalDenoise:
     """Guidance by a weaker version of the denoiser, smaller or less trained (Karras et al. 2024)."""
     if guidance == 1:
         return denoiser
 
-    def guided(noisy: Latents, sigma: NoiseLevels, labels: Labels | None) -> Latents:
-        worse = weaker(noisy, sigma, labels)
-        return worse + guidance * (denoiser(noisy, sigma, labels) - worse)
+    def guided(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
+        worse = weaker(noisy, sigma, condition)
+        return worse + guidance * (denoiser(noisy, sigma, condition) - worse)
 
     return guided

@@ -1,23 +1,21 @@
-"""Noise levels: the densities they are trained on and the grid they are sampled along.
+"""Noise levels: the distributions they are drawn from in training, and the schedule they are sampled along.
 
 The noise level σ is the one axis of all diffusion here: noisy = clean + σ · noise. Other people's axes are this one
 under another name: the t of flow matching is σ / (1 + σ), so logit-normal t is log-normal σ, and a shift by α adds
 ln α to the mean of ln σ.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ldm.diffusion.config import LogNormalConfig, LogUniformConfig
+from ldm.diffusion.config import NOISE_DISTRIBUTIONS, LogNormalConfig, LogUniformConfig, NoiseDistributionConfig
 from ldm.shapes import NoiseLevels
 
 
-def sample_sigmas(density: LogNormalConfig | LogUniformConfig, count: int, generator: torch.Generator) -> NoiseLevels:
+def sample_sigmas(distribution: NoiseDistributionConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """`count` independent noise levels to train on, float32 on the CPU."""
-    return DENSITIES[type(density)](density, count, generator)
+    sigmas: NoiseLevels = NOISE_DISTRIBUTIONS[distribution.kind].load()(distribution, count, generator)
+    return sigmas
 
 
 def karras_sigmas(
@@ -40,17 +38,11 @@ def broadcast_sigma(sigma: NoiseLevels, over: Tensor) -> Tensor:
     return sigma.reshape(-1, *[1] * (over.ndim - 1))
 
 
-def log_normal(density: LogNormalConfig, count: int, generator: torch.Generator) -> NoiseLevels:
+def log_normal(config: LogNormalConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """exp(mean + std · n) for a standard normal n (Karras et al. 2022, table 1)."""
-    return (density.mean + density.std * torch.randn(count, generator=generator)).exp()
+    return (config.mean + config.std * torch.randn(count, generator=generator)).exp()
 
 
-def log_uniform(density: LogUniformConfig, count: int, generator: torch.Generator) -> NoiseLevels:
+def log_uniform(config: LogUniformConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """low · (high / low)^u for u uniform between 0 and 1."""
-    return density.low * (density.high / density.low) ** torch.rand(count, generator=generator)
-
-
-DENSITIES: dict[type, Callable[[Any, int, torch.Generator], NoiseLevels]] = {
-    LogNormalConfig: log_normal,
-    LogUniformConfig: log_uniform,
-}
+    return config.low * (config.high / config.low) ** torch.rand(count, generator=generator)

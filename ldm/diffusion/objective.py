@@ -1,67 +1,72 @@
-"""What the denoiser is trained to do: find the clean latent in noise of every strength."""
-
-from typing import NamedTuple
+"""The training loss of the denoiser: denoising at every noise level, and what is random in it."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.batch import Losses
+from ldm.batch import LatentBatch, Losses, Step
+from ldm.condition import Condition
+from ldm.diffusion.config import DenoisingObjectiveConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.noise import broadcast_sigma
+from ldm.diffusion.noise import broadcast_sigma, sample_sigmas
 from ldm.randomness import StepRandom, generator
-from ldm.shapes import Labels, Latents, NoiseLevels
-
-
-class LatentBatch(NamedTuple):
-    """Clean latents, and everything random that the step needs."""
-
-    latents: Latents
-    noise: Latents
-    sigma: NoiseLevels
-    labels: Labels
+from ldm.shapes import Latents, NoiseLevels
 
 
 class DenoisingObjective(nn.Module):
-    """E ||D(x + sigma n; sigma) - x||^2 / c_out(sigma)^2, the mean over the batch and the latent.
+    """E ‖D(x + σ n; σ) - x‖² / c_out(σ)², the mean over the batch and the latent.
 
     The multi-scale denoising objective (Karras et al. 2022, equation 8): dividing by c_out makes it the plain squared
-    error of the network's own output, so that an untrained EDM network scores 1 at every noise level.
+    error of the network's own output, so that an untrained EDM network scores 1 at every noise level. σ, n and the
+    dropped conditions come with the batch, which draws them by `draw_sigma` and `drop_condition` below.
     """
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, batch: LatentBatch, rng: StepRandom) -> Losses:
+    def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
         sigma = broadcast_sigma(batch.sigma, batch.latents)
-        denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.labels)
+        denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.condition)
         scale = self.denoiser.c_out(sigma)
         loss = F.mse_loss(denoised / scale, batch.latents / scale)
         return Losses(loss, {"denoising": loss})
 
 
+def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
+    """The noise levels of a part of a global batch, from the config's noise distribution."""
+    return rng.rows(sample_sigmas(config.noise_distribution, rng.total, rng.generator("sigma")))
+
+
+def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
+    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance."""
+    return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+
+
 @torch.no_grad()
 def loss_by_sigma(
-    denoiser: nn.Module, latents: Latents, labels: Labels, sigmas: list[float], *, seed: int, batch_size: int = 256
+    denoiser: Denoiser,
+    latents: Latents,
+    condition: Condition,
+    sigmas: list[float],
+    *,
+    seed: int,
+    device: torch.device,
+    batch_size: int = 256,
 ) -> dict[float, float]:
     """The objective at fixed noise levels with fixed noise: comparable over a run, and between runs.
 
-    On held-out latents it shows overfitting that samples hide.
+    On held-out latents (validation) it shows overfitting that samples hide.
     """
-    found = {}
+    losses, condition = {}, condition.to(device)
     for place, level in enumerate(sigmas):
         noise = torch.randn(latents.shape, generator=generator(seed, "held-out noise", place))
         total = 0.0
         for chunk in torch.arange(len(latents)).split(batch_size):
-            clean = latents[chunk].to(labels.device)
+            clean = latents[chunk].to(device)
             sigma = clean.new_full((len(chunk),), level)
-            batch = LatentBatch(clean, noise[chunk].to(clean), sigma, labels[chunk])
-            total += error_of(denoiser, batch).item() * len(chunk)
-        found[level] = total / len(latents)
-    return found
-
-
-def error_of(denoiser: nn.Module, batch: LatentBatch) -> Tensor:
-    """The objective's value on one batch."""
-    return DenoisingObjective(denoiser)(batch, None).total  # type: ignore[arg-type]
+            batch = LatentBatch(clean, noise[chunk].to(clean), sigma, condition[chunk.to(device)])
+            loss: Tensor = DenoisingObjective(denoiser)(batch).total
+            total += loss.item() * len(chunk)
+        losses[level] = total / len(latents)
+    return losses

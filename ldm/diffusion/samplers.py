@@ -8,7 +8,7 @@ the grid to the last. If D stood still, x would move on a straight line that end
 One such move is a step of Euler's method; better samplers use a better D or a better slope. When the last level is 0,
 the last step is this one, and its result is the denoised tensor itself.
 
-`denoise(noisy, sigma)` has its labels and its guidance bound already. `start` is noise times the first level, in
+`denoise(noisy, sigma)` has its condition and its guidance bound already. `start` is noise times the first level, in
 float32 or float64. `on_step` is told how many steps are done.
 """
 
@@ -25,10 +25,11 @@ from ldm.shapes import Latents, NoiseLevels
 
 Denoise: TypeAlias = Callable[[Latents, NoiseLevels], Latents]
 OnStep: TypeAlias = Callable[[int], None]
+StepNoise: TypeAlias = Callable[[int], Latents]  # step -> unit noise of the shape and on the device of the start
 
 
 class Sampler(Protocol):
-    """What every sampler of the table below is."""
+    """What every sampler is; a stochastic one (`SamplerFacts`) takes `noise: StepNoise` beside."""
 
     def __call__(
         self, denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | None = None
@@ -41,6 +42,12 @@ def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int) -> L
     Image i of a seed starts from the same bits in any batch and at any place in it.
     """
     return torch.stack([torch.randn(*shape, generator=generator(seed, "sampling noise", index)) for index in indices])
+
+
+def step_noise(shape: Sequence[int], indices: Sequence[int], seed: int, step: int) -> Latents:
+    """Unit Gaussian noise that a stochastic sampler adds to these images in a step; it depends on (seed, i, step)."""
+    noises = [torch.randn(*shape, generator=generator(seed, "sampling step noise", index, step)) for index in indices]
+    return torch.stack(noises)
 
 
 def euler(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | None = None) -> Latents:
@@ -94,13 +101,13 @@ def euler_ancestral(
     start: Latents,
     sigmas: Tensor,
     *,
-    noise: Callable[[int], Latents],
+    noise: StepNoise,
     on_step: OnStep | None = None,
 ) -> Latents:
     """The stochastic sampler of DDPM (Ho et al. 2020): each step draws from q(x(σ') | x(σ), clean = D).
 
-    That Gaussian has mean D + (σ'/σ)² (x − D) and variance σ'² (1 − (σ'/σ)²). `noise(step)` returns its unit noise, of
-    the shape and on the device of `start`, for step 0, 1, and so on; it is the one argument more than a `Sampler` has.
+    That Gaussian has mean D + (σ'/σ)² (x − D) and variance σ'² (1 − (σ'/σ)²). `noise(step)` returns its unit noise for
+    step 0, 1, and so on.
     """
     noisy = start
     for step, (sigma, lower) in enumerate(sigma_pairs(sigmas, on_step)):
@@ -121,10 +128,3 @@ def sigma_pairs(sigmas: Tensor, on_step: OnStep | None) -> Iterator[tuple[float,
 def expand_sigma(sigma: float, noisy: Latents) -> NoiseLevels:
     """The same noise level for every sample of `noisy`."""
     return noisy.new_full((len(noisy),), sigma)
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "euler": euler,
-    "heun": heun,
-    "dpm++2m": dpmpp_2m,
-}

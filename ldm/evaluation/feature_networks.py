@@ -1,4 +1,4 @@
-"""Networks that judge reconstructions, and what their figures may be called."""
+"""Feature networks for perceptual metrics (LPIPS, FID), and the names their metrics may bear."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from ldm.shapes import Images, Scalars
 
 @dataclass(frozen=True)
 class PerceptualMetric:
-    """A perceptual distance: one number for each pair of images. `name` is its key among the figures."""
+    """A perceptual distance: one number for each pair of images. `name` is its key among the metrics."""
 
     name: str
     measure: Callable[[Images, Images], Scalars]
@@ -26,7 +26,7 @@ class PerceptualMetric:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Features for the Fréchet distance, a row for each image. `name` is the distance's key among the figures."""
+    """Features for the Fréchet distance, a row for each image. `name` is the distance's key among the metrics."""
 
     name: str
     features: Callable[[Images], Tensor]
@@ -43,7 +43,7 @@ def open_perceptual_metric(kind: str, weights: str, device: torch.device) -> Per
     if kind == "features" and not weights:
         raise ConfigError("--lpips features needs --lpips-weights FOLDER, with config.json and the weights")
     with naming_flag("--lpips-weights"):
-        perceptual = Perceptual(PerceptualConfig(backbone=kind, weights=weights)).to(device)  # type: ignore[arg-type]
+        perceptual = Perceptual(PerceptualConfig(backbone=kind, weights_file=weights)).to(device)  # type: ignore[arg-type]
     name = f"lpips_{kind}" if kind in LEARNED else f"feature_distance_{perceptual.backbone.name}"
     return PerceptualMetric(name, perceptual, perceptual.backbone.reference)
 
@@ -65,7 +65,7 @@ def open_extractor(kind: str, weights: str, channels: int, device: torch.device)
         raise ConfigError("--fid features needs --fid-weights FOLDER, with config.json and the weights")
     with naming_flag("--fid-weights"):
         backbone = open_backbone(kind, weights).to(device)
-    size = PerceptualConfig(backbone="random").size
+    size = PerceptualConfig().size
     return FeatureExtractor(f"frechet_{backbone.name}", _pooled(backbone, channels, size), backbone.reference)
 
 
@@ -75,7 +75,7 @@ def naming_flag(flag: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(str(error).replace("--objective.perceptual.weights", flag)) from error
+        raise ConfigError(str(error).replace("--objective.perceptual.weights-file", flag)) from error
 
 
 def _pooled(network: nn.Module, channels: int, size: int) -> Callable[[Images], Tensor]:

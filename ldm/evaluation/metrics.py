@@ -1,4 +1,4 @@
-"""How close a reconstruction is, and what the best linear code of the same size would reach."""
+"""Image metrics: PSNR, SSIM, Fréchet distance, and the PCA and Wiener baselines."""
 
 import torch
 from torch import Tensor
@@ -89,15 +89,15 @@ def linear_restoration_psnr(
     corrupted: list[Images],
     held_out: Images,
     held_out_corrupted: Images,
-    known: Tensor | None = None,
+    keep_mask: Tensor | None = None,
     *,
     most: int = 1024,
 ) -> float:
     """Mean PSNR in dB of held-out images that the best linear denoiser restores (Wiener 1949).
 
     That is the least-squares map from corrupted images, several versions of each, to clean ones, fitted in float64. It
-    works on whole images of up to `most` values, and on squares of larger ones, of which 20,000 are enough. `known`
-    values of the held-out images are taken from them.
+    works on whole images of up to `most` values, and on squares of larger ones, of which 20,000 are enough. The values of
+    held-out images where `keep_mask` is true are taken from them.
     """
     side = min(clean.shape[-2:])
     if clean[0].numel() > most or clean.shape[-1] != clean.shape[-2]:
@@ -115,8 +115,8 @@ def linear_restoration_psnr(
     ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
     weights = torch.linalg.solve(moment + ridge, cross)
     restored = ((patches(held_out_corrupted, side).double() - seen) @ weights + mean).to(held_out)
-    if known is not None:
-        restored = torch.where(patches(known.to(held_out), side) > 0.5, patches(held_out, side), restored)
+    if keep_mask is not None:
+        restored = torch.where(patches(keep_mask.to(held_out), side) > 0.5, patches(held_out, side), restored)
     return psnr(patches_of(held_out, side), restored.view(len(held_out), -1)).mean().item()
 
 

@@ -1,4 +1,4 @@
-"""What can be read from features with the simplest of classifiers: their neighbors, or one linear layer."""
+"""Probes: kNN and linear classifiers on frozen features."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -131,11 +131,11 @@ def standardized_channels(train: Images, test: Images) -> tuple[Tensor, Tensor]:
     return rows[0], rows[1]
 
 
-def accuracy(figure: str, train: ProbeInputs, train_labels: Tensor, test: ProbeInputs, test_labels: Tensor) -> float:
-    """One of FIGURES."""
-    of_pixels, metric = PROBES[figure]
+def accuracy(probe: str, train: ProbeInputs, train_labels: Tensor, test: ProbeInputs, test_labels: Tensor) -> float:
+    """The accuracy of one of PROBES."""
+    of_pixels, classify = PROBES[probe]
     rows = standardized_channels(train.pixels, test.pixels) if of_pixels else (train.latents, test.latents)
-    return metric(rows[0], train_labels, rows[1], test_labels)
+    return classify(rows[0], train_labels, rows[1], test_labels)
 
 
 def protocol_entry(kind: str, train: ProbeInputs, shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The fixed protocol by which an autoencoder is measured: the same figures for any number of processes.
+"""The fixed protocol by which an autoencoder is measured: the same metrics for any number of processes.
 
-Each image is seen in its plain view, reconstructed from the mode of its posterior, and rounded to 8 bits, as is the
-reconstruction, before anything is measured. Figures are means over the images, in float64.
+Each image is seen in its evaluation view, reconstructed from the mode of its posterior, and rounded to 8 bits, as is the
+reconstruction, before anything is measured. Metrics are means over the images, in float64.
 """
 
 import hashlib
@@ -12,24 +12,21 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.autoencoder.latent_diagnostics import encoder_jacobian, power_spectrum, slope_of
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder
-from ldm.data.batches import iter_batches
-from ldm.data.config import DataSourceConfig
-from ldm.data.datasets import Dataset
+from ldm.data.datasets import Subset
 from ldm.errors import CheckpointError
 from ldm.evaluation.feature_networks import FeatureExtractor, PerceptualMetric
-from ldm.evaluation.held_out import eval_images, pca_baselines
+from ldm.evaluation.held_out import pca_baselines
 from ldm.evaluation.metrics import frechet_distance, psnr, ssim
 from ldm.evaluation.probes import PROBES, ProbeInputs, accuracy, probe_inputs, protocol_entry
 from ldm.nn.weights import sha256_of
 from ldm.randomness import generator
-from ldm.shapes import Images, to_float, to_uint8
+from ldm.shapes import Images, rounded, to_uint8
 from ldm.training.processes import Processes
 
 T = TypeVar("T")
@@ -39,26 +36,24 @@ PACKAGES = ("ldm", "torch", "torchvision", "diffusers", "torchmetrics", "torch-f
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Which images are measured: those of `indices`, and of `training`, if any, what the anchors are fitted to."""
+class EvaluationSet:
+    """The images that are measured, and the training images, if any, that baselines and probes are fitted to."""
 
-    dataset: Dataset
-    config: DataSourceConfig
-    split: str  # which part of the data set they are: held-out, training, all
-    indices: list[int]
-    training: list[int]
+    split: str  # which part of the data set is measured: held-out, training, all
+    images: Subset
+    training: Subset
 
     @property
-    def fitted(self) -> list[int]:
-        """Those of `training` that probes are fitted to."""
-        return evenly_spaced(self.training, IMAGES_FOR_PROBES)
+    def for_probes(self) -> Subset:
+        """The training images that probes are fitted to."""
+        return self.training.evenly_spaced(IMAGES_FOR_PROBES)
 
 
 @dataclass(frozen=True)
 class BatchMeasurements:
-    """What a few images and their reconstructions amount to: small enough to travel between processes."""
+    """Measurements of one batch: small enough to travel between processes."""
 
-    values: dict[str, Tensor]  # one number per image, by figure
+    values: dict[str, Tensor]  # one number per image, by metric
     features: tuple[Tensor, Tensor] | None
     digests: list[bytes]  # sha256 of each image's bytes
     statistics: LatentStatistics
@@ -72,49 +67,45 @@ class BatchMeasurements:
 
 def evaluate(
     autoencoder: Autoencoder,
-    pictures: Pictures,
+    evaluated: EvaluationSet,
     processes: Processes,
     *,
-    distance: PerceptualMetric | None = None,
+    metric: PerceptualMetric | None = None,
     extractor: FeatureExtractor | None = None,
     probe: str = "none",
     batch_size: int = 32,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
-    """The protocol, the figures, and what they were measured on, ready for JSON; the same on every process.
+    """The protocol, the metrics, and what they were measured on, ready for JSON; the same on every process.
 
     `probe` says what of a latent its probes are given: none, mean, flat. `on_images` is called with the number of
     images of each batch as it is done, those that probes are fitted to being counted too.
     """
     autoencoder.to(processes.device).eval()
 
-    def of_batches(indices: list[int], work: Callable[[Images], T]) -> Iterator[T]:
-        parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-
-        def job(number: int) -> T:
-            ((_, images),) = iter_batches(pictures.dataset, pictures.config, parts[number], batch_size)
-            return work(images.to(processes.device))
-
-        for part, result in zip(parts, processes.results(len(parts), job), strict=True):
+    def of_batches(images: Subset, work: Callable[[Images], T]) -> Iterator[T]:
+        parts = list(images.chunks(batch_size))
+        results = processes.map(len(parts), lambda number: work(parts[number].images().to(processes.device)))
+        for part, result in zip(parts, results, strict=True):
             on_images(len(part))
             yield result
 
     def measure(images: Images) -> BatchMeasurements:
-        batch = measure_batch(autoencoder, images, distance, extractor, probe)
-        return replace(batch, unreadable=pictures.dataset.bad)
+        batch = measure_batch(autoencoder, images, metric, extractor, probe)
+        return replace(batch, unreadable=evaluated.images.dataset.unreadable)
 
     batches: list[BatchMeasurements] = []
-    for batch in of_batches(pictures.indices, measure):
+    for batch in of_batches(evaluated.images, measure):
         if batches:  # as large as an image: one for all
             batches[0].total.add_(batch.total)
             batch = replace(batch, total=batches[0].total)
         batches.append(batch)
-    result = next(processes.results(1, lambda _: report(autoencoder, pictures, batches, distance, extractor)))
+    result = next(processes.map(1, lambda _: report(autoencoder, evaluated, batches, metric, extractor)))
     if probe != "none":
-        fitted = list(of_batches(pictures.fitted, lambda images: probe_inputs_of(autoencoder, images, probe)))
-        looked_at = [batch.seen for batch in batches if batch.seen is not None]
-        result["protocol"]["probe"], figures = run_probes(pictures, processes, fitted, looked_at, probe)
-        result["figures"] |= figures
+        training = of_batches(evaluated.for_probes, lambda images: probe_inputs_of(autoencoder, images, probe))
+        measured = [batch.probe_inputs for batch in batches if batch.probe_inputs is not None]
+        result["protocol"]["probe"], metrics = run_probes(evaluated, processes, list(training), measured, probe)
+        result["metrics"] |= metrics
     return result
 
 
@@ -122,18 +113,18 @@ def evaluate(
 def measure_batch(
     autoencoder: Autoencoder,
     images: Images,
-    distance: PerceptualMetric | None,
+    metric: PerceptualMetric | None,
     extractor: FeatureExtractor | None,
     probe: str,
 ) -> BatchMeasurements:
     """Everything about a batch that the report is made of."""
-    code = autoencoder.code(images)
+    code = autoencoder.raw_posterior(images)
     posterior = code.standardized(autoencoder.latent_mean, autoencoder.latent_std)
     decoded = autoencoder.decode(posterior.mode())[..., : images.shape[2], : images.shape[3]]
     if not decoded.isfinite().all():
         raise CheckpointError("the autoencoder gives reconstructions that are not finite numbers")
+    real, reconstruction = rounded(images), rounded(decoded)
     pixels, again = to_uint8(images), to_uint8(decoded)
-    real, reconstruction = to_float(pixels), to_float(again)
     doubles = (real, reconstruction) if real.device.type != "mps" else (real.cpu(), reconstruction.cpu())  # it has none
     values = {
         "psnr": psnr(*doubles),
@@ -143,8 +134,8 @@ def measure_batch(
         "energy": pixels.cpu().double().square().flatten(1).sum(1),
         "error": (pixels.cpu().double() - again.cpu()).square().flatten(1).sum(1),
     }
-    if distance is not None:
-        values[distance.name] = distance.measure(real, reconstruction)
+    if metric is not None:
+        values[metric.name] = metric.measure(real, reconstruction)
     features = None
     if extractor is not None:
         features = extractor.features(real).float().cpu(), extractor.features(reconstruction).float().cpu()
@@ -166,36 +157,36 @@ def measure_batch(
 
 def report(
     autoencoder: Autoencoder,
-    pictures: Pictures,
+    evaluated: EvaluationSet,
     batches: list[BatchMeasurements],
-    distance: PerceptualMetric | None,
+    metric: PerceptualMetric | None,
     extractor: FeatureExtractor | None,
 ) -> dict[str, Any]:
     """All batches as one report."""
     image, latent = batches[0].shapes
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         name: torch.cat([batch.values[name] for batch in batches]).mean().item() for name in batches[0].values
     }
-    figures["explained_variance"] = explained_variance(batches, figures.pop("energy"), figures.pop("error"))
-    scaled = pictures.config.resize
+    metrics["explained_variance"] = explained_variance(batches, metrics.pop("energy"), metrics.pop("error"))
+    scaled = evaluated.images.dataset.config.resize
     protocol: dict[str, Any] = {
         "views": ("scaled, bicubic and antialiased, to just cover the size; " if scaled else "")
         + "cropped in the center",
-        "split": pictures.split,
+        "split": evaluated.split,
         "image": image,
         "latent": latent,
         "reconstruction": "from the mode of the posterior, clamped",
         "rounding": "images and reconstructions to 8 bits, before every figure",
         "psnr": "dB, of each image with a peak of 255, at most 100; mean over the images",
         "ssim": "Gaussian window of 11 pixels, sigma 1.5, range 255, mean over channels; smaller for smaller images",
-        "anchors": f"PCA fitted to {len(pictures.training)} training images" if pictures.training else None,
-        "distance": distance and {"name": distance.name, "weights": distance.reference},
+        "baselines": f"PCA fitted to {len(evaluated.training)} training images" if evaluated.training else None,
+        "distance": metric and {"name": metric.name, "weights": metric.reference},
         "frechet": None,
         "probe": None,
     }
     if extractor is not None:
         real, reconstructed = (torch.cat(rows) for rows in zip(*_features(batches), strict=True))
-        figures[extractor.name] = frechet_distance(real, reconstructed)
+        metrics[extractor.name] = frechet_distance(real, reconstructed)
         protocol["frechet"] = {
             "name": extractor.name,
             "weights": extractor.reference,
@@ -203,19 +194,20 @@ def report(
             "fewer_images_than_dimensions": len(real) <= real.shape[1],
         }
     digests = [digest for batch in batches for digest in batch.digests]
-    figures |= anchors(autoencoder, pictures, image, latent) | latent_figures(autoencoder, pictures, batches)
-    figures = {name: finite(value) for name, value in figures.items()}
+    metrics |= baselines(autoencoder, evaluated, image, latent)
+    metrics |= latent_metrics(autoencoder, evaluated.images, batches)
+    metrics = {name: finite(value) for name, value in metrics.items()}
     if not autoencoder.decodes_images:
-        figures |= dict.fromkeys(("psnr", "ssim", "explained_variance", "pca_psnr", "patch_pca_psnr"))
+        metrics |= dict.fromkeys(("psnr", "ssim", "explained_variance", "pca_psnr", "patch_pca_psnr"))
     return {
         "protocol": protocol,
-        "figures": figures,
+        "metrics": metrics,
         "autoencoder": {
             "sha256": sha256_of(autoencoder.state_dict()),
             "bottleneck": autoencoder.bottleneck.config.kind,
             "parameters": sum(parameter.numel() for parameter in autoencoder.parameters()),
         },
-        "data": pictures.dataset.fingerprint,
+        "data": evaluated.images.dataset.fingerprint,
         "reference": hashlib.sha256(b"".join(digests)).hexdigest(),
         "count": len(digests),
         "unreadable": len({reason for batch in batches for reason in batch.unreadable}),
@@ -246,34 +238,30 @@ def explained_variance(batches: list[BatchMeasurements], energy: float, error: f
     return 1 - error / around if around > 1e-12 * energy else None
 
 
-def anchors(
-    autoencoder: Autoencoder, pictures: Pictures, image: list[int], latent: list[int]
+def baselines(
+    autoencoder: Autoencoder, evaluated: EvaluationSet, image: list[int], latent: list[int]
 ) -> dict[str, float | None]:
     """PSNR in dB of PCA with as many numbers, per image and per patch; None without training images to fit it to."""
-    downsampling = autoencoder.network.downsampling
-    if (
-        not pictures.training
-        or [side * factor for side, factor in zip(latent[1:], downsampling, strict=True)] != image[1:]
-    ):
+    factors = autoencoder.network.downsampling
+    divides = [side * factor for side, factor in zip(latent[1:], factors, strict=True)] == image[1:]
+    if not len(evaluated.training) or not divides:
         return {"pca_psnr": None, "patch_pca_psnr": None}
-    numbers = autoencoder.numbers((image[1], image[2]))
-    return pca_baselines(pictures.dataset, pictures.config, pictures.training, pictures.indices, numbers)
+    return pca_baselines(evaluated.training, evaluated.images, autoencoder.active_shape((image[1], image[2])))
 
 
-def latent_figures(autoencoder: Autoencoder, pictures: Pictures, batches: list[BatchMeasurements]) -> dict[str, Any]:
-    """What the latents of these images are like."""
+def latent_metrics(autoencoder: Autoencoder, images: Subset, batches: list[BatchMeasurements]) -> dict[str, Any]:
+    """Metrics of the latents of these images."""
     statistics, device = LatentStatistics(), next(autoencoder.parameters()).device
     for batch in batches:
         statistics.join(batch.statistics)
     used = torch.stack([batch.used for batch in batches]).any(0)
-    few = evenly_spaced(pictures.indices, IMAGES_FOR_JACOBIAN)
-    images = eval_images(pictures.dataset, pictures.config, few).to(device)
+    few = images.evenly_spaced(IMAGES_FOR_JACOBIAN).images().to(device)
     return {
         "dead_units": 1 - used.double().mean().item(),
         "latent_mean": statistics.mean.tolist(),
         "latent_std": statistics.std.tolist(),
         "latent_spectrum_slope": slope_of(torch.stack([batch.power for batch in batches]).sum(0)),
-        "encoder_jacobian": encoder_jacobian(autoencoder, images, generator(0, "jacobian")),
+        "encoder_jacobian": encoder_jacobian(autoencoder, few, generator(0, "jacobian")),
     }
 
 
@@ -287,19 +275,12 @@ def probe_inputs_of(autoencoder: Autoencoder, images: Images, probe: str) -> Pro
 
 
 def run_probes(
-    pictures: Pictures, processes: Processes, fitted: list[ProbeInputs], measure_batch: list[ProbeInputs], probe: str
+    evaluated: EvaluationSet, processes: Processes, training: list[ProbeInputs], measured: list[ProbeInputs], probe: str
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """What the probes are, for the protocol, and how many of the measured images they put right."""
+    """What the probes are, for the protocol, and how many of the measured images they get right."""
     device = processes.device if processes.device.type != "mps" else torch.device("cpu")  # it has no float64
-    train, test = (ProbeInputs.joined(parts, device) for parts in (fitted, measure_batch))
-    labels, truth = (
-        torch.from_numpy(pictures.dataset.labels[indices]).to(device) for indices in (pictures.fitted, pictures.indices)
-    )
+    train, test = (ProbeInputs.joined(parts, device) for parts in (training, measured))
+    labels, truth = (subset.labels.to(device) for subset in (evaluated.for_probes, evaluated.images))
     names = list(PROBES)
-    values = processes.results(len(names), lambda number: accuracy(names[number], train, labels, test, truth))
-    return protocol_entry(probe, train, pictures.config.shape), dict(zip(names, values, strict=True))
-
-
-def evenly_spaced(indices: list[int], count: int) -> list[int]:
-    """`count` of them, or all, evenly from the first to the last."""
-    return [indices[place] for place in np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+    values = processes.map(len(names), lambda number: accuracy(names[number], train, labels, test, truth))
+    return protocol_entry(probe, train, evaluated.images.shape), dict(zip(names, values, strict=True))

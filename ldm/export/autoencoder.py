@@ -1,4 +1,4 @@
-"""`ldm export`: an autoencoder in the form that another program wants, read again and compared."""
+"""Export of an autoencoder to diffusers, CompVis or ComfyUI, read again and compared."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -37,45 +37,46 @@ class ExportRequest:
     command: str = ""  # for the record
 
 
-def export(wanted: ExportRequest) -> dict[str, Any]:
+def export(request: ExportRequest) -> dict[str, Any]:
     """Write the autoencoder in the form that was asked for, read it again, compare, and only then put it in place.
 
     Returns what export.json records, with the two largest differences. Raises ConfigError for a form that cannot hold
     the network, CheckpointError where there is none or the comparison fails.
     """
-    out = wanted.out.absolute()
+    out = request.out.absolute()
     if out.exists():
-        if not wanted.force:
+        if not request.force:
             raise ConfigError(
-                f"--out {wanted.out} exists: choose another, or give --force to replace an earlier export"
+                f"--out {request.out} exists: choose another, or give --force to replace an earlier export"
             )
         if not (out / "export.json").is_file():
-            raise ConfigError(f"--out {wanted.out} is not an earlier export, and --force replaces nothing else")
-    opened = load_run(wanted.source, step=wanted.step, ema=wanted.ema, raw_latents=wanted.latent_scale == "source")
-    autoencoder = opened.autoencoder
+            raise ConfigError(f"--out {request.out} is not an earlier export, and --force replaces nothing else")
+    loaded = load_run(request.source, step=request.step, ema=request.ema, raw_latents=request.latent_scale == "source")
+    autoencoder = loaded.autoencoder
     if not autoencoder.is_autoencoder_kl:
-        kinds = (autoencoder.saved_config[part]["kind"] for part in ("network", "bottleneck"))
+        config = autoencoder.config
+        kinds = f"{config.network.kind} and {config.bottleneck.kind}" if config else "another kind"
         raise ConfigError(
-            f"{wanted.source} is an autoencoder of {' and '.join(kinds)}, which neither diffusers nor CompVis' names"
-            " have a place for: use its vae/ with ldm.Autoencoder.load"
+            f"{request.source} is an autoencoder of {kinds}, which neither diffusers nor CompVis' names have a place for:"
+            " use its vae/ with ldm.Autoencoder.load"
         )
-    kl = autoencoder.network.to_stock()
-    scale = resolved_scale(wanted, kl.config)
-    if opened.step is not None and scale != "source":
-        images = opened.measure()
+    kl = autoencoder.to_diffusers()
+    scale = resolved_scale(request, kl.config)
+    if loaded.step is not None and scale != "source":
+        images = loaded.measure()
     else:
         side = 8 * autoencoder.network.downsampling[0]
         shape = (COMPARED_IMAGES, autoencoder.network.image_channels, side, side)
         images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     if scale != "source":
         kl = diffusers.fold(kl, autoencoder.latent_mean, autoencoder.latent_std, float(scale))
-    facts: dict[str, Any] = {"format": wanted.format, "latent_scale": scale, "step": opened.step, "ema": opened.ema}
-    facts["command"] = model_card.without_places(wanted.command)
+    facts: dict[str, Any] = {"format": request.format, "latent_scale": scale, "step": loaded.step, "ema": loaded.ema}
+    facts["command"] = model_card.without_places(request.command)
 
     def write(folder: Path) -> None:
-        file = FORMATS[wanted.format](kl, folder, f"{out.name}.safetensors")
+        file = FORMATS[request.format](kl, folder, f"{out.name}.safetensors")
         facts.update({"file": file.name} if file != folder else {}, **differences(autoencoder, file, images))
-        model_card.write(folder, out.name, opened, facts, dict(kl.config))
+        model_card.write(folder, out.name, loaded, facts, dict(kl.config))
         (folder / "export.json").write_text(json.dumps(facts, indent=2))
         for path in folder.iterdir():  # safetensors lets only the owner read its files, and an export is to be shared
             path.chmod((folder / "export.json").stat().st_mode)
@@ -84,17 +85,17 @@ def export(wanted: ExportRequest) -> dict[str, Any]:
     return facts
 
 
-def resolved_scale(wanted: ExportRequest, config: Mapping[str, Any]) -> float | str:
+def resolved_scale(request: ExportRequest, config: Mapping[str, Any]) -> float | str:
     """The latent scale, and ConfigError for a network that hosts of the format cannot load."""
-    if wanted.format != "comfyui":
-        return 1.0 if wanted.latent_scale is None else wanted.latent_scale
+    if request.format != "comfyui":
+        return 1.0 if request.latent_scale is None else request.latent_scale
     check_comfyui(config)
-    if wanted.latent_scale is None and config["latent_channels"] != 4:
+    if request.latent_scale is None and config["latent_channels"] != 4:
         raise ConfigError(
             f"--latent-scale has no default for {config['latent_channels']} latent channels: give the one that the"
             " diffusion model's host multiplies by"
         )
-    return HOSTS_SCALE if wanted.latent_scale is None else wanted.latent_scale
+    return HOSTS_SCALE if request.latent_scale is None else request.latent_scale
 
 
 def check_comfyui(config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The face that diffusers sees: a stage-two run opens with DiffusionPipeline.from_pretrained, offline.
+"""The diffusers pipeline: a run of train_diffusion.py opens with DiffusionPipeline.from_pretrained, offline.
 
 The run holds files of one line each, `pipeline.py`, `unet/denoiser.py` and, where diffusers does not know the
 autoencoder, `vae/autoencoder.py`, which import the classes of this one.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm.autoencoder.formats.diffusers import is_ours
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import write_atomically
+from ldm.condition import Condition
 from ldm.diffusion.denoiser import Denoiser
 from ldm.pictures import picture
 from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, load_denoiser, save_denoiser
@@ -35,11 +36,11 @@ class DiffusersComponent(nn.Module):
 
 
 class DenoiserModel(DiffusersComponent):
-    """A denoiser together with what is known of it, in the manner of a diffusers component."""
+    """A denoiser together with its config, in the manner of a diffusers component."""
 
-    def __init__(self, denoiser: Denoiser, description: DiffusionModelConfig):
+    def __init__(self, denoiser: Denoiser, config: DiffusionModelConfig):
         super().__init__()
-        self.denoiser, self.description = denoiser, description
+        self.denoiser, self.model_config = denoiser, config
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **_: Any) -> Self:
@@ -48,15 +49,16 @@ class DenoiserModel(DiffusersComponent):
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write a `unet` folder."""
-        save_denoiser_model(self.denoiser, self.description, Path(folder))
+        save_denoiser_model(self.denoiser, self.model_config, Path(folder))
 
-    def forward(self, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """The denoised latents."""
-        return self.denoiser(noisy, sigma, labels)
+        denoised: Tensor = self.denoiser(noisy, sigma, condition)
+        return denoised
 
 
 class AutoencoderModel(DiffusersComponent):
-    """An autoencoder that is no AutoencoderKL, in the manner of a diffusers component."""
+    """An autoencoder that is not an AutoencoderKL, in the manner of a diffusers component."""
 
     def __init__(self, autoencoder: Autoencoder):
         super().__init__()
@@ -94,7 +96,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """`num_images` Pillow images: the same as LatentDiffusion.sample gives for these arguments."""
         vae = self.vae
         autoencoder = vae.autoencoder if isinstance(vae, AutoencoderModel) else Autoencoder.from_diffusers(vae)
-        model = LatentDiffusion(autoencoder, self.unet.denoiser, self.unet.description)
+        model = LatentDiffusion(autoencoder, self.unet.denoiser, self.unet.model_config)
         with self.progress_bar(total=num_inference_steps * -(-num_images // 64)) as bar:
             images = model.sample(
                 num_images,
@@ -112,29 +114,29 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         self.vae.save_pretrained(str(folder / "vae"))
         self.unet.save_pretrained(folder / "unet")
-        save_index(folder, self.unet.description)
+        save_index(folder, self.unet.model_config)
 
 
-def save_denoiser_model(denoiser: Denoiser, description: DiffusionModelConfig, folder: Path) -> None:
+def save_denoiser_model(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path) -> None:
     """The `unet` folder: config, weights, and the line by which diffusers finds the class."""
-    save_denoiser(denoiser, description, folder)
-    (folder / "denoiser.py").write_text("from ldm.hub import StoredDenoiser\n")
+    save_denoiser(denoiser, config, folder)
+    (folder / "denoiser.py").write_text("from ldm.export.diffusers_pipeline import StoredDenoiser\n")
 
 
-def save_index(folder: Path, description: DiffusionModelConfig) -> None:
+def save_index(folder: Path, config: DiffusionModelConfig) -> None:
     """`model_index.json`, `pipeline.py` and `scheduler/` beside `vae/` and `unet/`."""
-    sampling = description.sampling
+    sampling = config.sampling
     scheduler = EDMDPMSolverMultistepScheduler(
         sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, sigma_data=1.0, rho=sampling.rho
     )
     scheduler.save_pretrained(str(folder / "scheduler"))
     if own := is_ours(folder / "vae"):
-        (folder / "vae" / "autoencoder.py").write_text("from ldm.hub import StoredAutoencoder\n")
+        (folder / "vae" / "autoencoder.py").write_text("from ldm.export.diffusers_pipeline import StoredAutoencoder\n")
     index = {
         "_class_name": ["pipeline", "LatentDiffusionPipeline"],
         "vae": ["autoencoder", "StoredAutoencoder"] if own else ["diffusers", "AutoencoderKL"],
         "unet": ["denoiser", "StoredDenoiser"],
         "scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"],
     }
-    (folder / "pipeline.py").write_text("from ldm.hub import LatentDiffusionPipeline\n")
+    (folder / "pipeline.py").write_text("from ldm.export.diffusers_pipeline import LatentDiffusionPipeline\n")
     write_atomically(folder / "model_index.json", json.dumps(index, indent=2).encode())

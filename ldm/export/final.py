@@ -1,4 +1,4 @@
-"""What every run leaves behind at its end, ready to use: `vae/`, or all that sampling needs, and a report."""
+"""What a run exports when it ends: `vae/`, or all that sampling needs (`unet/`, `vae/`, ...), and report.json."""
 
 import json
 import shutil
@@ -6,19 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import replace_folder, write_atomically
-from ldm.data.datasets import Dataset
+from ldm.data.datasets import Subset
 from ldm.errors import CheckpointError
-from ldm.evaluation.held_out import head_accuracy, held_out_psnr, latent_statistics, pca_baselines, restoration_metrics
+from ldm.evaluation.formatting import format_metric
+from ldm.evaluation.held_out import (
+    head_accuracy,
+    held_out_psnr,
+    latent_statistics,
+    pca_baselines,
+    restoration_metrics,
+)
 from ldm.export.diffusers_pipeline import save_denoiser_model, save_index
 from ldm.pipeline import DiffusionModelConfig
 from ldm.training.run import Run
-
-MAX_SHOWN = 16  # channels; of more, the range
 
 
 def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
@@ -37,55 +41,45 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None
     replace_folder(new, folder)
 
 
-def finalize_autoencoder(run: Run, dataset: Dataset, data: Any, training: np.ndarray, held_out: np.ndarray) -> None:
-    """Measure the averaged autoencoder's latents, export it as `vae/`, and report its figures beside PCA."""
+def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
+    """Measure the averaged autoencoder's latents, export it as `vae/`, and report its metrics beside PCA."""
 
-    def finish() -> None:
+    def finalize() -> None:
         autoencoder: Autoencoder = run.ema_model()
         objective = run.config.objective
         autoencoder.decodes_images = objective.target == "images"
-        train, others = training.tolist(), held_out.tolist()
-        reads = autoencoder.head is not None and bool(others)
-        accuracy = head_accuracy(autoencoder, dataset, data, others, run.device) if reads else None
-        statistics = latent_statistics(autoencoder, dataset, data, train, run.device)
+        metrics: dict[str, Any] = {}
+        if autoencoder.head is not None and len(held_out):
+            metrics["head_accuracy"] = head_accuracy(autoencoder, held_out, run.device)
+        statistics = latent_statistics(autoencoder, training, run.device)
         autoencoder.standardize(statistics.mean, statistics.std)
         write_folder_atomically(run.folder.path / "vae", autoencoder.save)
         exported = Autoencoder.load(run.folder.path / "vae").to(run.device)
-        again = latent_statistics(exported, dataset, data, train, run.device)
-        figures: dict[str, Any] = {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
-        if others:
+        again = latent_statistics(exported, training, run.device)
+        metrics |= {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
+        if len(held_out):
             if exported.decodes_images:
-                figures["held_out_psnr"] = held_out_psnr(exported, dataset, data, others, run.device)
-            figures |= pca_baselines(dataset, data, train, others, autoencoder.numbers(data.sides))
-            figures |= restoration_metrics(exported, objective, dataset, data, train, others, run.device)
-            if accuracy is not None:
-                figures["head_accuracy"] = accuracy
-        write_atomically(run.folder.path / "report.json", json.dumps(figures, indent=2).encode())
-        for name, value in figures.items():
+                metrics["held_out_psnr"] = held_out_psnr(exported, held_out, run.device)
+            metrics |= pca_baselines(training, held_out, autoencoder.active_shape(training.shape[1:]))
+            metrics |= restoration_metrics(exported, objective, training, held_out, run.device)
+        write_atomically(run.folder.path / "report.json", json.dumps(metrics, indent=2).encode())
+        for name, value in metrics.items():
             if value is not None or name == "pca_psnr":
-                run.print(f"{name:20} {shown(value)}")
+                undefined = "not defined: fewer training images than numbers"
+                run.print(f"{name:20} {format_metric(value, undefined=undefined)}")
 
-    run.on_main(finish)
+    run.on_main(finalize)
     run.finish()
 
 
-def shown(value: Any) -> str:
-    """A figure, or several, as a person reads it."""
-    if value is None:
-        return "not defined: fewer training images than numbers"
-    if isinstance(value, list) and len(value) > MAX_SHOWN:
-        return f"{min(value):.3f} to {max(value):.3f}, in {len(value)} channels"
-    return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
-
-
-def finalize_diffusion(run: Run, autoencoder: Autoencoder, description: DiffusionModelConfig) -> None:
+def finalize_diffusion(run: Run, autoencoder: Autoencoder, config: DiffusionModelConfig) -> None:
     """Export the averaged denoiser and the autoencoder together, ready for `sample.py` and for diffusers."""
 
-    def finish() -> None:
+    def finalize() -> None:
         folder = run.folder.path
         write_folder_atomically(folder / "vae", autoencoder.save)
-        write_folder_atomically(folder / "unet", lambda new: save_denoiser_model(run.ema_model(), description, new))
-        save_index(folder, description)
+        write_folder_atomically(folder / "unet", lambda new: save_denoiser_model(run.ema_model(), config, new))
+        save_index(folder, config)
 
-    run.on_main(finish)
+    run.on_main(finalize)
     run.finish()

@@ -1,4 +1,4 @@
-"""The README.md of an export: what it is, how good it is, how to load it, and which commands made it."""
+"""The model card (README.md) of an export: what it is, how good it is, how to load it, which commands made it."""
 
 import shlex
 import shutil
@@ -9,6 +9,7 @@ from typing import Any
 from ldm.checkpoint import read_json
 from ldm.config import reader
 from ldm.config.yaml_file import inline
+from ldm.evaluation.formatting import format_metric
 from ldm.export.reopen import LoadedAutoencoder
 
 HEAD = """---
@@ -34,31 +35,31 @@ shape of Stable Diffusion's own only (f8, 4 latent channels).
 OWN_ATTENTION = "\nIt has attention beside the middle, which `from_single_file` of diffusers does not read.\n"
 
 
-def write(folder: Path, name: str, opened: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> None:
+def write(folder: Path, name: str, loaded: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> None:
     """Write README.md; beside it the panel of these weights and, of a finished run, its curves if there are any.
 
     `facts` are those of export.json, `kl_config` the configuration of the exported AutoencoderKL.
     """
     sections = [
-        f"# {name}\n\n{description(opened, facts, kl_config)}",
+        f"# {name}\n\n{description(loaded, facts, kl_config)}",
         f"## Loading it\n\n{loading(facts, kl_config)}",
-        *origin(opened, facts),
+        *origin(loaded, facts),
     ]
-    if opened.run is not None and opened.is_final and (opened.run / "report.json").is_file():
-        report = read_json(opened.run / "report.json")
+    if loaded.run is not None and loaded.is_final and (loaded.run / "report.json").is_file():
+        report = read_json(loaded.run / "report.json")
         if facts["latent_scale"] != 1:  # then the latents of the export are not those of the report
             report = {name: value for name, value in report.items() if name not in ("latent_mean", "latent_std")}
-        rows = "\n".join(f"| {name} | {shown} |" for name, shown in figures(report))
-        sections.append(f"## Figures\n\n| figure | value |\n|---|---|\n{rows}")
-    sections += list(pictures(opened, folder))
+        rows = "\n".join(f"| {name} | {shown} |" for name, shown in metric_rows(report))
+        sections.append(f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}")
+    sections += list(pictures(loaded, folder))
     (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
 
 
-def description(opened: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
+def description(loaded: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     """What it is, and of what shape and scale its latents are."""
-    network, count = opened.autoencoder.network, sum(p.numel() for p in opened.autoencoder.network.parameters())
+    network, count = loaded.autoencoder.network, sum(p.numel() for p in loaded.autoencoder.network.parameters())
     scale, channels, side = kl_config["scaling_factor"], kl_config["latent_channels"], 256 // network.downsampling[0]
-    known = "over the images it was trained on" if opened.run else "as far as its source states their scale rightly"
+    known = "over the images it was trained on" if loaded.run else "as far as its source states their scale rightly"
     unit = f"Times {scale:g}, latents have zero mean and unit variance per channel, {known}."
     same = f"Latents are as the network was trained, with the scaling factor {scale:g} that it began with."
     return (
@@ -83,18 +84,18 @@ def loading(facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     return text + (COMFYUI.format(file=f"`{facts['file']}`") if facts["format"] == "comfyui" else "")
 
 
-def origin(opened: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:
+def origin(loaded: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:
     """The data and the commands."""
     commands = []
-    if opened.run is not None and opened.config is not None:
-        steps = opened.config.run.steps
-        step = f" after {steps if opened.step is None else opened.step:,} of {steps:,} steps"
-        average = "the weights in training" if opened.ema == "none" else f"the average of relative length {opened.ema}"
-        data = reader.to_dict(opened.config.data)
+    if loaded.run is not None and loaded.config is not None:
+        steps = loaded.config.run.steps
+        step = f" after {steps if loaded.step is None else loaded.step:,} of {steps:,} steps"
+        average = "the weights in training" if loaded.ema == "none" else f"the average of relative length {loaded.ema}"
+        data = reader.to_dict(loaded.config.data)
         shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))
         place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
         yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {shown}{place}."
-        record = opened.run / "command.txt"
+        record = loaded.run / "command.txt"
         lines = record.read_text().splitlines() if record.is_file() else []
         commands = list(dict.fromkeys(map(without_places, lines)))
     yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
@@ -113,33 +114,26 @@ def without_places(command: str) -> str:
         return "(a command that cannot be read)"
 
 
-def figures(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The figures of a report, by dotted name, as a person reads them."""
-    for name, value in found.items():
+def metric_rows(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The metrics of a report, by dotted name, as a person reads them."""
+    for name, value in report.items():
         if isinstance(value, dict):
-            yield from figures(value, f"{prefix}{name}.")
+            yield from metric_rows(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield prefix + name, ", ".join(format_metric(number) for number in value)
         else:
-            numbers = value if isinstance(value, list) else [value]
-            shown = [as_shown(number) for number in numbers]
-            yield prefix + name, ", ".join(shown)
+            yield prefix + name, format_metric(value)
 
 
-def as_shown(number: Any) -> str:
-    """A number of a report."""
-    if number is None:
-        return "not defined"
-    return f"{number:.4g}" if isinstance(number, float) else str(number)
-
-
-def pictures(opened: LoadedAutoencoder, folder: Path) -> Iterator[str]:
+def pictures(loaded: LoadedAutoencoder, folder: Path) -> Iterator[str]:
     """Copy the panel of these very weights, and the curves if they end with them, and show them."""
-    if opened.run is None or opened.config is None:
+    if loaded.run is None or loaded.config is None:
         return
-    step = opened.config.run.steps if opened.step is None else opened.step
-    panel = opened.run / "samples" / f"step-{step:08d}.png"
+    step = loaded.config.run.steps if loaded.step is None else loaded.step
+    panel = loaded.run / "samples" / f"step-{step:08d}.png"
     for file, name, caption, is_theirs in (
-        (panel, "panel.png", "Input, reconstruction, four times the difference", opened.is_own_average),
-        (opened.run / "curves.png", "curves.png", "The course of the training", opened.is_final),
+        (panel, "panel.png", "Input, reconstruction, four times the difference", loaded.is_own_average),
+        (loaded.run / "curves.png", "curves.png", "The course of the training", loaded.is_final),
     ):
         if is_theirs and file.is_file():
             shutil.copyfile(file, folder / name)

@@ -1,4 +1,4 @@
-"""An existing autoencoder for further use, above all that of a run of stage one, finished or not."""
+"""Reopen a run: the autoencoder of a run of train_vae.py, finished or not, or of any other source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 
 from ldm import checkpoint
-from ldm.autoencoder.model import Autoencoder, classes_of, create
-from ldm.data.datasets import open_dataset
-from ldm.data.split import split
+from ldm.autoencoder.model import Autoencoder, create
+from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import CheckpointError, ConfigError
-from ldm.evaluation.held_out import eval_images, latent_statistics
-from ldm.settings import TrainVAEConfig, stage_one_of
+from ldm.evaluation.held_out import latent_statistics
+from ldm.settings import TrainVAEConfig, vae_config_of
 from ldm.shapes import Images
 from ldm.training.run_folder import RunFolder
 
@@ -36,7 +35,7 @@ class LoadedAutoencoder:
 
     @property
     def is_final(self) -> bool:
-        """Whether the figures in the run's report.json are about these weights."""
+        """Whether the metrics in the run's report.json are about these weights."""
         return self.is_own_average and self.config is not None and self.step in (None, self.config.run.steps)
 
     def measure(self) -> Images:
@@ -45,15 +44,14 @@ class LoadedAutoencoder:
         Raises DataError if the data are not there any more, or are others.
         """
         assert self.run is not None and self.config is not None
-        data = self.config.data
-        dataset = open_dataset(data, progress=True)
-        RunFolder(self.run).refuse_other_data(dataset.fingerprint, "export with --latent-scale source")
-        training, _ = split(dataset.groups, data.held_out, data.split_seed)
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device, indices = found or torch.device("cpu"), training.tolist()
-        statistics = latent_statistics(self.autoencoder.to(device), dataset, data, indices, device)
+        dataset = open_dataset(self.config.data, progress=True)
+        RunFolder(self.run).check_same_data(dataset.fingerprint, "export with --latent-scale source")
+        training, _ = dataset.split()
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = accelerator or torch.device("cpu")
+        statistics = latent_statistics(self.autoencoder.to(device), training, device)
         self.autoencoder.to("cpu").standardize(statistics.mean, statistics.std)
-        return eval_images(dataset, data, indices[:COMPARED_IMAGES])
+        return Subset(dataset, training.indices[:COMPARED_IMAGES]).images()
 
 
 def load_run(
@@ -66,7 +64,7 @@ def load_run(
     measured. Raises ConfigError for a step that is not there or a config.yaml that cannot be read, CheckpointError if
     there is no autoencoder.
     """
-    folder, config = Path(source), stage_one_of(source)
+    folder, config = Path(source), vae_config_of(source)
     if config is None:
         if step is not None or ema is not None:
             raise ConfigError(f"--checkpoint and --ema are for runs of train_vae.py, and {source} is not one")
@@ -76,7 +74,7 @@ def load_run(
     if finished and step is None and average == config.run.ema and not raw_latents:
         return LoadedAutoencoder(Autoencoder.load(source).requires_grad_(False), folder, config, None, average)
     found = checkpoint_of(folder, step, warn)
-    classes = classes_of(found.tensors.get("model", {}))
+    classes = len(found.tensors.get("model", {}).get("head.weight", ()))
     autoencoder = create(config.autoencoder, image=config.data.shape, classes=classes)
     try:
         weights = found.tensors["model"] | ({} if average == "none" else found.tensors[f"ema-{average}"])
@@ -91,7 +89,7 @@ def checkpoint_of(run: Path, step: int | None, warn: Callable[[str], None]) -> c
     folder = run / "checkpoints"
     steps = checkpoint.steps(folder)
     if not steps:
-        raise CheckpointError(f"{run} has no checkpoint yet: let train_vae.py go on until it has saved one")
+        raise CheckpointError(f"{run} has no checkpoint yet: let train_vae.py run until it has saved one")
     if step is not None:
         if step not in steps:
             raise ConfigError(f"--checkpoint {step} is not there; {run} has {', '.join(map(str, steps))}")

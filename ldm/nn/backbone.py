@@ -1,9 +1,7 @@
 """Pretrained networks as a series of feature maps, for distances between images and between sets of images."""
 
-import hashlib
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +10,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ldm.errors import CheckpointError, ConfigError
-from ldm.nn.weights import in_torch_cache, read_weights
+from ldm.nn.weights import in_torch_cache, read_weights, sha256_of
 from ldm.shapes import Images, full_precision
 
 IMAGENET = (
@@ -42,7 +39,7 @@ class Backbone(nn.Module):
         self.register_buffer("shift", 2 * torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1) - 1)
         self.register_buffer("scale", 2 * torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self.requires_grad_(False).float().train()  # float32 whatever the default is: so were the weights learned
-        self.reference = _reference(self.state_dict())
+        self.reference = sha256_of(self.state_dict())[:16]
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -82,14 +79,6 @@ def _quietly() -> Iterator[None]:
         talkative.setLevel(before)
 
 
-def _reference(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _fit(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
     try:
         network.load_state_dict(tensors, assign=True)
@@ -126,20 +115,8 @@ def _torchvision_file(kind: str) -> Path:
 
     names = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
     url = get_weight(f"{names[kind]}.IMAGENET1K_V1").url
-    remedy = "name it with --objective.perceptual.weights PATH, or choose the backbone features"
+    remedy = "name it with --objective.perceptual.weights-file PATH, or choose the backbone features"
     return in_torch_cache(url, Path(url).stem.rpartition("-")[2], f"backbone {kind}", remedy)
-
-
-def _random(kind: str, weights: str) -> Backbone:
-    """alex with weights drawn from a fixed seed."""
-    line = "warning: the random backbone is for tests only: its distances say little about how images look"
-    tqdm.write(line, file=sys.stderr)
-    network, generator = _slices("alex").to_empty(device="cpu"), torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(module.bias)
-    return Backbone(kind, network, *IMAGENET)
 
 
 # Any network, from a folder
@@ -253,6 +230,5 @@ BACKBONES: dict[str, Callable[[str, str], Backbone]] = {
     "vgg": _pretrained,
     "alex": _pretrained,
     "squeeze": _pretrained,
-    "random": _random,
     "features": _features,
 }

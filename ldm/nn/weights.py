@@ -57,9 +57,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def sha256_of(tensors: Mapping[str, Tensor], about: str = "") -> str:
-    """SHA-256 of names and values, whatever files they lay in, and before them of what else it is `about`."""
+    """SHA-256 of names, types, shapes and values, whatever files they lay in, and before them of `about`."""
     digest = hashlib.sha256(about.encode())
     for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which devices, how many processes, and which precision a run gets."""
+"""The Accelerator of a run: devices, processes and precision."""
 
 import os
 import warnings
@@ -63,18 +63,3 @@ def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: 
             f" {accelerator.num_processes} process(es) x {config.accumulation} accumulation"
         )
     return accelerator
-
-
-def asked_processes() -> int:
-    """How many processes `accelerate launch` was asked for, as far as its own command line tells; else 1."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
-    except OSError:
-        return 1
-    if not any("accelerate" in word for word in words[:4]):
-        return 1
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes") and (value or following).isdigit():
-            return int(value or following)
-    return 1

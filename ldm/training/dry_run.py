@@ -1,45 +1,46 @@
-"""What a run would take, from a few real steps of it."""
+"""The report of a dry run: sizes, memory and time of a run, from a few real steps of it that are then forgotten."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
-from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from ldm.config import reader
+from ldm.training.config import RunConfig
 
-if TYPE_CHECKING:
-    from ldm.training.run import Run
+STEPS = 4  # the last ones of the run, in which everything takes part that starts late
 
-STEPS = 4
+
+@dataclass(frozen=True)
+class Measured:
+    """What the steps of a dry run took; the time is a mean, as some steps are cheaper than others."""
+
+    seconds_per_step: float
+    bytes_per_process: int
 
 
 def report(
-    run: "Run", train_step: Callable[[int, Any], None], batches: Any, latent: tuple[int, int, int], data: Any
-) -> None:
-    """Print the resolved config, sizes, and time and memory of the whole run; the steps are made and forgotten.
-
-    They are the last steps of the run, in which everything takes part that starts late; the times are averaged, as some
-    steps may be cheaper than others.
-    """
-    seconds = []
-    for micro_batch in range(STEPS * run.settings.accumulation):
-        began = time.monotonic()
-        run.step = max(run.settings.steps - 1 - micro_batch // run.settings.accumulation, 0)
-        run.micro_step = micro_batch % run.settings.accumulation
-        train_step(run.step, run.to_device(batches[micro_batch]))
-        run.history.rows_on_host()  # waits for the device
-        seconds.append(time.monotonic() - began)
-    per_step = mean(seconds[1:]) * run.settings.accumulation  # the first is slower
-    sizes = {name: sum(p.numel() for p in state.module.parameters()) for name, state in run.states.items()}
+    config: Any,
+    measured: Measured,
+    modules: Mapping[str, nn.Module],
+    *,
+    image: tuple[int, ...],
+    latent: tuple[int, ...],
+    training_images: int,
+) -> Iterator[str]:
+    """The resolved config, and what the whole run would take, line by line."""
+    run: RunConfig = config.run
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     parameters = ", ".join(f"{name} {size:,}".strip() for name, size in sizes.items())
-    image, code = prod(data.shape), prod(latent)
-    minutes = per_step * run.settings.steps / 60
-    run.print(reader.dump(run.config).rstrip())
-    run.print(f"parameters         {parameters}")
-    run.print(f"image              {' x '.join(map(str, data.shape))} = {image:,} numbers")
-    run.print(f"latent             {' x '.join(map(str, latent))} = {code:,} numbers, {image / code:.1f} times fewer")
-    run.print(f"training images    {len(batches.order.samples):,}")
-    run.print(f"steps              {run.settings.steps:,} of {run.settings.batch_size} images")
-    run.print(f"time               about {minutes:.1f} minutes: {per_step:.3f} s per step")
-    run.print(f"memory             {run.history.memory() / 2**30:.2f} GiB per process")
+    seconds = measured.seconds_per_step
+    yield reader.dump(config).rstrip()
+    yield f"parameters         {parameters}"
+    yield f"image              {' x '.join(map(str, image))} = {prod(image):,} numbers"
+    ratio = prod(image) / prod(latent)
+    yield f"latent             {' x '.join(map(str, latent))} = {prod(latent):,} numbers, {ratio:.1f} times fewer"
+    yield f"training images    {training_images:,}"
+    yield f"steps              {run.steps:,} of {run.batch_size} images"
+    yield f"time               about {seconds * run.steps / 60:.1f} minutes: {seconds:.3f} s per step"
+    yield f"memory             {measured.bytes_per_process / 2**30:.2f} GiB per process"

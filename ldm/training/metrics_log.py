@@ -1,4 +1,4 @@
-"""What a run says about itself: loss terms wait on the device, then become lines of metrics.jsonl."""
+"""The metrics log: loss terms are kept on the device, then become lines of metrics.jsonl."""
 
 import math
 import resource
@@ -34,7 +34,7 @@ class MetricsLog:
         self.since = time.monotonic()
         return self.bar
 
-    def keep(self, terms: dict[str, Tensor]) -> None:
+    def append(self, terms: dict[str, Tensor]) -> None:
         """Remember the terms of a micro-batch on the device; they need not be the same every time."""
         self.names.append([*terms])
         self.rows.append(torch.stack([term.detach() for term in terms.values()]))
@@ -42,7 +42,7 @@ class MetricsLog:
     def read(self, step: int, lr: float) -> dict[str, Any]:
         """Bring what was kept to the host and write one line; raise DivergedError at anything that is not finite."""
         rows = self.rows_on_host()
-        self.refuse_non_finite(rows, step)
+        self.check_finite(rows, step)
         found = [(name, value) for row in rows for name, value in row.items()]
         values = {name: [value for other, value in found if other == name] for name in dict(found)}
         means = {name: float(f"{sum(several) / len(several):.7g}") for name, several in values.items()}
@@ -78,10 +78,10 @@ class MetricsLog:
         if self.config.report_to:
             self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
 
-    def refuse_non_finite(self, rows: list[dict[str, float]], step: int) -> None:
+    def check_finite(self, rows: list[dict[str, float]], step: int) -> None:
         """Raise DivergedError naming the first step and term that was not a finite number."""
         # float16 gradients overflow now and then; the loss scale answers that.
-        excused = "gradient" if self.accelerator.scaler is not None else " "
+        excused = "gradient_norm" if self.accelerator.scaler is not None else " "
         bad = [
             (place, name)
             for place, row in enumerate(rows)

@@ -1,4 +1,4 @@
-"""One optimizer step that never waits for the device: clip, fused AdamW, learning rate, and a guard."""
+"""The optimizer: gradient clipping, fused AdamW, learning rate schedule and a guard, without waiting for the device."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Work that several processes share, or that one of them does for all; the failure of one ends every one."""
+"""Processes: work that several share, or that one does for all; the failure of one ends every one."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ class Processes:
     `device` is what a person asked for, if anything; it must be usable, and with several processes it names a kind.
     """
 
-    def __init__(self, device: str | None = None):
+    def __init__(self, device: str | torch.device | None = None):
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=name)
@@ -29,7 +29,7 @@ class Processes:
         self.count, self.rank, self.is_main = state.num_processes, state.process_index, state.is_main_process
         self.device = state.device if self.count > 1 else torch.device(name)
 
-    def results(self, jobs: int, work: Callable[[int], T]) -> Iterator[T]:
+    def map(self, jobs: int, work: Callable[[int], T]) -> Iterator[T]:
         """`work(0)`, `work(1)`, ... in order, on every process; they are computed in turn, and travel between them.
 
         A job's result does not depend on the process that computes it, so neither do the results on their number. The
@@ -41,21 +41,44 @@ class Processes:
                 result = work(first + self.rank) if first + self.rank < jobs else None
             except Exception as error:  # unexpected ones too: the others would wait for ever
                 failure = error
-            together: list[Any] = gather_object([(result, _told(failure))])
-            self._end_if_any_failed([told for _, told in together], failure)
+            together: list[Any] = gather_object([(result, _for_others(failure))])
+            self._end_if_any_failed([reported for _, reported in together], failure)
             yield from (result for result, _ in together[: jobs - first])
 
     def main_first(self, action: Callable[[], T]) -> T:
-        """The result of `action`, run on the main process and then on the others: what it downloads, they find."""
+        """The result of `action`, run on the main process first, so that the others find what it downloaded."""
+        if self.count == 1:
+            return action()
         kept: list[T] = []
 
         def act(is_turn: bool) -> None:
             if is_turn:
                 kept.append(action())
 
-        list(self.results(self.count, lambda _: act(self.is_main)))
-        list(self.results(self.count, lambda _: act(not self.is_main)))
+        list(self.map(self.count, lambda _: act(self.is_main)))
+        list(self.map(self.count, lambda _: act(not self.is_main)))
         return kept[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """The result of `action`, run on the main process only; its failure ends every process."""
+        if self.count == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except Exception as error:  # unexpected ones too: the others would wait for ever
+                failure = error
+                outcome[1] = error if isinstance(error, LDMError) else LDMError("the main process failed")
+        broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            outcome[1].was_reported = True
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
 
     def end(self) -> None:
         """Let the other processes go."""
@@ -67,35 +90,14 @@ class Processes:
             raise mine
         for failure in failures:
             if failure is not None:
-                failure.told |= not self.is_main
+                failure.was_reported |= not self.is_main
                 raise failure from mine
 
 
-def on_main(action: Callable[[], T], *, count: int, is_main: bool) -> T:
-    """The result of `action`, run on the main one of `count` processes only; its failure ends every process."""
-    if count == 1:
-        return action()
-    outcome: list[Any] = [None, None]
-    failure: Exception | None = None
-    if is_main:
-        try:
-            outcome[0] = action()
-        except Exception as error:  # unexpected ones too: the others would wait for ever
-            failure = error
-            outcome[1] = error if isinstance(error, LDMError) else LDMError("the main process failed")
-    broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    if outcome[1] is not None:
-        outcome[1].told = True
-        raise outcome[1]
-    return outcome[0]
-
-
-def _told(failure: Exception | None) -> LDMError | None:
-    """A failure as the other processes hear of it."""
+def _for_others(failure: Exception | None) -> LDMError | None:
+    """A failure as it travels to the other processes."""
     if failure is None or isinstance(failure, LDMError):
         return failure
     other = LDMError("another process failed")
-    other.told = True
+    other.was_reported = True
     return other

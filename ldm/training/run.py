@@ -3,23 +3,26 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import mean
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm import checkpoint
+from ldm.batch import Step
 from ldm.config import reader
 from ldm.data.batches import BatchSampler
 from ldm.errors import ConfigError, LDMError, StopRequested
 from ldm.randomness import StepRandom, derived_seed
+from ldm.training import dry_run
 from ldm.training.config import OptimConfig
-from ldm.training.devices import asked_processes, create_accelerator, resolve_precision
+from ldm.training.devices import create_accelerator, resolve_precision
 from ldm.training.metrics_log import MetricsLog
-from ldm.training.processes import on_main
+from ldm.training.processes import Processes
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag, catch_signals
 from ldm.training.train_state import TrainState
@@ -28,65 +31,131 @@ T = TypeVar("T")
 CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small checkpoint
 
 
-class Run:
-    """A run over one folder. `settings` is the whole config of a script; `run` and `optim` of it are read here.
+class Schedule(Protocol):
+    """What changes over the steps of a run: the phases of a learning rate, and what begins with a step."""
 
-    `parts_rest` says that not every step trains every parameter, which several processes must know beforehand.
+    def window(self, step: int) -> tuple[int, int]:
+        """The first step of this one's phase, and the first one after it."""
+        ...
+
+    def begin_step(self, step: int) -> None:
+        """Called before each step, also after a resume."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """One phase, in which nothing changes."""
+
+    steps: int
+
+    def window(self, step: int) -> tuple[int, int]:
+        """All steps belong together."""
+        return 0, self.steps
+
+    def begin_step(self, step: int) -> None:
+        """Nothing begins."""
+
+
+@dataclass(frozen=True)
+class TrainingStep(Step):
+    """A step, or a micro-batch of it, with what a training loop does in it."""
+
+    run: "Run"
+    micro_step: int  # which of the accumulated micro-batches it is
+    gradient_norms: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the optimizer's update comes with this micro-batch."""
+        return self.micro_step == self.run.run_config.accumulation - 1
+
+    def update(self, loss: Tensor, of: str = "") -> None:
+        """Backward, and with the last micro-batch of a step: clip, AdamW, the averages. Never waits for the device.
+
+        `of` names what is updated, as it was named to `Run.prepare`.
+        """
+        state, accumulation = self.run.states[of], self.run.run_config.accumulation
+        loss = loss if accumulation == 1 else loss / accumulation
+        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+        if self.is_last:
+            name = "_".join(filter(None, [of, "gradient_norm"]))
+            self.gradient_norms[name] = state.advance(self.number + 1, state.lr(self.number), loss.detach())
+
+    def log(self, terms: dict[str, Tensor]) -> None:
+        """Keep the terms, on the device, until the next line of the log is due."""
+        self.run.metrics.append(terms | self.gradient_norms)
+
+    @property
+    def draws_panel(self) -> bool:
+        """Whether a panel is drawn after this step; true on the main process only."""
+        config, number = self.run.run_config, self.number + 1
+        due = number % (config.sample_every or max(config.steps // 10, 1)) == 0 or number == config.steps
+        return due and self.is_last and self.run.is_main and not self.run.dry
+
+    @property
+    def panel_path(self) -> Path:
+        """Where the panel of this step belongs."""
+        return self.run.folder.samples / f"step-{self.number + 1:08d}.png"
+
+    def record(self, **values: float) -> None:
+        """Write metrics of this step to the log beside the loss terms."""
+        self.run.metrics.write({"step": self.number + 1, **values})
+
+
+class Run:
+    """A run over one folder. `config` is the whole config of a script; `run` and `optim` of it are read here.
+
+    A `dry` run makes a few steps, writes nothing, and reports what the run would take.
+    `find_unused_parameters` says that not every step trains every parameter, which several processes must know
+    beforehand.
     """
 
-    def __init__(self, settings: Any, out: Path, *, dry: bool = False, find_unused_parameters: bool = False):
-        precision = resolve_precision(settings.run.precision)
-        self.config = replace(settings, run=replace(settings.run, precision=precision))
-        self.settings, self.dry = self.config.run, dry
-        self.accelerator = create_accelerator(self.settings, out, find_unused_parameters=find_unused_parameters)
-        self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
-        self.processes = self.accelerator.num_processes
+    def __init__(self, config: Any, out: Path, *, dry: bool = False, find_unused_parameters: bool = False):
+        precision = resolve_precision(config.run.precision)
+        self.config = replace(config, run=replace(config.run, precision=precision))
+        self.run_config, self.dry = self.config.run, dry
+        self.accelerator = create_accelerator(self.run_config, out, find_unused_parameters=find_unused_parameters)
+        self.device = self.accelerator.device
+        self.processes = Processes(self.device)
+        self.is_main = self.processes.is_main
         self.folder = RunFolder(out)
         self.states: dict[str, TrainState] = {}
         self.objectives: list[nn.Module] = []
-        self.watches: list[Callable[[dict[str, Any]], str | None]] = []
-        self.gradients: dict[str, Tensor] = {}
-        self.step = self.micro_step = 0
-        self.drawn = time.monotonic()  # when the curves were last drawn
+        self.schedules: list[Schedule] = []
+        self.monitors: list[Callable[[dict[str, Any]], str | None]] = []
+        self.first_step = 0
+        self.curves_drawn_at = time.monotonic()
         self.stop = StopFlag()
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config))
-        self.print(f"{out}: {self.processes} process(es) on {self.device.type}, {precision}")
-        if asked_processes() > self.processes:
-            self.print(
-                f"warning: {asked_processes()} processes were asked for and {self.processes} came up;"
-                " on CPUs use: torchrun --nproc-per-node N"
-            )
-        if self.settings.report_to and not dry:
+        self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}")
+        if self.run_config.report_to and not dry:
             self.accelerator.init_trackers("ldm", config={"config": reader.dump(self.config)})
-        torch.manual_seed(derived_seed(self.settings.seed, "weights"))
 
     def is_finished(self) -> bool:
         """Whether an earlier run of the same command did everything already; says so."""
-        finished = not self.dry and bool(self.on_main(lambda: self.folder.is_finished(self.settings.steps)))
+        finished = not self.dry and bool(self.on_main(lambda: self.folder.is_finished(self.run_config.steps)))
         if finished:
-            self.print(
-                f"{self.folder.path} is finished: {self.settings.steps} steps; more --run.steps go on from there"
-            )
+            self.print(f"{self.folder.path} is finished: {self.run_config.steps} steps; raise --run.steps to resume it")
         return finished
 
     # ---- before the first step
 
-    def list_unreadable(self, bad: list[str]) -> None:
+    def list_unreadable(self, unreadable: list[str]) -> None:
         """Name the images that could not be read and were replaced."""
-        for reason in bad[:20]:
+        for reason in unreadable[:20]:
             self.print(f"unreadable, replaced by another: {reason}")
-        if len(bad) > 20:
-            self.print(f"unreadable, replaced by others: {len(bad) - 20} more")
+        if len(unreadable) > 20:
+            self.print(f"unreadable, replaced by others: {len(unreadable) - 20} more")
 
-    def order(self, samples: list[int]) -> BatchSampler:
+    def batch_sampler(self, samples: list[int]) -> BatchSampler:
         """The order in which this process sees the training samples."""
-        settings = self.settings
-        if settings.batch_size > len(samples):
-            raise ConfigError(f"run.batch_size {settings.batch_size} is larger than the {len(samples)} training images")
-        rank = self.accelerator.process_index
+        config, processes = self.run_config, self.processes
+        if config.batch_size > len(samples):
+            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(samples)} training images")
         return BatchSampler(
-            tuple(samples), settings.seed, settings.batch_size, settings.accumulation, self.processes, rank
+            tuple(samples), config.seed, config.batch_size, config.accumulation, processes.count, processes.rank
         )
 
     def prepare(
@@ -96,202 +165,192 @@ class Run:
         trains: nn.Module,
         optim: OptimConfig | None = None,
         name: str = "",
-        window: Callable[[int], tuple[int, int]] | None = None,
+        schedule: Schedule | None = None,
     ) -> nn.Module:
         """Make an objective ready on all processes; `trains` is the part of it that is optimized and saved.
 
-        The main objective has no name, and its module is averaged too. A further one, as a discriminator's, has a name and its
-        own optimizer settings. The learning rate goes through its schedule once in the run, or once in every `span`: of
-        a step the first step that belongs together with it, and the first one that no longer does.
+        The main objective has no name, and an EMA is kept of its module. A further one, as a discriminator's, has a
+        name and its own optimizer config. The learning rate goes through its schedule once in the run, or once in every
+        window of `schedule`.
         """
         objective.to(self.device)
         scaler = self.accelerator.scaler
         scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
-        settings = optim or self.config.optim
+        schedule = schedule or WholeRun(self.run_config.steps)
         self.states[name] = TrainState(
-            trains, settings, scaler, name=name, ema_model=not name, window=window or self.whole
+            trains, optim or self.config.optim, scaler, name=name, keeps_ema=not name, window=schedule.window
         )
+        self.schedules.append(schedule)
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
-
-    def whole(self, step: int) -> tuple[int, int]:
-        """All steps of the run belong together."""
-        return 0, self.settings.steps
 
     def resume(self, data: str, perceptual_weights: str = "") -> None:
         """Go on from the newest whole checkpoint in the folder, if there is one.
 
-        `data` is the data's fingerprint, `judges` a hash of the pretrained networks in the loss, if there are any.
-        The circumstances are recorded, or compared with those the run began in. Comes after the last `prepare`.
+        `data` is the data's fingerprint, `perceptual_weights` a hash of the pretrained network in the loss, if there is
+        one. The circumstances are recorded, or compared with those the run began in. Comes after the last `prepare`.
         """
         if not self.dry:
-            facts = {"device": self.device.type, "processes": self.processes, "precision": self.settings.precision}
+            precision = self.run_config.precision
+            facts = {"device": self.device.type, "processes": self.processes.count, "precision": precision}
             self.on_main(lambda: self.folder.describe_environment(data, perceptual_weights, **facts))
             newest = self.on_main(self.newest_checkpoint)
             if newest is not None:
-                found = checkpoint.load(newest)
+                loaded = checkpoint.load(newest)
                 for state in self.states.values():
-                    state.load(found)
-                self.step = found.step
-                self.print(f"going on from step {self.step}")
-            self.on_main(lambda: self.folder.forget_after(self.step))
-        self.history = MetricsLog(self.folder, self.accelerator, self.settings, self.step)
+                    state.load(loaded)
+                self.first_step = loaded.step
+                self.print(f"resuming from step {self.first_step}")
+            self.on_main(lambda: self.folder.forget_after(self.first_step))
+        self.metrics = MetricsLog(self.folder, self.accelerator, self.run_config, self.first_step)
 
     def newest_checkpoint(self) -> Path | None:
         """Where the newest whole checkpoint lies."""
-        found = checkpoint.newest(self.folder.checkpoints, self.print)
-        return None if found is None else found.path
+        newest = checkpoint.newest(self.folder.checkpoints, self.print)
+        return None if newest is None else newest.path
 
     # ---- the loop
 
-    def steps(self, batches: Any) -> Iterator[tuple[int, Any]]:
+    def steps(self, batches: Any) -> Iterator[TrainingStep]:
         """Every step from where the run stands to its end, with its batch; a step comes once per micro-batch.
 
-        Between two steps the run logs, saves, and stops if it was asked to.
+        Between two steps the run logs, saves, and stops if it was asked to. A dry run makes its last few steps only, in
+        which everything takes part that starts late, and measures them.
         """
-        settings = self.settings
+        config = self.run_config
+        if self.dry:
+            yield from self.dry_steps(batches)
+            return
         loader = torch.utils.data.DataLoader(
             batches,
             batch_size=None,
-            sampler=range(self.step * settings.accumulation, settings.steps * settings.accumulation),
-            num_workers=settings.workers,
+            sampler=range(self.first_step * config.accumulation, config.steps * config.accumulation),
+            num_workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with catch_signals() as self.stop, self.history.progress():
+        with catch_signals() as self.stop, self.metrics.progress():
             incoming = iter(loader)
-            for step in range(self.step, settings.steps):
-                torch.manual_seed(derived_seed(settings.seed, "dropout", step, self.accelerator.process_index))
-                for self.micro_step in range(settings.accumulation):
-                    last = self.micro_step == settings.accumulation - 1
+            for number in range(self.first_step, config.steps):
+                self.begin_step(number)
+                for micro_step in range(config.accumulation):
+                    is_last = micro_step == config.accumulation - 1
                     with ExitStack() as stack:
-                        for objective in () if last else self.objectives:
+                        for objective in () if is_last else self.objectives:
                             stack.enter_context(self.accelerator.no_sync(objective))
-                        yield step, self.to_device(next(incoming))
-                self.step = step + 1
-                self.between_steps()
+                        yield self.step(number, micro_step, next(incoming))
+                self.between_steps(number + 1)
 
-    @property
-    def rng(self) -> StepRandom:
-        """The random numbers of this process's part of the current step."""
-        settings = self.settings
-        parts, part = (
-            settings.accumulation * self.processes,
-            self.micro_step * self.processes + self.accelerator.process_index,
-        )
-        return StepRandom.of_part(settings.seed, self.step, total=settings.batch_size, parts=parts, part=part)
+    def dry_steps(self, batches: Any) -> Iterator[TrainingStep]:
+        """The last few steps of the run, on its first batches, and then the report."""
+        accumulation, seconds = self.run_config.accumulation, []
+        for micro_batch in range(dry_run.STEPS * accumulation):
+            began = time.monotonic()
+            number = max(self.run_config.steps - 1 - micro_batch // accumulation, 0)
+            self.begin_step(number)
+            yield self.step(number, micro_batch % accumulation, batches[micro_batch])
+            self.metrics.rows_on_host()  # waits for the device
+            seconds.append(time.monotonic() - began)
+        per_step = mean(seconds[1:]) * accumulation  # the first is slower
+        self.measured = dry_run.Measured(per_step, self.metrics.memory())
 
-    def update(self, total: Tensor, of: str = "") -> None:
-        """Backward, and with the last micro-batch of a step: clip, AdamW, the averages. Never waits for the device.
+    def report(self, *, image: tuple[int, ...], latent: tuple[int, ...], training_images: int) -> None:
+        """After the steps of a dry run: print what the whole run would take."""
+        modules = {name: state.module for name, state in self.states.items()}
+        for line in dry_run.report(
+            self.config, self.measured, modules, image=image, latent=latent, training_images=training_images
+        ):
+            self.print(line)
 
-        `of` names what is updated, as it was named to `prepare`.
-        """
-        state, accumulation = self.states[of], self.settings.accumulation
-        total = total if accumulation == 1 else total / accumulation
-        (total if state.scaler is None else state.scaler.scale(total)).backward()
-        if self.micro_step == accumulation - 1:
-            lr = state.lr(self.step)
-            self.gradients["_".join(filter(None, [of, "gradient"]))] = state.advance(self.step + 1, lr, total.detach())
+    def begin_step(self, number: int) -> None:
+        """Whatever is due before a step: phases that begin, and the seed of dropout."""
+        for schedule in self.schedules:
+            schedule.begin_step(number)
+        torch.manual_seed(derived_seed(self.run_config.seed, "dropout", number, self.processes.rank))
 
-    def log(self, terms: dict[str, Tensor]) -> None:
-        """Keep the terms, on the device, until the next line of the log is due."""
-        self.history.keep(terms | self.gradients)
-        self.gradients.clear()
+    def step(self, number: int, micro_step: int, batch: Any) -> TrainingStep:
+        """A micro-batch of a step on this process's device, with its part of the step's random numbers."""
+        config, processes = self.run_config, self.processes
+        parts, part = config.accumulation * processes.count, micro_step * processes.count + processes.rank
+        rng = StepRandom.of_part(config.seed, number, total=config.batch_size, parts=parts, part=part)
+        return TrainingStep(self.to_device(batch), rng, self, micro_step)
 
-    def watch(self, metric: Callable[[dict[str, Any]], str | None]) -> None:
-        """Let `judge` read every line of the log; what it has to say is said as a warning, once."""
-        self.watches.append(metric)
-
-    def panel_is_due(self) -> bool:
-        """Whether a panel is drawn after the step that is being computed; true on the main process only."""
-        number, every = self.step + 1, self.settings.sample_every or max(self.settings.steps // 10, 1)
-        due = number % every == 0 or number == self.settings.steps
-        return due and self.is_main and self.micro_step == self.settings.accumulation - 1
-
-    def panel_path(self) -> Path:
-        """Where the panel of this step belongs."""
-        return self.folder.samples / f"step-{self.step + 1:08d}.png"
+    def add_monitor(self, monitor: Callable[[dict[str, Any]], str | None]) -> None:
+        """Let `monitor` read every line of the log; what it returns is printed as a warning, once."""
+        self.monitors.append(monitor)
 
     def ema_model(self) -> Any:
-        """A copy of the trained module with the weights that would be exported now."""
-        return self.states[""].ema_model(self.settings.ema)
-
-    def record(self, **figures: float) -> None:
-        """Write figures of this step to the log beside the loss terms."""
-        self.history.write({"step": self.step + 1, **figures})
+        """A copy of the trained module with the averaged weights that would be exported now."""
+        return self.states[""].ema_model(self.run_config.ema)
 
     # ---- between two steps
 
-    def between_steps(self) -> None:
-        """Read, log, save, stop: whatever is due after this step."""
-        settings = self.settings
-        every = settings.checkpoint_every or min(max(settings.steps // 10, 1), 1000)
-        stop = self.stop_is_agreed()
-        saves = stop or self.step % every == 0 or self.step == settings.steps
-        if saves or self.step % settings.log_every == 0:
-            self.read_history()
+    def between_steps(self, done: int) -> None:
+        """Read, log, save, stop: whatever is due when so many steps are done."""
+        config = self.run_config
+        every = config.checkpoint_every or min(max(config.steps // 10, 1), 1000)
+        stop = self.stop_is_agreed(done)
+        saves = stop or done % every == 0 or done == config.steps
+        if saves or done % config.log_every == 0:
+            self.read_metrics(done)
         if saves:
-            self.save()
-        if stop and self.step < settings.steps:
+            self.save(done)
+        if stop and done < config.steps:
             raise StopRequested(
-                f"stopped by {self.stop.name or 'a signal'} at step {self.step} of {settings.steps}, all saved;"
-                " the same command goes on from there"
+                f"stopped by {self.stop.name or 'a signal'} at step {done} of {config.steps}, all saved;"
+                " run the same command again to resume"
             )
 
-    def read_history(self) -> None:
-        """Write what was kept as one line of the log, and hear what those who watch it have to say."""
-        line = self.history.read(self.step, self.states[""].lr(self.step - 1))
-        for metric in list(self.watches):
-            if warning := metric(line):
+    def read_metrics(self, done: int) -> None:
+        """Write what was kept as one line of the log, and let the monitors read it."""
+        line = self.metrics.read(done, self.states[""].lr(done - 1))
+        for monitor in list(self.monitors):
+            if warning := monitor(line):
                 self.print(f"warning: {warning}")
-                self.watches.remove(metric)
+                self.monitors.remove(monitor)
 
-    def stop_is_agreed(self) -> bool:
+    def stop_is_agreed(self, done: int) -> bool:
         """Whether any process was asked to stop; with several on GPUs they compare notes every eighth step."""
-        if self.processes == 1:
+        if self.processes.count == 1:
             return bool(self.stop.name)
-        if self.device.type != "cpu" and self.step % 8:
+        if self.device.type != "cpu" and done % 8:
             return False
         asked = torch.tensor([float(bool(self.stop.name))], device=self.device)
         return bool(self.accelerator.reduce(asked, "sum").item())
 
-    def save(self) -> None:
+    def save(self, done: int) -> None:
         """Write a checkpoint, once every process has shown that it holds the same weights."""
-        if self.processes > 1:
+        if self.processes.count > 1:
             sums = self.accelerator.gather(torch.cat([state.checksum() for state in self.states.values()])[None])
             if (sums != sums[0]).any():
-                raise LDMError(f"the processes hold different weights at step {self.step}; nothing was saved")
-        self.on_main(self.write)
+                raise LDMError(f"the processes hold different weights at step {done}; nothing was saved")
+        self.on_main(lambda: self.write_checkpoint(done))
 
-    def write(self) -> None:
-        folder, host_state = (
-            self.folder.checkpoints,
-            {"step": self.step, "images": self.step * self.settings.batch_size},
-        )
+    def write_checkpoint(self, done: int) -> None:
+        """Write, prune, and draw the curves now and then."""
+        folder, host_state = self.folder.checkpoints, {"step": done, "images": done * self.run_config.batch_size}
         tensors: dict[str, dict[str, Tensor]] = {}
         for state in self.states.values():
             tensors |= state.tensors()
             host_state |= state.host_state()
-        checkpoint.save(folder, self.step, tensors, host_state)
-        checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.settings.steps))
-        if self.step == self.settings.steps or time.monotonic() - self.drawn > CURVES_EVERY:
+        checkpoint.save(folder, done, tensors, host_state)
+        checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.run_config.steps))
+        if done == self.run_config.steps or time.monotonic() - self.curves_drawn_at > CURVES_EVERY:
             self.folder.draw_curves()
-            self.drawn = time.monotonic()
+            self.curves_drawn_at = time.monotonic()
 
     # ---- small services
 
     def on_main(self, action: Callable[[], T]) -> T:
         """The result of `action`, run on the main process only; its failure ends every process."""
-        return on_main(action, count=self.processes, is_main=self.is_main)
+        return self.processes.on_main(action)
 
     def main_first(self, action: Callable[[], T]) -> T:
-        """The result of `action`, run on the main process and then on the others: what it downloads, it finds."""
-        results: list[T] = []
-        self.on_main(lambda: results.append(action()))
-        return results[0] if results else action()
+        """The result of `action`, run on the main process first, so that the others find what it downloaded."""
+        return self.processes.main_first(action)
 
     def finish(self) -> None:
         """Everything is on disk: note it, for people and for the next time."""
-        self.on_main(lambda: self.folder.mark_finished(self.settings.steps))
+        self.on_main(lambda: self.folder.mark_finished(self.run_config.steps))
         self.accelerator.end_training()
         self.print(f"done: {self.folder.path}")
 

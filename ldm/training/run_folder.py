@@ -1,4 +1,4 @@
-"""The folder of a run: who owns it, what it was started with, and what it has logged."""
+"""The run folder: which run owns it, what it was started with, and what it has logged."""
 
 import errno
 import fcntl
@@ -16,6 +16,7 @@ from ldm.checkpoint import read_entry, write_atomically
 from ldm.config import reader
 from ldm.errors import ConfigError, DataError
 from ldm.pictures import curves
+from ldm.training.config import RUN_FORMAT, check_run_format
 
 MAY_CHANGE = {
     "run.steps",
@@ -43,7 +44,7 @@ class RunFolder:
 
         Of a run that is finished nothing is changed: its records are those of what it did.
         """
-        self.refuse_to_lie_among_the_data(config)
+        self.check_not_among_images(config)
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -57,14 +58,14 @@ class RunFolder:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"{self.path} is in use by another run; wait for it, or choose another --out") from error
-        self.refuse_other_settings(config)
+        self.check_same_config(config)
         if self.is_finished(config.run.steps):
             return
         write_atomically(self.path / "config.yaml", reader.dump(config).encode())
         with open(self.path / "command.txt", "a") as file:
             file.write(shlex.join(sys.argv) + "\n")
 
-    def refuse_to_lie_among_the_data(self, config: Any) -> None:
+    def check_not_among_images(self, config: Any) -> None:
         """Raise ConfigError if the run's own panels would become training images."""
         images = getattr(config.data, "path", "")
         if images and self.path.resolve().is_relative_to(Path(images).expanduser().resolve()):
@@ -74,11 +75,12 @@ class RunFolder:
         """Whether there is something to go on from; until then a wrong setting can still be put right."""
         return bool(checkpoint.steps(self.checkpoints))
 
-    def refuse_other_settings(self, new: Any) -> None:
+    def check_same_config(self, new: Any) -> None:
         """Raise ConfigError if the folder was started with settings that a resumed run may not change."""
         file = self.path / "config.yaml"
         if not file.exists() or not self.has_begun():
             return
+        check_run_format(self.path, "its vae/ is still read; to train, choose another --out")
         old = reader.load(type(new), file, {})
         changed = [
             name for name in reader.differences(reader.to_dict(old), reader.to_dict(new)) if name not in MAY_CHANGE
@@ -97,7 +99,7 @@ class RunFolder:
         """
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
-            self.refuse_other_data(fingerprint, "choose another --out")
+            self.check_same_data(fingerprint, "choose another --out")
             if read_entry(file, "judges", str) != perceptual_weights:
                 raise ConfigError(
                     f"the weights of objective.perceptual changed since the run in {self.path} began: restore them, or"
@@ -106,6 +108,7 @@ class RunFolder:
             return
         packages = {name: version(name) for name in PACKAGES}
         environment = {
+            "format": RUN_FORMAT,
             "data": fingerprint,
             "judges": perceptual_weights,
             **facts,
@@ -114,7 +117,7 @@ class RunFolder:
         }
         write_atomically(file, json.dumps(environment, indent=2).encode())
 
-    def refuse_other_data(self, fingerprint: str, way_out: str) -> None:
+    def check_same_data(self, fingerprint: str, way_out: str) -> None:
         """Raise DataError if the data are not those the run was started with."""
         if read_entry(self.path / "environment.json", "data", str) != fingerprint:
             raise DataError(f"the data changed since the run in {self.path} began: restore them, or {way_out}")

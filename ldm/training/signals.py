@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to finish its step; they do not tear it down."""
+"""Signals: SIGTERM and SIGINT ask a run to finish its step and save; they do not tear it down."""
 
 import signal
 import time

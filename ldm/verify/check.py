@@ -1,4 +1,4 @@
-"""What a truth says: a figure that was measured, the bound it is held to, and the verdict."""
+"""A closed-form check: the value that was measured, the bound it is held to, and pass or fail."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Check:
-    """`value` against `bound`; without a bound it is only told, and with a `reason` it could not be measured."""
+    """`value` against `bound`; without a bound it is information, and with a `reason` it could not be measured."""
 
     name: str
     value: float = math.nan
@@ -29,26 +29,26 @@ class Check:
         """One word, or the reason why there is none."""
         if self.reason:
             return f"skipped: {self.reason}"
-        return "FAILS" if self.fails else "told" if self.bound is None else "holds"
+        return "FAIL" if self.fails else "info" if self.bound is None else "pass"
 
 
 def at_most(name: str, value: float | Tensor, bound: float) -> Check:
-    """A figure that must not be above its bound."""
+    """A value that must not be above its bound."""
     return Check(name, number(value), bound, "<=")
 
 
 def at_least(name: str, value: float | Tensor, bound: float) -> Check:
-    """A figure that must not be below its bound."""
+    """A value that must not be below its bound."""
     return Check(name, number(value), bound, ">=")
 
 
 def info(name: str, value: float | Tensor) -> Check:
-    """A figure without a bound."""
+    """A value without a bound."""
     return Check(name, number(value))
 
 
 def skipped(name: str, reason: str) -> Check:
-    """A figure that cannot be measured here, which is no failure."""
+    """A value that cannot be measured here, which is not a failure."""
     return Check(name, reason=reason)
 
 

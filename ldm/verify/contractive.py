@@ -19,11 +19,10 @@ from ldm.autoencoder.config import (
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.penalty import JacobianPenalty, PenaltiesConfig, jacobian_norms
-from ldm.randomness import StepRandom
 from ldm.shapes import Images
 from ldm.verify.check import Check, at_most
 from ldm.verify.known_data import gaussian
-from ldm.verify.training import as_images, labeled, objective_of, reproducible, train
+from ldm.verify.training import as_images, mlp_of, objective_at, objective_of, reproducible, train
 
 
 def checks(*, small: bool = False) -> Iterator[Check]:
@@ -42,8 +41,8 @@ def of_sigmoid_layer() -> list[Check]:
         network=LinearNetworkConfig(), bottleneck=SparseConfig(channels=12, activation="sigmoid")
     )
     autoencoder, images = create(config, image=(1, 1, 8)), some_images(32)
-    code = autoencoder.code(images).mean.detach().flatten(1)
-    rows = autoencoder.network.encoder[0].weight.detach().square().sum(1)
+    code = autoencoder.raw_posterior(images).mean.detach().flatten(1)
+    rows = mlp_of(autoencoder).encoder[0].get_parameter("weight").detach().square().sum(1)
     known = ((code * (1 - code)).square() * rows).sum(1)
     ours, reversed_mode = norms(autoencoder, images), by_jacrev(autoencoder, images)
     return [
@@ -63,10 +62,10 @@ def of_deep_encoder() -> list[Check]:
     weights = list(autoencoder.network.encoder.parameters())
 
     def reference() -> Tensor:
-        std = autoencoder.code(images).mean.flatten(1).std(0, correction=0)
+        std = autoencoder.raw_posterior(images).mean.flatten(1).std(0, correction=0)
         return by_jacrev(autoencoder, images, std).mean() / len(std)
 
-    ours = objective(labeled(images), StepRandom(0, 0, len(images))).terms["contraction"]
+    ours = objective_at(objective, images).terms["jacobian"]
     theirs = reference()
     gradients = [
         torch.cat([each.flatten() for each in torch.autograd.grad(value, weights, materialize_grads=True)])
@@ -94,10 +93,10 @@ def of_scale() -> list[Check]:
     autoencoder = objective.autoencoder
     before, image_before = penalty(objective, images), autoencoder.reconstruct(images)
     with torch.no_grad():
-        last, first = autoencoder.network.encoder[-1], autoencoder.network.decoder[-1]
-        last.weight /= 10
-        last.bias /= 10
-        first.weight *= 10
+        last, first = mlp_of(autoencoder).encoder[-1], mlp_of(autoencoder).decoder[-1]
+        last.get_parameter("weight").div_(10)
+        last.get_parameter("bias").div_(10)
+        first.get_parameter("weight").mul_(10)
     return [
         at_most(
             "code / 10, decoder x 10: images, relative change",
@@ -126,7 +125,7 @@ def contracted(contraction: JacobianPenalty, images: Images, *, steps: int = 1) 
             AutoencoderConfig(
                 network=MLPNetworkConfig(widths=(16, 16), activation="tanh"), bottleneck=IdentityConfig(channels=4)
             ),
-            ReconstructionObjectiveConfig(distance="mse", penalties=PenaltiesConfig(contraction=contraction)),
+            ReconstructionObjectiveConfig(distance="mse", penalties=PenaltiesConfig(jacobian=contraction)),
             images=images,
             steps=steps,
         )
@@ -139,13 +138,13 @@ def some_images(count: int) -> Tensor:
 
 def penalty(objective: ReconstructionObjective, images: Tensor) -> Tensor:
     """The weighted penalty of one step."""
-    return objective(labeled(images), StepRandom(0, 0, len(images))).terms["contraction"].detach()
+    return objective_at(objective, images).terms["jacobian"].detach()
 
 
 def norms(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     """‖J‖² of the code by our exact way, one number per image."""
     inputs = images.detach().requires_grad_()
-    code = autoencoder.code(inputs).mean
+    code = autoencoder.raw_posterior(inputs).mean
     return jacobian_norms(code, inputs, torch.ones(()), None).detach()
 
 
@@ -153,7 +152,7 @@ def by_jacrev(autoencoder: Autoencoder, images: Tensor, std: Tensor | None = Non
     """‖J‖² of the code / std with the Jacobian formed, one number per image."""
 
     def code(image: Tensor) -> Tensor:
-        found = autoencoder.code(image[None]).mean.flatten()
+        found = autoencoder.raw_posterior(image[None]).mean.flatten()
         return found if std is None else found / std
 
     return vmap(jacrev(code))(images).flatten(1).square().sum(1)

@@ -1,4 +1,4 @@
-"""What each parametrization promises its network (Karras et al. 2022, table 1), and that all of them say the same."""
+"""Each parametrization preconditions its network as the table says (Karras et al. 2022), and all are equivalent."""
 
 import math
 from collections.abc import Iterator
@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.batch import LatentBatch
-from ldm.diffusion.denoiser import PARAMETRIZATIONS, Denoiser
+from ldm.condition import Condition
+from ldm.diffusion.config import PARAMETRIZATIONS, ParametrizationFacts
+from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.randomness import StepRandom, generator
+from ldm.randomness import generator
 from ldm.verify.check import Check, at_most
 from ldm.verify.training import reproducible
 
@@ -25,7 +27,7 @@ class Recording(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, scaled: Tensor, noise_condition: Tensor, *condition: Tensor | None) -> Tensor:
         self.given = scaled
         return torch.full_like(scaled, self.value)
 
@@ -38,59 +40,50 @@ class Converted(nn.Module):
         self.denoiser = denoiser
         self.other = Denoiser(nn.Identity(), parametrization=parametrization)
 
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, scaled: Tensor, noise_condition: Tensor, *condition: Tensor | None) -> Tensor:
         sigma = (4 * noise_condition).exp()
         noisy = scaled / self.other.c_in(broadcast_sigma(sigma, scaled))
-        return self.other.target(noisy, sigma, self.denoiser(noisy, sigma, labels))
+        return self.other.target(noisy, sigma, self.denoiser(noisy, sigma))
 
 
 class Wave(nn.Module):
     """A smooth network without a meaning."""
 
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, scaled: Tensor, noise_condition: Tensor, *condition: Tensor | None) -> Tensor:
         return (1.7 * scaled + broadcast_sigma(noise_condition, scaled)).sin()
 
 
 def checks(*, small: bool = False) -> Iterator[Check]:
     """Takes no time, so that the miniature is the whole."""
-    for name in PARAMETRIZATIONS:
-        yield from of_variances(name)
-        if name != "x0":  # where the network must say everything, whatever the noise
+    for name, facts in PARAMETRIZATIONS.items():
+        yield from of_variances(name, facts)
+        if facts.keeps_clean_input:
             yield of_no_noise(name)
     yield from of_conversion()
     yield of_velocity()
 
 
 @reproducible("truth denoiser variances")
-def of_variances(name: str) -> list[Check]:
-    """Over all noise levels, of data and noise of unit variance that do not correlate.
+def of_variances(name: str, facts: ParametrizationFacts) -> list[Check]:
+    """Over all noise levels, of data and noise of unit variance that do not correlate, against the table's facts.
 
     All but flow give the network an input, and ask it for a target, of unit variance. Flow, with σ = t / (1 − t),
-    gives it (1 − t) clean + t noise, and asks for noise − clean.
+    gives it (1 − t) clean + t noise, and asks for noise − clean, of variance 2.
     """
     clean, noise = unit_pair()
     denoiser = Denoiser(network := Recording(0.0), parametrization=name)
     inputs, targets, losses = [], [], []
     for level in LEVELS:
         t, sigma = level / (1 + level), torch.full((COUNT,), level)
-        size = 2.0 if name == "flow" else 1.0
-        batch = LatentBatch(clean, noise, sigma, torch.zeros(COUNT, dtype=torch.int64))
-        losses.append(float(DenoisingObjective(denoiser)(batch, StepRandom(0, 0, COUNT)).total) / size)
-        inputs.append(variance(network.given) / ((1 - t) ** 2 + t**2 if name == "flow" else 1.0))
-        targets.append(variance(denoiser.target(clean + level * noise, sigma, clean)) / size)
-    says = "what the path has" if name == "flow" else "1"
+        batch = LatentBatch(clean, noise, sigma, Condition({}))
+        losses.append(float(DenoisingObjective(denoiser)(batch).total) / facts.target_variance)
+        inputs.append(variance(network.given) / ((1 - t) ** 2 + t**2 if facts.input_is_path else 1.0))
+        targets.append(variance(denoiser.target(clean + level * noise, sigma, clean)) / facts.target_variance)
+    of_path, expected = "that of the path" if facts.input_is_path else "1", f"{facts.target_variance:g}"
     return [
-        at_most(f"{name}: variance of the input over {says}, furthest from 1", furthest(inputs), 1e-10),
-        at_most(
-            f"{name}: variance of the target over {2 if name == 'flow' else 1}, furthest from 1",
-            furthest(targets),
-            1e-10,
-        ),
-        at_most(
-            f"{name}: loss of a network of zeros over {2 if name == 'flow' else 1}, furthest from 1",
-            furthest(losses),
-            1e-10,
-        ),
+        at_most(f"{name}: variance of the input over {of_path}, furthest from 1", furthest(inputs), 1e-10),
+        at_most(f"{name}: variance of the target over {expected}, furthest from 1", furthest(targets), 1e-10),
+        at_most(f"{name}: loss of a network of zeros over {expected}, furthest from 1", furthest(losses), 1e-10),
     ]
 
 

@@ -13,7 +13,7 @@ from ldm.corruption import Corruption, GaussianNoise, Mask, SaltAndPepper
 from ldm.randomness import StepRandom
 from ldm.verify.check import Check, at_least, at_most
 from ldm.verify.known_data import covariance, gaussian
-from ldm.verify.training import as_images, as_vectors, labeled, objective_of, reproducible, train
+from ldm.verify.training import as_images, as_vectors, objective_at, objective_of, reproducible, train
 
 SIGMA, HIDDEN, FLIPPED = 0.7, 0.4, 0.3
 
@@ -77,13 +77,13 @@ def of_what_is_touched(*, small: bool) -> list[Check]:
 
 def of_share(name: str, corruption: Corruption, share: float, images: Tensor) -> list[Check]:
     """How many elements differ, and whether they are those that are said to."""
-    values, corrupted_elements = corrupted(corruption, images)
+    values, elements = corrupted(corruption, images)
     deviation = (share * (1 - share) / images.numel()) ** 0.5
     return [
         at_most(f"{name}: share touched, standard deviations off", abs(rate(values != images) - share) / deviation, 4),
         at_most(
             f"{name}: share that is touched and not told, or told and not touched",
-            rate((values != images) != corrupted_elements),
+            rate((values != images) != elements),
             0,
         ),
     ]
@@ -92,12 +92,12 @@ def of_share(name: str, corruption: Corruption, share: float, images: Tensor) ->
 def corrupted(corruption: Corruption, images: Tensor) -> tuple[Tensor, Tensor]:
     """What becomes of the images in step 0, and which elements are said to have been touched."""
     found = corruption(images, StepRandom(0, 0, len(images)), name="input", patch=(1, 1))
-    return found.values, torch.ones(()) if found.corrupted_elements is None else found.corrupted_elements
+    return found.values, torch.ones(()) if found.elements is None else found.elements
 
 
 def of_target(images: Tensor) -> float:
     """How far what the objective asks for is from the images, when the encoder sees corrupted ones."""
-    losses = linear(GaussianNoise(sigma=SIGMA), images, steps=1)(labeled(images), StepRandom(0, 0, len(images)))
+    losses = objective_at(linear(GaussianNoise(sigma=SIGMA), images, steps=1), images)
     return float((losses.outputs["images"] - images).abs().max())
 
 

@@ -10,7 +10,7 @@ from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.penalty import L2Penalty, PenaltiesConfig
 from ldm.verify.check import Check, at_most, skipped
 from ldm.verify.known_data import covariance, digits, gaussian
-from ldm.verify.training import as_images, objective_of, reproducible, train
+from ldm.verify.training import as_images, mlp_of, objective_of, reproducible, train
 
 
 def checks(*, small: bool = False) -> Iterator[Check]:
@@ -26,7 +26,7 @@ def plain(*, small: bool) -> list[Check]:
     size, code, steps = (8, 2, 400) if small else (32, 4, 1500)
     vectors, axes = gaussian(256 if small else 1024, 4.0 * 0.8 ** torch.arange(size).double(), "linear", mean=0.3)
     objective = trained(as_images(vectors), code, steps=steps)
-    decoder, top = objective.autoencoder.network.decoder[0].weight.detach(), axes[:, :code]
+    decoder, top = mlp_of(objective.autoencoder).matrix(1).detach(), axes[:, :code]
     return [
         at_most("largest angle to the principal space, rad", angle(decoder, top), 1e-3),
         at_most("MSE / that of PCA - 1", excess(objective, as_images(vectors), code), 1e-6),
@@ -42,10 +42,9 @@ def decayed(*, small: bool) -> list[Check]:
     variances = 4.0 * 0.7 ** torch.arange(size).double()
     vectors, axes = gaussian(256 if small else 1024, variances, "linear decayed")
     weight = 0.25 / size  # the distance is a mean over the numbers of an image
-    network = trained(
-        as_images(vectors), code, steps=steps, penalties=PenaltiesConfig(decay=L2Penalty(weight))
-    ).autoencoder.network
-    decoder, encoder = network.decoder[0].weight.detach(), network.encoder[0].weight.detach()
+    objective = trained(as_images(vectors), code, steps=steps, penalties=PenaltiesConfig(l2=L2Penalty(weight)))
+    network = mlp_of(objective.autoencoder)
+    decoder, encoder = network.matrix(1).detach(), network.encoder[0].get_parameter("weight").detach()
     left, singular, _ = torch.linalg.svd(decoder, full_matrices=False)
     cosines = (left * axes[:, :code]).sum(0).abs()
     known = (1 - weight * size / variances[:code]).sqrt()

@@ -15,7 +15,7 @@ from ldm.randomness import StepRandom, generator
 from ldm.shapes import Images, Labels
 from ldm.verify.check import Check, at_least, at_most, info, skipped
 from ldm.verify.known_data import digits
-from ldm.verify.training import labeled, objective_of, reproducible, train
+from ldm.verify.training import objective_at, objective_of, reproducible, train
 
 MASK = Mask(unit="patch", fraction=0.75)
 NEIGHBORS = 5
@@ -35,7 +35,7 @@ def of_visibility() -> list[Check]:
     objective, images = masked(), some_images(32)
     network, (pixels, patches) = objective.autoencoder.network, hidden_of(images)
     lengths: list[int] = []
-    hook = network.encoder["blocks"][0].register_forward_hook(
+    hook = network.encoder.get_submodule("blocks.0").register_forward_hook(
         lambda block, given, got: lengths.append(given[0].shape[1])
     )
     with torch.no_grad():
@@ -56,11 +56,11 @@ def of_visibility() -> list[Check]:
 def of_loss() -> list[Check]:
     """With emphasis 1 the loss is the mean over hidden pixels, whatever the visible ones look like."""
     objective, images = masked(), some_images(32)
-    losses = objective(labeled(images), StepRandom(0, 0, len(images)))
-    corrupted_elements, _ = hidden_of(images)
+    losses = objective_at(objective, images)
+    elements, _ = hidden_of(images)
     squared = (losses.outputs["images"] - losses.outputs["reconstruction"]).square()
-    known = squared[corrupted_elements.expand_as(squared)].mean()
-    share = corrupted_elements.double().mean()
+    known = squared[elements.expand_as(squared)].mean()
+    share = elements.double().mean()
     return [
         at_most("loss against the mean over hidden pixels, relative error", (losses.total / known - 1).abs(), 1e-12),
         at_most("share of hidden pixels less 0.75, absolute", (share - 0.75).abs(), 0),
@@ -109,7 +109,7 @@ def some_images(count: int) -> Images:
 def hidden_of(images: Images) -> tuple[Tensor, Tensor]:
     """The pixels and the patches that the objective hides of these images in step 0."""
     corrupted = MASK(images, StepRandom(0, 0, len(images)), name="input", patch=(2, 2))
-    return torch.as_tensor(corrupted.corrupted_elements), torch.as_tensor(corrupted.hidden)
+    return torch.as_tensor(corrupted.elements), torch.as_tensor(corrupted.hidden)
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ldm.autoencoder.config import AutoencoderConfig, IdentityConfig, LinearNetworkConfig, ReconstructionObjectiveConfig
 from ldm.batch import LatentBatch
+from ldm.condition import Condition
 from ldm.corruption import GaussianNoise
-from ldm.diffusion.config import LogUniformConfig
-from ldm.diffusion.denoiser import PARAMETRIZATIONS, Denoiser
+from ldm.diffusion.config import PARAMETRIZATIONS, LogUniformConfig
+from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.noise import broadcast_sigma, sample_sigmas
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.randomness import StepRandom, generator
+from ldm.randomness import generator
 from ldm.verify.check import Check, at_least, at_most
 from ldm.verify.known_data import covariance, gaussian
 from ldm.verify.training import as_images, as_vectors, objective_of, reproducible, train
@@ -32,7 +33,7 @@ class Perceptron(nn.Module):
         hidden = [layer for _ in range(2) for layer in (nn.Linear(width, width), nn.SiLU())]
         self.layers = nn.Sequential(nn.Linear(3, width), nn.SiLU(), *hidden, nn.Linear(width, 2))
 
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, scaled: Tensor, noise_condition: Tensor, *condition: Tensor | None) -> Tensor:
         output: Tensor = self.layers(torch.cat([scaled, noise_condition[:, None]], dim=1))
         return output
 
@@ -44,7 +45,7 @@ class Constant(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, scaled: Tensor, noise_condition: Tensor, *condition: Tensor | None) -> Tensor:
         return self.output
 
 
@@ -130,8 +131,7 @@ def trained(*, steps: int, batch: int) -> Denoiser:
         rng = generator(0, "truth score batch", step)
         clean, sigma = mixture(batch, rng), sample_sigmas(LogUniformConfig(low=0.05, high=2.0), batch, rng)
         noise = torch.randn(batch, 2, generator=rng)
-        labels = torch.zeros(batch, dtype=torch.int64)
-        loss = objective(LatentBatch(clean, noise, sigma, labels), StepRandom(0, step, batch)).total
+        loss = objective(LatentBatch(clean, noise, sigma, Condition({}))).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

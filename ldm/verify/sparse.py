@@ -67,13 +67,15 @@ def of_rate(*, small: bool) -> list[Check]:
             AutoencoderConfig(
                 network=LinearNetworkConfig(), bottleneck=SparseConfig(channels=2 * size, activation="sigmoid")
             ),
-            ReconstructionObjectiveConfig(distance="mse", penalties=PenaltiesConfig(rate=KLSparsity(weight, RATE))),
+            ReconstructionObjectiveConfig(
+                distance="mse", penalties=PenaltiesConfig(kl_sparsity=KLSparsity(weight, RATE))
+            ),
             images=images,
             steps=steps,
         )
         train(objective, images, lr=5e-2)
         with torch.no_grad():
-            means.append(float(objective.autoencoder.code(images).mean.mean()))
+            means.append(float(objective.autoencoder.raw_posterior(images).mean.mean()))
     rises = max(heavier - lighter for lighter, heavier in pairwise(means))
     return [
         at_most(
@@ -89,7 +91,7 @@ def of_top_k(*, small: bool) -> list[Check]:
     """As many units as there are atoms in an image, and dead ones revived."""
     planted = MINIATURE if small else Planted()
     bottleneck = SparseConfig(channels=planted.units, k=planted.active, dead_after=50)
-    return recovery("top-k", planted, bottleneck, PenaltiesConfig(revival=AuxKLoss()), 0.9 if small else 0.98)
+    return recovery("top-k", planted, bottleneck, PenaltiesConfig(aux_k=AuxKLoss()), 0.9 if small else 0.98)
 
 
 @reproducible("truth sparse l1", torch.float32)

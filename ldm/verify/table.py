@@ -1,4 +1,4 @@
-"""The truths by name, each a file beside this one whose `figures(small=...)` measures it.
+"""The closed-form checks by name, each a file beside this one whose `checks(small=...)` measures it.
 
 (Without torch: what is imported here answers a command line.)
 """
@@ -12,20 +12,21 @@ if TYPE_CHECKING:
 
 
 def run_checks(name: str, *, small: bool = False) -> Iterator["Check"]:
-    """The figures of one truth, as they come; in miniature they are bounded less tightly."""
-    found: Iterator[Check] = importlib.import_module(f"ldm.truths.{name}").figures(small=small)
-    return found
+    """The values of one check, as they come; in miniature they are bounded less tightly."""
+    values: Iterator[Check] = importlib.import_module(f"ldm.verify.{name}").checks(small=small)
+    return values
 
 
 CHECKS = {
-    "linear": "a linear autoencoder finds the principal components",
-    "denoising": "a linear denoising autoencoder is the best linear estimate, not the identity",
-    "score": "who denoises knows the score: a network, an autoencoder, every parametrization",
-    "sparse": "planted atoms are found, and rates of activation kept",
+    "linear": "a linear autoencoder finds the principal components (PCA)",
+    "denoising": "a linear denoising autoencoder is the Wiener filter, not the identity",
+    "score": "a denoiser knows the score: a network, an autoencoder, every parametrization",
+    "sparse": "planted atoms are found, and target rates of activation kept",
     "contractive": "the penalty is the squared Jacobian, and shrinking the code does not help",
     "stacked": "stages freeze what is not theirs, and fine-tuning reaches the optimum",
-    "variational": "a linear one is probabilistic PCA, and KL and statistics are what they say",
+    "variational": "a linear VAE is probabilistic PCA; KL and latent statistics are right",
     "masked": "the encoder sees visible patches, the loss hidden ones, the features digits",
-    "denoiser": "what each parametrization promises its network",
+    "denoiser": "each parametrization preconditions its network as the table says",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
+    "parts": "every part in the tables keeps its contract",
 }

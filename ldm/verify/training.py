@@ -1,4 +1,4 @@
-"""The smallest loop that trains an objective, and the surroundings that make a truth the same every time."""
+"""A minimal training loop, and a context that makes a check the same every time."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.config import AutoencoderConfig, ReconstructionObjectiveConfig
-from ldm.autoencoder.model import create
+from ldm.autoencoder.model import Autoencoder, create
+from ldm.autoencoder.networks.mlp import MLPNetwork
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.batch import ImageBatch, Losses
+from ldm.batch import ImageBatch, Losses, Step
 from ldm.randomness import StepRandom, derived_seed, generator
 from ldm.shapes import Images
 
@@ -32,12 +33,12 @@ def reproducible(purpose: str, dtype: torch.dtype = torch.float64) -> Iterator[N
 
 
 def objective_of(
-    config: AutoencoderConfig, judged_by: ReconstructionObjectiveConfig, *, images: Images, steps: int = 1
+    config: AutoencoderConfig, loss: ReconstructionObjectiveConfig, *, images: Images, steps: int = 1
 ) -> ReconstructionObjective:
-    """A new autoencoder for images of the shape of these, and what it is to be trained to do in so many steps."""
+    """A new autoencoder for images of the shape of these, in its training loss for so many steps."""
     channels, height, width = images.shape[1:]
     autoencoder = create(config, image=(channels, height, width))
-    return ReconstructionObjective(autoencoder, judged_by, steps=steps)
+    return ReconstructionObjective(autoencoder, loss, steps=steps)
 
 
 def train(
@@ -56,13 +57,21 @@ def train(
     for step in range(objective.schedule.ends[-1]):
         first, end = objective.schedule.window(step)
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * (step - first) / (end - first))) / 2
-        chosen = drawn(images, batch, step)
-        losses = objective(labeled(chosen), StepRandom(0, step, len(chosen)))
+        objective.schedule.begin_step(step)
+        losses = objective_at(objective, drawn(images, batch, step), step)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
+        objective.autoencoder.bottleneck.update_usage(losses.outputs["code"], step)
         if on_step is not None:
             on_step(step, losses)
+
+
+def objective_at(objective: ReconstructionObjective, images: Images, step: int = 0, *, seed: int = 0) -> Losses:
+    """The losses of these images in a step of that number."""
+    batch = labeled(images)
+    losses: Losses = objective(batch, Step(batch, StepRandom(seed, step, len(images))))
+    return losses
 
 
 def drawn(images: Images, batch: int, step: int) -> Images:
@@ -85,3 +94,10 @@ def as_images(vectors: Tensor) -> Images:
 def as_vectors(images: Images) -> Tensor:
     """All numbers of each image in a row."""
     return images.flatten(1)
+
+
+def mlp_of(autoencoder: Autoencoder) -> MLPNetwork:
+    """The fully connected network of an autoencoder that has one."""
+    network: object = autoencoder.network
+    assert isinstance(network, MLPNetwork)
+    return network

@@ -14,10 +14,10 @@ from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, LinearNetw
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.randomness import StepRandom, generator
+from ldm.randomness import generator
 from ldm.verify.check import Check, at_least, at_most
 from ldm.verify.known_data import gaussian
-from ldm.verify.training import as_images, labeled, objective_of, reproducible, train
+from ldm.verify.training import as_images, objective_at, objective_of, reproducible, train
 
 NOISE = 0.5  # s²
 
@@ -37,8 +37,8 @@ def of_kl(*, small: bool) -> list[Check]:
     posterior = Posterior(mean, logvar)
     many = Posterior(mean.repeat(count, 1, 1, 1), logvar.repeat(count, 1, 1, 1))
     samples = many.sample(rng)
-    squared = samples.square() - (samples - many.mean).square() / many.logvar.exp()
-    ratios = (0.5 * (squared - many.logvar)).flatten(1).sum(1).view(count, 8)
+    squared = samples.square() - (samples - many.mean).square() / many.variance
+    ratios = (0.5 * (squared - logvar.repeat(count, 1, 1, 1))).flatten(1).sum(1).view(count, 8)
     deviations = (ratios.mean(0) - posterior.kl()).abs() / (ratios.std(0) / count**0.5)
     prior = Posterior(torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 1))
     distances = torch.logspace(-2, 0.5, 4096).view(-1, 1, 1, 1)  # from the prior
@@ -69,7 +69,7 @@ def of_probabilistic_pca(*, small: bool) -> list[Check]:
     with torch.no_grad():
         posterior = objective.autoencoder.encode(images)
         gap = negative_elbo(objective, images) - negative_log_likelihood(variances, code)
-    found, known = posterior.logvar.exp().flatten(1), (NOISE / variances[:code]).clamp(max=1)
+    found, known = posterior.variance.flatten(1), (NOISE / variances[:code]).clamp(max=1)
     collapsed, due = (nats_of_each(posterior) < 0.01).sum(), (variances[:code] <= NOISE).sum()
     # The noise of the training steps is averaged over fewer of them, of fewer images, in miniature.
     slack = 3 if small else 1
@@ -88,13 +88,14 @@ def of_probabilistic_pca(*, small: bool) -> list[Check]:
 
 def nats_of_each(posterior: Posterior) -> Tensor:
     """The KL of each latent alone, averaged over the images."""
+    assert posterior.logvar is not None
     latents = zip(posterior.mean.split(1, dim=1), posterior.logvar.split(1, dim=1), strict=True)
     return torch.stack([Posterior(*latent).kl().mean() for latent in latents])
 
 
 def negative_elbo(objective: ReconstructionObjective, images: Tensor) -> float:
     """The objective in nats per image, averaged over enough draws of the latents for its third decimal."""
-    losses = [objective(labeled(images), StepRandom(1, step, len(images))).total for step in range(400)]
+    losses = [objective_at(objective, images, step, seed=1).total for step in range(400)]
     return float(torch.stack(losses).mean()) * images[0].numel()
 
 

@@ -61,14 +61,14 @@ def from_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
 
 
 def to_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The inverse of `from_diffusers`; ValueError for a tensor that is no part of an AutoencoderKL."""
+    """The inverse of `from_diffusers`; ValueError for a tensor that is not part of an AutoencoderKL."""
     names = layer_names(len(config["block_out_channels"]), config["layers_per_block"])
     back = {other: name for name, other in names.items()}
     found = {}
     for name, value in tensors.items():
         layer, _, kind = name.rpartition(".")
         if layer not in back:
-            raise ValueError(f"{name} is no part of an AutoencoderKL")
+            raise ValueError(f"{name} is not part of an AutoencoderKL")
         matrix = ".attentions." in back[layer] and value.dim() == 4
         found[f"{back[layer]}.{kind}"] = value[:, :, 0, 0] if matrix else value
     return found

@@ -77,12 +77,12 @@ def read(source: str | Path) -> "AutoencoderKL":
     if place.suffix in PICKLES:
         raise CheckpointError(f"{source} may be a pickle, and those are not opened: convert it to .safetensors")
     if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise CheckpointError(f"{source} does not exist, and is no hub id")
+        raise CheckpointError(f"{source} does not exist, and is not a hub id")
     if place.is_file() and place.suffix == ".safetensors":
         with as_checkpoint_error(f"{source} does not hold a CompVis autoencoder"):
             return build(*compvis.read(place))
     if place.exists() and not (place / "config.json").is_file():
-        raise CheckpointError(f"{source} is not an autoencoder: it has no config.json, and is no .safetensors file")
+        raise CheckpointError(f"{source} is not an autoencoder: it has no config.json, and is not a .safetensors file")
     where = "does not hold" if place.exists() else "is neither a folder nor a hub id that can be reached for"
     with as_checkpoint_error(f"{source} {where} an AutoencoderKL in safetensors"):
         if place.exists() and not isinstance(read_json(place / "config.json"), dict):

@@ -1,7 +1,9 @@
-"""How much the discriminator's opinion weighs against the distances: their gradients are compared where both begin."""
+"""The adaptive weight of the adversarial loss: gradient norms are compared at the last layer (VQGAN)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -11,30 +13,37 @@ from torch.nn.grad import conv2d_weight
 from ldm.distributed import mean_over_processes
 from ldm.shapes import full_precision
 
-MAX_WEIGHT = 1e4  # the largest adaptive weight
+MAX_WEIGHT = 1e4
 
 
 @contextmanager
 def record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What the layer is given while the context lasts."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    """The inputs that the layer is given while the context lasts, detached."""
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
     try:
-        yield seen
+        yield inputs
     finally:
         handle.remove()
 
 
-def gradients_at(loss: Callable[..., Tensor], places: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The value of `loss(*places)` and its gradient at each of them, without going further back.
+def summed(terms: dict[str, Tensor]) -> Tensor:
+    """The sum of some loss terms, in their order."""
+    return reduce(add, terms.values())
 
-    The backward pass is made of the loss times the number of values of the first place: the gradient of a mean would
+
+def gradients_at(
+    losses: Callable[..., dict[str, Tensor]], places: list[Tensor]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The terms of `losses(*places)`, and their sum's gradient at each place, without going further back.
+
+    The backward pass is made of the sum times the number of values of the first place: the gradient of a mean would
     be too small for half precision.
     """
     leaves = [place.detach().requires_grad_() for place in places]
-    value, scale = loss(*leaves), leaves[0].numel()
-    found = torch.autograd.grad(value * scale, leaves, materialize_grads=True)
-    return value.detach(), [gradient / scale for gradient in found]
+    terms, scale = losses(*leaves), leaves[0].numel()
+    gradients = torch.autograd.grad(summed(terms) * scale, leaves, materialize_grads=True)
+    return {name: term.detach() for name, term in terms.items()}, [gradient / scale for gradient in gradients]
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -60,24 +69,24 @@ def with_known_gradients(value: Tensor, places: list[Tensor], gradients: list[Te
 
 
 @torch.no_grad()
-def adaptive_weight(distances: Tensor, generator_loss: Tensor, given: Tensor, layer: nn.Conv2d) -> Tensor:
-    """The norm of the distances' gradient at the weight of the last layer over that of the discriminator's opinion.
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer_input: Tensor, layer: nn.Conv2d) -> Tensor:
+    """The norm of the reconstruction loss's gradient at the last layer's weight over that of the adversarial loss's.
 
-    Esser et al. 2021 (VQGAN), equation 7. `distances` and `opinion` are the gradients at the layer's output, batch x
-    channels x height x width, `given` is its input. One convolution makes them the gradients at the weight, which are
-    averaged over the processes before their norms are taken, so that all processes find the same number. With
-    accumulation every micro-batch has a weight of its own.
+    Esser et al. 2021 (VQGAN), equation 7. `reconstruction` and `adversarial` are the two losses' gradients at the
+    layer's output, batch x channels x height x width, `layer_input` is its input. One convolution makes them the
+    gradients at the weight, which are averaged over the processes before their norms are taken, so that all processes
+    find the same number. With accumulation every micro-batch has a weight of its own.
     """
     channels, *rest = layer.weight.shape
-    with torch.autocast(given.device.type, enabled=False):
+    with torch.autocast(layer_input.device.type, enabled=False):
         both = conv2d_weight(
-            full_precision(given),
+            full_precision(layer_input),
             (2 * channels, *rest),
-            torch.cat([distances, generator_loss], 1),
+            torch.cat([reconstruction, adversarial], 1),
             layer.stride,
             layer.padding,
             layer.dilation,
         )
-    of_distances, of_opinion = mean_over_processes(both).reshape(2, -1).norm(dim=1)
+    of_reconstruction, of_adversarial = mean_over_processes(both).reshape(2, -1).norm(dim=1)
     # An overflow in half precision must not reach the value of the loss: that would be the end of the run.
-    return (of_distances / (of_opinion + 1e-8)).nan_to_num(nan=0.0).clamp(max=MAX_WEIGHT)
+    return (of_reconstruction / (of_adversarial + 1e-8)).nan_to_num(nan=0.0).clamp(max=MAX_WEIGHT)

@@ -1,4 +1,4 @@
-"""The discriminator: a patch discriminator that joins the training late, and its side of the game."""
+"""The discriminator: a PatchGAN that joins the training late, its loss, and the adversarial loss it gives."""
 
 from typing import Any
 
@@ -55,15 +55,19 @@ class Discriminator(nn.Module):
         return step >= self.first_step
 
     def window(self, step: int) -> tuple[int, int]:
-        """The first step in which it learns, and the end of the run."""
+        """The first step in which it learns, and the end of the run: the learning rate's schedule."""
         return self.first_step, self.steps
 
+    def begin_step(self, step: int) -> None:
+        """From its first step on, a longer run must not change any more when it began."""
+        self.has_begun |= self.learns(step)
+
     def ramp(self, step: int) -> float:
-        """How much of its opinion the autoencoder is told in this step: 0 at first, rising to 1 over the warm-up."""
+        """How much of the adversarial loss counts in this step: 0 at first, rising to 1 over the warm-up."""
         return min(max((step - self.first_step) / self.warmup, 0.0), 1.0)
 
     def get_extra_state(self) -> Tensor:
-        """When it began, which a longer run must not change any more; for checkpoints."""
+        """When it began, for checkpoints."""
         return torch.tensor([self.first_step, self.warmup, self.has_begun])
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -72,21 +76,31 @@ class Discriminator(nn.Module):
         if has_begun:
             self.first_step, self.warmup, self.has_begun = first_step, warmup, True
 
-    def generator_loss(self, reconstruction: Images) -> Tensor:
-        """The autoencoder's adversarial loss. Its gradient reaches the reconstruction, never the discriminator's weights."""
+    def generator_terms(self, reconstruction: Images) -> dict[str, Tensor]:
+        """The adversarial loss of the autoencoder, which is the generator here.
+
+        Its gradient reaches the reconstruction, never the discriminator's weights.
+        """
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        return GENERATOR_LOSSES[self.config.loss](functional_call(self, frozen, (reconstruction,)))
+        return {"adversarial": GENERATOR_LOSSES[self.config.loss](functional_call(self, frozen, (reconstruction,)))}
+
+    @torch.no_grad()
+    def update_logit_means(self, outputs: dict[str, Tensor]) -> None:
+        """Keep the running means of the logits that its objective computed with LeCAM, after the update."""
+        if "logit_means" in outputs:
+            self.logit_means.copy_(outputs["logit_means"])
+            self.batches.add_(1)
 
 
 def create_discriminator(
     config: DiscriminatorConfig | None, *, image_channels: int, steps: int
 ) -> Discriminator | None:
-    """An untrained discriminator for a run of `steps`, or none if none is wanted."""
+    """An untrained discriminator for a run of `steps`, or None without a config."""
     return None if config is None else Discriminator(config, image_channels=image_channels, steps=steps)
 
 
 class DiscriminatorObjective(nn.Module):
-    """What the discriminator is trained to do: tell images from their reconstructions.
+    """The discriminator's loss: to tell images from their reconstructions.
 
     Beside it, where they are asked for, the gradient penalty R1 (Mescheder et al. 2018, per patch) and the
     regularization LeCAM (Tseng et al. 2021, equation 5), which holds the logits of each side to the running mean of
@@ -99,32 +113,31 @@ class DiscriminatorObjective(nn.Module):
 
     def forward(self, images: Images, reconstruction: Images) -> Losses:
         """`reconstruction` carries no gradient: nothing of this step may reach the autoencoder."""
-        self.discriminator.has_begun = True
         images = images.detach().requires_grad_(self.config.r1 > 0)
-        real, false = self.discriminator(images), self.discriminator(reconstruction.detach())
-        loss = DISCRIMINATOR_LOSSES[self.config.loss](real, false)
+        real, fake = self.discriminator(images), self.discriminator(reconstruction.detach())
+        loss = DISCRIMINATOR_LOSSES[self.config.loss](real, fake)
         terms = {
             "discriminator": loss,
             "discriminator_logits_real": real.mean(),
-            "discriminator_logits_reconstruction": false.mean(),
-            "discriminator_accuracy": ((real > 0).to(real).mean() + (false < 0).to(false).mean()) / 2,
+            "discriminator_logits_reconstruction": fake.mean(),
+            "discriminator_accuracy": ((real > 0).to(real).mean() + (fake < 0).to(fake).mean()) / 2,
         }
+        outputs: dict[str, Tensor] = {}
         if self.config.lecam:
-            terms["discriminator_lecam"] = self.config.lecam * self.lecam(real, false)
+            outputs["logit_means"] = self.updated_logit_means(real, fake)
+            running = outputs["logit_means"] / (1 - EMA_DECAY ** (self.discriminator.batches + 1))
+            lecam = (real - running[1]).square().mean() + (fake - running[0]).square().mean()
+            terms["discriminator_lecam"] = self.config.lecam * lecam
             loss = loss + terms["discriminator_lecam"]
         if self.config.r1:
             terms["discriminator_r1"] = 0.5 * self.config.r1 * gradient_penalty(images, real)
             loss = loss + terms["discriminator_r1"]
-        return Losses(loss, terms)
+        return Losses(loss, terms, outputs)
 
-    def lecam(self, real: Tensor, false: Tensor) -> Tensor:
-        """Squared distances of the logits to the other side's running mean, which then takes these logits in."""
-        discriminator = self.discriminator
-        means = mean_over_processes(torch.stack([real.mean(), false.mean()]))
-        discriminator.logit_means.lerp_(means, 1 - EMA_DECAY)
-        discriminator.batches.add_(1)
-        running = discriminator.logit_means / (1 - EMA_DECAY**discriminator.batches)
-        return (real - running[1]).square().mean() + (false - running[0]).square().mean()
+    def updated_logit_means(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The running means of the logits, of real images and of reconstructions, with these taken in."""
+        means = mean_over_processes(torch.stack([real.mean(), fake.mean()]))
+        return self.discriminator.logit_means.lerp(means, 1 - EMA_DECAY)
 
 
 def gradient_penalty(images: Images, logits: Tensor) -> Tensor:
@@ -134,9 +147,9 @@ def gradient_penalty(images: Images, logits: Tensor) -> Tensor:
 
 
 class SaturationMonitor:
-    """Reads the log, and has something to say when the discriminator has nothing left to teach."""
+    """Reads the log, and warns once the discriminator has won: its gradient then teaches nothing."""
 
-    dead_after = 10  # lines of the log in a row
+    patience = 10  # lines of the log in a row
 
     def __init__(self) -> None:
         self.lines = 0
@@ -144,23 +157,23 @@ class SaturationMonitor:
     def __call__(self, line: dict[str, Any]) -> str | None:
         accuracy = line.get("discriminator_accuracy")
         self.lines = self.lines + 1 if accuracy is not None and accuracy > 0.995 else 0
-        if self.lines < self.dead_after:
+        if self.lines < self.patience:
             return None
         return (
-            f"the discriminator has told every reconstruction from its image up to step {line['step']}: the game has"
-            " collapsed, and it teaches nothing more; lower objective.discriminator.optim.lr, or raise objective.discriminator.r1"
+            f"discriminator saturated at step {line['step']} (accuracy > 99.5 % for {self.patience} log lines):"
+            " lower objective.discriminator.optim.lr or raise objective.discriminator.r1"
         )
 
 
-def hinge(real: Tensor, false: Tensor) -> Tensor:
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
     """Half of E[max(0, 1 - D(x))] + E[max(0, 1 + D(x'))] (Lim and Ye 2017)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + false).mean())
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def cross_entropy(real: Tensor, false: Tensor) -> Tensor:
+def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
     """Half of the logistic loss of both sides (Goodfellow et al. 2014)."""
-    return 0.5 * (F.softplus(-real).mean() + F.softplus(false).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge, "non-saturating": cross_entropy}
-GENERATOR_LOSSES = {"hinge": lambda false: -false.mean(), "non-saturating": lambda false: F.softplus(-false).mean()}
+GENERATOR_LOSSES = {"hinge": lambda fake: -fake.mean(), "non-saturating": lambda fake: F.softplus(-fake).mean()}

@@ -1,7 +1,6 @@
-"""How far a reconstruction is from its image, value by value."""
+"""Distances between an image and its reconstruction, value by value: L1, MSE, Huber, Gaussian likelihood."""
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,22 +35,14 @@ def gaussian(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
     return 0.5 * (squared + logvar + math.log(2 * math.pi))
 
 
-def emphasized(distance: Tensor, corrupted_elements: Tensor | None, emphasis: float | None) -> Tensor:
-    """The mean of a distance in which elements that a corruption touched weigh `emphasis`, and the others the rest.
+def emphasized(distance: Tensor, elements: Tensor | None, emphasis: float | None) -> Tensor:
+    """The mean of a distance in which elements that were corrupted weigh `emphasis`, and the others the rest.
 
-    Vincent et al. 2010, equation 16, over the sum of an image's weights: 1 looks at touched elements alone. Without an
-    emphasis, and where everything was touched, all weigh the same.
+    Vincent et al. 2010, equation 16, over the sum of an image's weights: 1 looks at corrupted elements alone. Without
+    an emphasis, and where everything was corrupted, all weigh the same.
     """
-    if corrupted_elements is None or emphasis is None:
+    if elements is None or emphasis is None:
         return distance.mean()
-    weight = corrupted_elements.to(distance.dtype) * (2 * emphasis - 1) + (1 - emphasis)
+    weight = elements.to(distance.dtype) * (2 * emphasis - 1) + (1 - emphasis)
     weight = weight.expand_as(distance).flatten(1)
     return ((weight * distance.flatten(1)).sum(1) / weight.sum(1).clamp_min(1e-12)).mean()
-
-
-DISTANCES: dict[str, Callable[[Images, Images, Tensor], Tensor]] = {
-    "l1": l1,
-    "mse": mse,
-    "huber": huber,
-    "gaussian": gaussian,
-}

@@ -1,4 +1,4 @@
-"""Latents that move with the image: what is done to the latent must happen to the picture."""
+"""Equivariance regularization (EQ-VAE): a scaled and rotated latent must decode to the scaled and rotated image."""
 
 import torch
 from torch.nn import functional as F
@@ -11,13 +11,13 @@ from ldm.shapes import Images
 def transform_together(
     images: Images, latents: torch.Tensor, config: EquivarianceConfig, rng: StepRandom
 ) -> tuple[Images, torch.Tensor]:
-    """In a fraction of the steps both, scaled down and turned alike; else both as they are.
+    """In a fraction of the steps both, scaled down and rotated alike; else both as they are.
 
     The decoder is then asked for the transformed image, given the transformed latent (EQ-VAE, Kouzelis et al. 2025).
     One transformation is drawn per step for the whole global batch, as the images of a batch have one size: a scale
-    from `smallest` to 1, rounded to whole latent positions, and 0 to 3 quarter turns.
+    from `min_scale` to 1, rounded to whole latent positions, and 0 to 3 quarter turns.
     """
-    happens, scale, micro_step = torch.rand(3, generator=rng.generator("equivariance")).tolist()
+    happens, scale, turn = torch.rand(3, generator=rng.generator("equivariance")).tolist()
     if happens >= config.probability:
         return images, latents
     factor = [image // latent for image, latent in zip(images.shape[-2:], latents.shape[-2:], strict=True)]
@@ -25,7 +25,7 @@ def transform_together(
     sides = [max(round(scale * side), 1) for side in latents.shape[-2:]]
     if sides != list(latents.shape[-2:]):
         latents = F.interpolate(latents, sides, mode="bilinear", antialias=True)
-        wanted = [side * step for side, step in zip(sides, factor, strict=True)]
-        images = F.interpolate(images, wanted, mode="bilinear", antialias=True)
-    quarters = int(4 * micro_step) if config.rotate90 else 0
+        sizes = [side * step for side, step in zip(sides, factor, strict=True)]
+        images = F.interpolate(images, sizes, mode="bilinear", antialias=True)
+    quarters = int(4 * turn) if config.rotate90 else 0
     return torch.rot90(images, quarters, (-2, -1)), torch.rot90(latents, quarters, (-2, -1))

@@ -1,4 +1,4 @@
-"""Patches with mean 0 and variance 1, as a target: what is asked for is structure, not brightness (He et al. 2022)."""
+"""Normalized patches as a target, each with mean 0 and variance 1: structure, not brightness (He et al. 2022)."""
 
 from einops import rearrange, reduce
 from torch import Tensor
@@ -16,3 +16,9 @@ def patch_statistics(images: Images, patch: tuple[int, int]) -> tuple[Tensor, Te
     std = (values.var(-1) + EPSILON).sqrt()
     mean, std = (each.repeat_interleave(p, 2).repeat_interleave(q, 3) for each in (mean, std))
     return mean, std
+
+
+def normalized_patches(images: Images, patch: tuple[int, int]) -> Images:
+    """The images with mean 0 and variance 1 in every patch."""
+    mean, std = patch_statistics(images, patch)
+    return (images - mean) / std

@@ -1,4 +1,4 @@
-"""How different two images look: the distance between their features in a pretrained network."""
+"""Perceptual distance (LPIPS): the distance between the features of two images in a pretrained network."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Perceptual(nn.Module):
         """Raises ConfigError where there are no weights, or where `size` leaves nothing of the deepest maps."""
         super().__init__()
         self.size = config.size
-        self.backbone = open_backbone(config.backbone, config.weights)
+        self.backbone = open_backbone(config.backbone, config.weights_file)
         learned = learned_weights(config.backbone) if config.backbone in LEARNED else []
         self.channel_weights = nn.ParameterList(nn.Parameter(values, requires_grad=False) for values in learned)
         try:

@@ -1,18 +1,19 @@
-"""The autoencoder that does nothing: its latents are the pixels, and a denoiser of them is pixel diffusion."""
+"""The identity: its latents are the pixels, and a denoiser of them is pixel diffusion."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.autoencoder.config import PixelNetworkConfig
+from ldm.autoencoder.network import AutoencoderNetwork
 
 
-class PixelNetwork(nn.Module):
-    """Images in, images out."""
+class IdentityNetwork(AutoencoderNetwork):
+    """Images in, images out; nothing is learned."""
 
     def __init__(
         self, config: PixelNetworkConfig, *, image: tuple[int, int, int], encoder_channels: int, latent_channels: int
     ):
         super().__init__()
-        self.config, self.image_channels, self.downsampling = config, image[0], (1, 1)
+        self.image_channels, self.downsampling = image[0], (1, 1)
         self.downsampling_setting = "autoencoder.network.kind pixels"
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:

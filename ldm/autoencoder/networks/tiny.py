@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ldm.autoencoder.config import TinyNetworkConfig
+from ldm.autoencoder.network import AutoencoderNetwork
 
 
 class Block(nn.Module):
@@ -24,7 +25,7 @@ def convolution(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1)
 
 
-class TinyNetwork(nn.Module):
+class TinyNetwork(AutoencoderNetwork):
     """One width at every level, strided convolutions down, nearest-neighbor upsampling up, no attention.
 
     An image of C x H x W becomes moments of 2c x H/f x W/f, with f = 2 ** levels. What happens at one latent position
@@ -36,8 +37,8 @@ class TinyNetwork(nn.Module):
     ):
         super().__init__()
         image_channels = image[0]
-        self.config, self.image_channels = config, image_channels
-        self.downsampling = (2**config.levels,) * 2  # how many pixels high and wide one latent position is
+        self.image_channels = image_channels
+        self.downsampling = (2**config.levels,) * 2
         self.downsampling_setting = f"autoencoder.network.levels {config.levels}"
         width, blocks = config.width, range(config.blocks)
         encoder: list[nn.Module] = [convolution(image_channels, width), Block(width)]
@@ -45,18 +46,18 @@ class TinyNetwork(nn.Module):
         for _ in range(config.levels):
             encoder += [convolution(width, width, stride=2), *(Block(width) for _ in blocks)]
             decoder += [*(Block(width) for _ in blocks), nn.Upsample(scale_factor=2), convolution(width, width)]
-        self.encoder = nn.Sequential(*encoder, convolution(width, encoder_channels))
-        self.decoder = nn.Sequential(*decoder, Block(width), convolution(width, image_channels))
+        self.encoder: nn.Sequential = nn.Sequential(*encoder, convolution(width, encoder_channels))
+        self.decoder: nn.Sequential = nn.Sequential(*decoder, Block(width), convolution(width, image_channels))
 
     @property
-    def output_layer(self) -> nn.Conv2d:
+    def output_layer(self) -> nn.Module:
         """The convolution that makes the image."""
-        return self.decoder[-1]  # type: ignore[return-value]
+        return self.decoder[-1]
 
     @property
     def decoder_in_weight(self) -> Tensor:
         """The weight that the code meets first: outputs x latent channels x 3 x 3."""
-        return self.decoder[0].weight  # type: ignore[return-value]
+        return self.decoder[0].get_parameter("weight")
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.encoder(images)

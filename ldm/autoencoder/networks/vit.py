@@ -1,19 +1,19 @@
 """A vision transformer as an autoencoder. Its encoder leaves hidden patches out, so that hiding most of them is cheap.
 
-    patches -> embedding + place -> [visible ones] -> blocks -> code, 0 where hidden
-    code -> embedding, a learned token where hidden, + place -> fewer, narrower blocks -> patches
+    patches -> embedding + position -> [visible ones] -> blocks -> code, 0 where hidden
+    code -> embedding, a learned token where hidden, + position -> fewer, narrower blocks -> patches
 
 There is no class token (He et al. 2022, appendix A.1, find none needed): every latent belongs to a patch.
 """
 
 import math
-from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.autoencoder.config import ViTNetworkConfig
+from ldm.autoencoder.network import AutoencoderNetwork
 
 
 def blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
@@ -36,12 +36,17 @@ def positional_embedding(grid: tuple[int, int], width: int, like: Tensor) -> Ten
     return torch.cat([columns, rows], 2).view(1, -1, width).to(like)
 
 
-class ViTNetwork(nn.Module):
+class ViTNetwork(AutoencoderNetwork):
     """An image of C x H x W becomes encoder_channels x H/p x W/p, for patches of p x p.
 
     `hidden`, batch x H/p x W/p with as many true in every image, names patches that the encoder does not see. Its
     output there is 0, and the decoder puts its mask token there.
     """
+
+    encoder: nn.ModuleDict
+    decoder: nn.ModuleDict
+    can_skip_patches = True
+    is_convolutional = False
 
     def __init__(
         self, config: ViTNetworkConfig, *, image: tuple[int, int, int], encoder_channels: int, latent_channels: int
@@ -68,7 +73,7 @@ class ViTNetwork(nn.Module):
             }
         )
         self.mask_token = nn.Parameter(torch.randn(narrow) * 0.02)
-        self.known_places: dict[Any, Tensor] = {}  # on a GPU, making them again would keep it waiting
+        self.positions: dict[tuple[object, ...], Tensor] = {}  # on a GPU, making them again would keep it waiting
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight)
@@ -80,11 +85,11 @@ class ViTNetwork(nn.Module):
         squares = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         rows = images.shape[2] // p
         grid = rows, squares.shape[1] // rows
-        x = self.encoder["embedding"](squares) + self.places(grid, self.config.width, squares)
+        x = self.encoder["embedding"](squares) + self.embedded_positions(grid, self.config.width, squares)
         seen = None if hidden is None else ~hidden.flatten(1)
         if seen is not None:
             x = x[seen].view(len(x), -1, x.shape[2])
-        for block in self.encoder["blocks"]:  # type: ignore[attr-defined]
+        for block in self.encoder["blocks"].children():
             x = block(x)
         code = self.encoder["code"](self.encoder["norm"](x))
         if seen is not None:
@@ -97,25 +102,28 @@ class ViTNetwork(nn.Module):
         x = self.decoder["embedding"](rearrange(latents, "b c h w -> b (h w) c"))
         if hidden is not None:
             x = torch.where(hidden.flatten(1)[:, :, None], self.mask_token.to(x.dtype), x)
-        x = x + self.places(grid, self.config.decoder_width, x)
-        for block in self.decoder["blocks"]:  # type: ignore[attr-defined]
+        x = x + self.embedded_positions(grid, self.config.decoder_width, x)
+        for block in self.decoder["blocks"].children():
             x = block(x)
         squares = self.decoder["pixels"](self.decoder["norm"](x))
         return rearrange(squares, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=p, q=p)
 
-    def positional_embedding(self, grid: tuple[int, int], width: int, like: Tensor) -> Tensor:
-        """Those of `places`, made once."""
+    def embedded_positions(self, grid: tuple[int, int], width: int, like: Tensor) -> Tensor:
+        """The positional embedding, made once for each grid."""
         key = (grid, width, like.dtype, like.device)
-        if key not in self.known_places:
-            self.known_places[key] = positional_embedding(grid, width, like)
-        return self.known_places[key]
+        if key not in self.positions:
+            self.positions[key] = positional_embedding(grid, width, like)
+        return self.positions[key]
+
+    def train_mask_token(self, trains: bool) -> None:
+        self.mask_token.requires_grad_(trains)
 
     @property
     def decoder_in_weight(self) -> Tensor:
         """The weight that the code meets first: outputs x latent channels."""
-        return self.decoder["embedding"].weight  # type: ignore[return-value]
+        return self.decoder["embedding"].get_parameter("weight")
 
     @property
     def output_layer(self) -> nn.Module:
         """The layer that makes the image."""
-        return self.decoder["pixels"]  # type: ignore[return-value]
+        return self.decoder["pixels"]

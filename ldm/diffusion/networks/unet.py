@@ -1,4 +1,4 @@
-"""The network inside the denoiser: a small U-Net conditioned on the noise level and, if there are classes, the class.
+"""A small U-Net, conditioned on the noise level and on a vector that embeds the class.
 
        noisy latents                                  output
             |                                            |
@@ -9,11 +9,14 @@ level 1   [block, attention]x2 -- skips --> [block, attention]x2
             +------------- [block, attention, block] ----+
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import UNetConfig
+from ldm.diffusion.network import DenoiserNetwork
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
 from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
@@ -32,22 +35,20 @@ class Level(nn.Module):
         return self.attention(self.block(x, condition))
 
 
-class UNet(nn.Module):
-    """F(x; noise, label): batch c h w -> batch c h w, h and w divisible by 2 ** (levels - 1).
+class UNet(DenoiserNetwork):
+    """F(x; noise, vector): batch c h w -> batch c h w, h and w divisible by 2 ** (levels - 1).
 
-    `noise_condition` is one number per sample, about -3 to 3. `labels` are class indices; the index `classes` means
-    'no label', and so does None. The output starts at zero, where the EDM loss is 1 at every noise level.
+    The output starts at zero, where the EDM loss is 1 at every noise level.
     """
 
-    def __init__(self, config: UNetConfig, *, channels: int, classes: int):
+    def __init__(self, config: UNetConfig, *, channels: int):
         super().__init__()
         widths, condition = config.widths, 4 * config.widths[0]
-        self.channels, self.classes, self.factor = channels, classes, 2 ** (len(widths) - 1)
+        self.vector_channels, self.factor = condition, 2 ** (len(widths) - 1)
         self.noise_features = FourierFeatures(widths[0])
         self.noise_embedding = nn.Sequential(
             nn.Linear(widths[0], condition), nn.SiLU(), nn.Linear(condition, condition)
         )
-        self.label_embedding = nn.Embedding(classes + 1, condition) if classes else None
 
         def layer(inputs: int, level: int) -> Level:
             width = widths[level]
@@ -79,13 +80,25 @@ class UNet(nn.Module):
         self.norm = group_norm(current)
         self.last = zeroed(nn.Conv2d(current, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, noise_condition: Tensor, labels: Tensor | None = None) -> Tensor:
-        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+    @classmethod
+    def create(cls, config: UNetConfig, *, latent_shape: tuple[int, int, int]) -> Self:
+        return cls(config, channels=latent_shape[0])
+
+    @classmethod
+    def check(cls, config: UNetConfig, latent_shape: tuple[int, int, int]) -> None:
+        """Every level after the first halves the latent."""
+        halvings, (_, height, width) = len(config.widths) - 1, latent_shape
+        if height % 2**halvings or width % 2**halvings:
             raise ConfigError(
-                f"latents of {x.shape[-2]} x {x.shape[-1]} cannot be halved {self.factor.bit_length() - 1} times:"
-                " give denoiser.network.widths fewer levels"
+                f"latents of {height} x {width} cannot be halved {halvings} times: give denoiser.network.widths fewer"
+                " levels, and denoiser.network.attention none that are not there"
             )
-        condition = F.silu(self.condition(noise_condition, labels))
+
+    def forward(
+        self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        condition = self.noise_embedding(self.noise_features(noise_condition))
+        condition = F.silu(condition if vector is None else condition + vector)
         x = self.first(x)
         skips = [x]
         for module in self.down:
@@ -96,12 +109,3 @@ class UNet(nn.Module):
         for module in self.up:
             x = module(torch.cat([x, skips.pop()], dim=1), condition) if isinstance(module, Level) else module(x)
         return self.last(F.silu(self.norm(x)))
-
-    def condition(self, noise_condition: Tensor, labels: Tensor | None) -> Tensor:
-        """What the blocks are told: batch x condition channels."""
-        embedded = self.noise_embedding(self.noise_features(noise_condition))
-        if self.label_embedding is None:
-            return embedded
-        if labels is None:
-            labels = torch.full(noise_condition.shape, self.classes, device=noise_condition.device)
-        return embedded + self.label_embedding(labels)

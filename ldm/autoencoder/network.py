@@ -1,0 +1,46 @@
+"""The contract of every network an autoencoder can be made of: images to moments of the latent, latents to images."""
+
+from torch import Tensor, nn
+
+
+class AutoencoderNetwork(nn.Module):
+    """Encoder and decoder, and what the rest of the autoencoder may know of them.
+
+    A new one is a class that takes (config, *, image, encoder_channels, latent_channels), `image` being the channels,
+    height and width it is trained on, and a line in `ldm.autoencoder.config.NETWORKS`.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    image_channels: int
+    downsampling: tuple[int, int]  # pixels high and wide of one latent position
+    downsampling_setting: str  # the setting that says so, for messages
+    fixed_size: tuple[int, int, int] | None = None  # channels, height, width of the only images it takes; None: any
+    can_skip_patches = False  # whether the encoder can leave out hidden patches, and the decoder put a token there
+    is_convolutional = True  # whether a scaled image has a scaled latent
+    is_tied = False  # whether encoder and decoder share their weights
+    has_autoencoder_kl_shape = False  # whether diffusers' AutoencoderKL has a place for each of its weights
+
+    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Moments of the latent: batch x encoder_channels x h x w.
+
+        `hidden`, batch x h x w, names latent positions whose patch is hidden, for networks that can skip patches.
+        """
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Images: batch x image_channels x H x W."""
+        raise NotImplementedError
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The layer that makes the image."""
+        raise NotImplementedError
+
+    @property
+    def decoder_in_weight(self) -> Tensor:
+        """The weight that the code meets first: outputs x latent channels x ..."""
+        raise NotImplementedError
+
+    def train_mask_token(self, trains: bool) -> None:
+        """Say whether patches are hidden in training; a mask token that is never used stays frozen."""

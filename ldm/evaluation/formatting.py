@@ -1,0 +1,81 @@
+"""Metrics as a person reads them."""
+
+import math
+from typing import Any
+
+LATENT_METRICS = {
+    "kl_per_latent_element": "KL per latent element, nats",
+    "latent_mean": "latent mean",
+    "latent_std": "latent std",
+    "latent_spectrum_slope": "spectrum slope",
+    "encoder_jacobian": "encoder Jacobian",
+}
+MAX_SHOWN = 16  # channels, one by one; of more, the smallest and the largest
+
+
+def format_metric(value: Any, unit: str = "", undefined: str = "not defined") -> str:
+    """A number, or several, to four digits."""
+    if value is None:
+        return undefined
+    if isinstance(value, list) and len(value) > MAX_SHOWN:
+        return f"{format_number(min(value))} to {format_number(max(value))}, in {len(value)} channels"
+    return " ".join(format_number(number) for number in (value if isinstance(value, list) else [value])) + unit
+
+
+def format_number(value: Any) -> str:
+    """One number to four digits; whole numbers as they are."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report_table(result: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    metrics, protocol = result["metrics"], result["protocol"]
+    image, latent = (" x ".join(map(str, protocol[name])) for name in ("image", "latent"))
+    rows = [("images", f"{result['count']} ({protocol['split']}), each {image}, in latents of {latent}")]
+    if result["unreadable"]:
+        rows.append(("unreadable", f"{result['unreadable']}, replaced by others"))
+    rows += [("PSNR", format_metric(metrics["psnr"], " dB")), ("SSIM", format_metric(metrics["ssim"]))]
+    for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
+        without = (
+            "not defined: too few training images" if protocol["baselines"] else "not measured: no training images"
+        )
+        if name == "patch_pca_psnr" and protocol["latent"][1:] == [1, 1]:
+            without = "the same: there is one patch"
+        rows.append((f"  PSNR of {title}", format_metric(metrics[name], " dB", without)))
+    for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
+        if metric := protocol[key]:
+            few = metric.get("fewer_images_than_dimensions")
+            note = f" (too large: no more images than the {metric['dimensions']} features)" if few else ""
+            title = "rFID" if metric["name"] == "rfid" else metric["name"]
+            rows.append((title, format_metric(metrics[metric["name"]]) + note))
+        else:
+            rows.append((key, f"not measured: ask with {advice}"))
+    rows += probe_rows(metrics, protocol["probe"]) + code_rows(result)
+    rows += [(title, format_metric(metrics[name])) for name, title in LATENT_METRICS.items()]
+    width = max(len(title) for title, _ in rows)
+    return "\n".join(f"{title:{width}}  {text}" for title, text in rows)
+
+
+def probe_rows(metrics: dict[str, Any], probe: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The accuracies of the probes, each beside that of pixels."""
+    if probe is None:
+        return [("probe", "not measured: ask with --probe mean, where images have classes")]
+    given = f" (of {probe['dimensions']} numbers, {probe['training_images']} training images)"
+    rows = []
+    for title, name in (("kNN accuracy", "knn_accuracy"), ("linear accuracy", "linear_accuracy")):
+        rows += [
+            (title, format_metric(metrics[name]) + given),
+            ("  of the pixels", format_metric(metrics[f"pixel_{name}"])),
+        ]
+        given = ""
+    return rows
+
+
+def code_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Explained variance and, of a sparse code, how much of it is used."""
+    metrics, rows = result["metrics"], [("explained variance", format_metric(result["metrics"]["explained_variance"]))]
+    if result["autoencoder"]["bottleneck"] == "sparse":
+        of_all = f" of {math.prod(result['protocol']['latent'])}"
+        rows.append(("code elements not 0", format_metric(metrics["code_l0"], of_all)))
+        rows.append(("units that are always 0", format_metric(100 * metrics["dead_units"], " %")))
+    return rows

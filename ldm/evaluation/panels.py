@@ -1,0 +1,84 @@
+"""Panels drawn during training: reconstructions of held-out images, samples of fixed seeds."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from ldm.autoencoder.config import ReconstructionObjectiveConfig
+from ldm.autoencoder.dictionary import dictionary_images, has_dictionary
+from ldm.autoencoder.latent_diagnostics import encoder_jacobian, spectrum_slope
+from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.restoration import restore
+from ldm.data.datasets import Subset
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.objective import loss_by_sigma
+from ldm.evaluation.metrics import psnr
+from ldm.latents import LatentCache
+from ldm.pictures import grid, reconstruction_panel, save_png, upscaled
+from ldm.pipeline import DiffusionModelConfig, LatentDiffusion
+from ldm.randomness import StepRandom, generator
+
+
+class ReconstructionPanel:
+    """The same few held-out images, reconstructed again and again, corrupted as the objective says, if it does."""
+
+    def __init__(self, images: Subset, *, count: int = 8, objective: ReconstructionObjectiveConfig | None = None):
+        self.images = images.evenly_spaced(count).images()
+        self.objective = objective or ReconstructionObjectiveConfig()
+
+    @torch.no_grad()
+    def draw(self, autoencoder: Autoencoder, path: Path) -> dict[str, float]:
+        """Save input, reconstruction and four times their difference; returns metrics of them and of their latents.
+
+        Mean PSNR in dB, spectrum slope, encoder Jacobian; what is not defined is left out. The second row is what the
+        encoder saw, if that was something else. The dictionary of a code that has one is drawn beside it.
+        """
+        device = next(autoencoder.parameters()).device
+        images = self.images.to(device)
+        restoration = restore(autoencoder, self.objective, images, StepRandom(0, 0, len(images)))
+        reconstruction = restoration.images.cpu()
+        seen = None if self.objective.corruption is None else restoration.corrupted.cpu()
+        save_png(upscaled(reconstruction_panel(self.images, reconstruction, seen)), path)
+        if has_dictionary(autoencoder):
+            dictionary = upscaled(grid(dictionary_images(autoencoder, images).cpu(), columns=8))
+            save_png(dictionary, path.with_name(path.name.replace("step", "features")))
+        metrics = {
+            "panel_psnr": psnr(self.images, reconstruction).mean().item(),
+            "latent_spectrum_slope": spectrum_slope(autoencoder.encode(images).mode()),
+            "encoder_jacobian": encoder_jacobian(autoencoder, images, generator(0, "jacobian")),
+        }
+        return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+
+
+class SamplePanel:
+    """The same seeds sampled, and the same held-out latents denoised (the validation loss), again and again."""
+
+    sigmas = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        config: DiffusionModelConfig,
+        latents: LatentCache,
+        held_out: Subset,
+        *,
+        count: int = 512,
+    ):
+        self.autoencoder, self.config = autoencoder, config
+        chosen = Subset(held_out.dataset, held_out.indices[:count])
+        self.latents = latents.posterior(chosen.indices).mode() if len(chosen) else None
+        self.condition = chosen.condition
+
+    def draw(self, denoiser: Denoiser, path: Path, num: int = 40, steps: int = 12) -> dict[str, float]:
+        """Save a grid of samples; returns the held-out loss at fixed noise levels."""
+        model = LatentDiffusion(self.autoencoder, denoiser, self.config)
+        columns = len(model.classes)
+        columns = columns if 4 <= columns <= 16 else 8
+        images = model.sample(columns * (num // columns), steps=steps, sampler="dpm++2m")
+        save_png(upscaled(grid(images, columns)), path)
+        if self.latents is None:
+            return {}
+        device = next(denoiser.parameters()).device
+        losses = loss_by_sigma(denoiser, self.latents, self.condition, list(self.sigmas), seed=0, device=device)
+        return {f"held_out_sigma_{sigma:g}": loss for sigma, loss in losses.items()}
