@@ -5,14 +5,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import contextlib
-import io
-import json
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +14,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from ldm.errors import exit_code_of
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from tests.support.backbones import random_alexnet
+from tests.support.miniatures import STAGE_ONE, STAGE_TWO
+from tests.support.scripts import Stage
+
 torch.set_num_threads(1)
 
 
@@ -45,157 +41,10 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-STAGE_ONE = """
-data: {{kind: folder, path: "{data}", size: 16, flip: true}}
-autoencoder:
-  network: {{widths: [8, 8], norm_groups: 4}}
-  bottleneck: {{channels: 2}}
-objective:
-  perceptual: {{backbone: random, size: 32}}
-  discriminator: {{width: 8, layers: 2, start: 0.5, warmup: 0.1, lecam: 0.1, r1: 0.1, optim: {{warmup: 2}}}}
-  equivariance: {{}}
-  latent_corruption: {{kind: interpolation, strength: 0.5}}
-  corruption: {{kind: mask, fraction: [0, 0.3], whole: 0.1}}
-optim: {{lr: 2e-3, warmup: 2}}
-run: {{steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}}
-"""
-STAGE_TWO = """
-denoiser:
-  network: {widths: [8, 16], blocks: 1, attention: [1], head_channels: 8, dropout: 0.1}
-optim: {lr: 2e-3, warmup: 2}
-run: {steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}
-"""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a script ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def forked(action: Callable[[], int]) -> tuple[int, Callable[[], Outcome]]:
-    """Start `action` in a forked child; returns its process id and a function that waits for it."""
-    ends = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        for (read, write), stream in zip(ends, (1, 2), strict=True):
-            os.close(read)
-            os.dup2(write, stream)
-        sys.stdout, sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True), os.fdopen(2, "w", 1)
-        code = 70
-        try:
-            code = action()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-    for _, write in ends:
-        os.close(write)
-
-    def wait() -> Outcome:
-        texts = ["", ""]
-
-        def drain(place: int) -> None:
-            with os.fdopen(ends[place][0], errors="replace") as pipe:
-                texts[place] = pipe.read()
-
-        threads = [threading.Thread(target=drain, args=(place,)) for place in (0, 1)]
-        for thread in threads:
-            thread.start()
-        _, status = os.waitpid(child, 0)
-        for thread in threads:
-            thread.join()
-        return Outcome(os.waitstatus_to_exitcode(status), *texts)
-
-    return child, wait
-
-
-def script(name: str, *arguments: object) -> Callable[[], int]:
-    """`python NAME.py ARGUMENTS` as a function for `forked`, with all it needs imported here, once."""
-    import importlib
-
-    for heavy in ("ldm.finish", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
-        importlib.import_module(heavy)
-    module = importlib.import_module(name)
-
-    def action() -> int:
-        sys.argv = [f"{name}.py", *map(str, arguments)]
-        return exit_code_of(module.main, sys.argv[1:])
-
-    return action
-
-
-def ran(name: str, *arguments: object) -> Outcome:
-    """`python NAME.py ARGUMENTS`, to its end."""
-    return forked(script(name, *arguments))[1]()
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    """The log of a run without what depends on the clock."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "memory_gb")} for line in lines]
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    """Every safetensors file of the newest checkpoint and of the exports, byte for byte."""
-    newest = sorted((run / "checkpoints").glob("step-????????"))[-1]
-    files = [*newest.glob("*.safetensors"), *run.glob("vae/*.safetensors"), *run.glob("unet/*.safetensors")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files}
-
-
-def together(actions: list[Callable[[], int]]) -> list[Outcome]:
-    """The actions as the ranks of one gloo process group on this machine, each in its own forked child."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def as_rank(rank: int, action: Callable[[], int]) -> Callable[[], int]:
-        def ranked() -> int:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(actions))}
-            os.environ |= {"LOCAL_WORLD_SIZE": str(len(actions)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            return action()
-
-        return ranked
-
-    waits = [forked(as_rank(rank, action))[1] for rank, action in enumerate(actions)]
-    outcomes: list[Outcome] = []
-    threads = [threading.Thread(target=lambda wait=wait: outcomes.append(wait())) for wait in waits]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=300)
-    return outcomes
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One of the two stages in miniature: its script and its arguments without --out."""
-
-    name: str
-    arguments: tuple[object, ...]
-
-    def run(self, out: Path, *more: object) -> Outcome:
-        return ran(self.name, *self.arguments, "--out", out, *more)
-
-    def processes(self, count: int, out: Path, *more: object) -> list[Outcome]:
-        return together([script(self.name, *self.arguments, "--out", out, *more)] * count)
-
-    def start(self, out: Path, *more: object) -> tuple[int, Callable[[], Outcome]]:
-        return forked(script(self.name, *self.arguments, "--out", out, *more))
-
-
 @pytest.fixture(scope="session")
 def stage_one(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     file = tmp_path_factory.mktemp("configs") / "vae.yaml"
-    file.write_text(STAGE_ONE.format(data=shapes_folder))
+    file.write_text(STAGE_ONE.format(data=shapes_folder, backbone=random_alexnet()))
     return Stage("train_vae", (file,))
 
 

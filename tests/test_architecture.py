@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.scripts import ROOT
 
 # Floor by floor, lowest first (DESIGN, section 2). A name stands for a file or for a folder with all that is in it.
 FLOORS = [

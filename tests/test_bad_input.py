@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
-from tests.conftest import Outcome, Stage, ran, weights
+from tests.support.scripts import Outcome, Stage, ran, weights
 
 STOCK = ("--autoencoder.network.kind", "stock", "--autoencoder.network.path")
 

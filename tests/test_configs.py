@@ -6,7 +6,7 @@ import pytest
 
 from ldm.config import reader
 from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
-from tests.conftest import ROOT
+from tests.support.scripts import ROOT
 
 STAGES = {"vae": TrainVAEConfig, "autoencoder": TrainVAEConfig, "diffusion": TrainDiffusionConfig}
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

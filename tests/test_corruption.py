@@ -25,7 +25,7 @@ from ldm.corruption import (
     incompatibility,
 )
 from ldm.randomness import StepRandom
-from tests.conftest import ROOT, metrics, ran
+from tests.support.scripts import ROOT, metrics, ran
 
 KINDS = get_args(Corruption)
 EXAMPLES = [

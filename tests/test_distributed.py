@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ldm import checkpoint
-from tests.conftest import ROOT, Stage, forked, metrics, script, together
+from tests.support.scripts import ROOT, Stage, forked, metrics, script, together
 
 SETTINGS = ("--run.log-every", 1, "--run.checkpoint-every", 1000, "--run.sample-every", 1000)
 

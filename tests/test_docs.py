@@ -7,7 +7,7 @@ import pytest
 
 from ldm.config import reader
 from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
-from tests.conftest import ROOT
+from tests.support.scripts import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = {*reader.setting_names(TrainVAEConfig), *reader.setting_names(TrainDiffusionConfig)}

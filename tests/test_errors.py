@@ -9,7 +9,7 @@ import pytest
 
 from ldm import errors
 from ldm.errors import CheckpointError, ConfigError, DataError, DivergedError, LDMError, StopRequested, exit_code_of
-from tests.conftest import Stage
+from tests.support.scripts import Stage
 
 CODES = {LDMError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, StopRequested: 75}
 

@@ -24,8 +24,8 @@ from ldm.evaluation.metrics import psnr
 from ldm.export.reopen import load_run
 from ldm.randomness import StepRandom
 from ldm.settings import TrainVAEConfig
-from tests.conftest import ROOT, Outcome, ran
 from tests.export.test_diffusers_pipeline import pixels
+from tests.support.scripts import ROOT, Outcome, ran
 
 CONFIGS = sorted((ROOT / "configs" / "autoencoder").glob("*.yaml"))
 DATA = MNIST5kConfig(size=16)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ldm import checkpoint
 from ldm.autoencoder.formats import compvis
 from ldm.autoencoder.model import Autoencoder
-from tests.conftest import ROOT, Stage, metrics, ran, weights
 from tests.export.test_diffusers_pipeline import in_another_process
+from tests.support.scripts import ROOT, Stage, metrics, ran, weights
 
 ENCODER = ("encoder.", "quant_conv.")
 

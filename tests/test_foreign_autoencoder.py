@@ -12,7 +12,8 @@ from ldm.data.config import FolderConfig
 from ldm.data.datasets import open_dataset
 from ldm.data.split import split
 from ldm.evaluation.held_out import latent_statistics
-from tests.conftest import STAGE_TWO, Stage, ran
+from tests.support.miniatures import STAGE_TWO
+from tests.support.scripts import Stage, ran
 
 
 @pytest.fixture(scope="module")

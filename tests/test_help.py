@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.scripts import ROOT
 
 CONFIGS = {"train_vae": "configs/vae/mnist5k.yaml", "train_diffusion": "configs/diffusion/mnist5k.yaml"}
 SCRIPTS = [*CONFIGS, "sample"]

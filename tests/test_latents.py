@@ -25,7 +25,7 @@ from ldm.errors import CheckpointError
 from ldm.latents import LatentBatches, LatentCache, build_cache, cache_lock, fingerprint, open_autoencoder, open_cache
 from ldm.randomness import generator
 from ldm.shapes import to_float
-from tests.conftest import Stage
+from tests.support.scripts import Stage
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,10 @@ from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, open_dataset
 from ldm.data.split import split
 from ldm.evaluation.held_out import eval_images
-from tests.conftest import STAGE_ONE, STAGE_TWO, Outcome, Stage, metrics, ran, weights
 from tests.export.test_diffusers_pipeline import USE_PIPELINE, in_another_process, pixels
+from tests.support.backbones import random_alexnet
+from tests.support.miniatures import STAGE_ONE, STAGE_TWO
+from tests.support.scripts import Outcome, Stage, metrics, ran, weights
 from tests.test_distributed import train_alike
 from tests.test_resume import lose_everything_after
 
@@ -161,7 +163,7 @@ def test_without_data_and_without_an_autoencoder_there_is_nothing_to_train_on(tm
 
 
 def test_pixels_are_nothing_that_stage_one_could_train(shapes_folder, tmp_path):
-    (tmp_path / "config.yaml").write_text(STAGE_ONE.format(data=shapes_folder))
+    (tmp_path / "config.yaml").write_text(STAGE_ONE.format(backbone=random_alexnet(), data=shapes_folder))
     given = ("--autoencoder.network.kind", "pixels", "--autoencoder.bottleneck.kind", "identity")
     outcome = ran("train_vae", tmp_path / "config.yaml", "--out", tmp_path / "run", *given)
     assert "pixels" in (line := one_line(outcome, 2)) and "train_diffusion.py" in line

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, Outcome, forked, ran, together
+from tests.support.scripts import ROOT, Outcome, forked, ran, together
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -61,7 +61,7 @@ def test_the_commands_for_ones_own_images_leave_a_picture(workplace):
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith(("torchrun", "accelerate"))])
 def test_the_commands_for_several_processes(workplace, command, monkeypatch):
     """As two processes; that the launchers start them is tested with the launchers elsewhere."""
-    from tests.conftest import script
+    from tests.support.scripts import script
 
     monkeypatch.chdir(workplace)
     outcomes = together([script("train_vae", *words_of(command), *SHORT)] * 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ldm import checkpoint
-from tests.conftest import Stage, metrics, weights
+from tests.support.scripts import Stage, metrics, weights
 
 SETTINGS = ("--run.steps", 12, "--run.checkpoint-every", 3, "--run.log-every", 1)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import to_uint8
-from tests.conftest import Outcome, ran
+from tests.support.scripts import Outcome, ran
 
 
 def sampled(run: Path, out: Path, *more: object) -> Outcome:

@@ -39,7 +39,7 @@ from ldm.batch import ImageBatch, Losses
 from ldm.corruption import Mask
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
-from tests.conftest import ROOT, metrics
+from tests.support.scripts import ROOT, metrics
 from tests.test_corruption import as_typed, copied, miniature
 from tests.test_distributed import train_alike
 

@@ -43,7 +43,7 @@ from ldm.errors import ConfigError
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training.config import OptimConfig
 from ldm.training.optim import learning_rate
-from tests.conftest import forked, metrics, ran, script, weights
+from tests.support.scripts import forked, metrics, ran, script, weights
 from tests.test_distributed import train_alike
 from tests.test_resume import lose_everything_after
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ldm import Autoencoder
 from ldm.shapes import to_float, to_uint8
-from tests.conftest import ROOT, Outcome, ran, script, together
+from tests.support.scripts import ROOT, Outcome, ran, script, together
 
 
 @pytest.fixture(scope="module", autouse=True)

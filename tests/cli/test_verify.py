@@ -11,7 +11,7 @@ from ldm.cli.verify import hold
 from ldm.errors import LDMError
 from ldm.verify.check import at_least, at_most, info, skipped
 from ldm.verify.table import CHECKS
-from tests.conftest import ROOT, Outcome, ran
+from tests.support.scripts import ROOT, Outcome, ran
 
 
 def verified(*arguments: object) -> Outcome:

@@ -15,7 +15,9 @@ from ldm.config import reader
 from ldm.data.batches import iter_batches
 from ldm.data.datasets import open_dataset
 from ldm.settings import TrainVAEConfig
-from tests.conftest import STAGE_ONE, STAGE_TWO, ran
+from tests.support.backbones import random_alexnet
+from tests.support.miniatures import STAGE_ONE, STAGE_TWO
+from tests.support.scripts import ran
 
 
 def waves(channels: int, dtype: str, height: int = 20, width: int = 26) -> list[np.ndarray]:
@@ -53,7 +55,7 @@ def trained(kind: str, folder: Path) -> Path:
     (folder / "images").mkdir()
     for index, pixels in enumerate(waves(channels, dtype)):
         write(folder / "images" / f"{index:02d}", pixels)
-    (folder / "vae.yaml").write_text(STAGE_ONE.format(data=folder / "images"))
+    (folder / "vae.yaml").write_text(STAGE_ONE.format(backbone=random_alexnet(), data=folder / "images"))
     flags = [part for name, value in config.items() for part in (f"--data.{name}", value)]
     outcome = ran("train_vae", folder / "vae.yaml", "--out", folder / "run", "--run.steps", 3, *flags)
     assert outcome.code == 0, outcome.err
@@ -89,7 +91,7 @@ def test_a_rectangle_goes_through_both_stages_and_comes_out_of_sampling(tmp_path
 
 
 def test_a_dry_run_says_height_and_width_and_a_wrong_size_is_one_line(tmp_path: Path, shapes_folder: Path) -> None:
-    (tmp_path / "vae.yaml").write_text(STAGE_ONE.format(data=shapes_folder))
+    (tmp_path / "vae.yaml").write_text(STAGE_ONE.format(backbone=random_alexnet(), data=shapes_folder))
     out = ("--out", tmp_path / "run")
     outcome = ran("train_vae", tmp_path / "vae.yaml", *out, "--dry-run", "--data.size", "[8, 12]")
     assert outcome.code == 0 and "image              3 x 8 x 12 = 288 numbers" in outcome.out

@@ -28,8 +28,8 @@ from ldm.evaluation.held_out import latent_statistics
 from ldm.export.autoencoder import FORMATS
 from ldm.export.final import write_folder_atomically
 from ldm.export.reopen import load_run
-from tests.conftest import Outcome, Stage
 from tests.export.test_diffusers_pipeline import in_another_process
+from tests.support.scripts import Outcome, Stage
 from tests.test_fine_tuning import fine_tuning, source
 
 assert source  # the fixture: an AutoencoderKL that somebody else made, scaling factor 0.7, shift 0.2

@@ -15,7 +15,7 @@ import torch
 from ldm.autoencoder.model import Autoencoder
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import to_uint8
-from tests.conftest import ROOT
+from tests.support.scripts import ROOT
 
 USE_PIPELINE = """
 import json, sys

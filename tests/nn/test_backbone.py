@@ -21,7 +21,7 @@ from ldm.errors import CheckpointError, ConfigError, LDMError
 from ldm.nn.backbone import BACKBONES, Backbone, open_backbone
 from ldm.nn.weights import read_weights
 from ldm.randomness import generator
-from tests.conftest import ROOT
+from tests.support.scripts import ROOT
 
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 PIXELS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Stage
+from tests.support.scripts import Stage
 
 
 def test_a_finished_run_started_with_fewer_steps_keeps_the_record_of_what_it_did(

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ldm.errors import ConfigError, DataError, exit_code_of
 from ldm.training.processes import Processes
-from tests.conftest import forked, together
+from tests.support.scripts import forked, together
 
 
 def working(jobs: int, fails_at: int | None = None):

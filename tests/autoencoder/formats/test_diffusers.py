@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ldm import Autoencoder
 from ldm.autoencoder.formats import compvis, diffusers
 from ldm.errors import CheckpointError
-from tests.conftest import Stage
+from tests.support.scripts import Stage
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OTHER = {"quant_conv": "post_quant_conv", "post_quant_conv": "quant_conv"}
