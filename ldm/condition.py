@@ -1,4 +1,4 @@
-"""What images are conditioned on: the schema that a data set states, and the values that travel from data to network.
+"""Conditions: the schema of what images are conditioned on, and the values that travel from data to network.
 
 On the way from data to network nobody looks inside: a batch carries a `Condition`, samplers and guidance pass it on,
 and `ldm.diffusion.conditioning.ConditionEmbedding` turns it into what a network takes.

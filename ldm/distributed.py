@@ -1,4 +1,4 @@
-"""What the processes of a run agree on."""
+"""Means over the processes of a distributed run."""
 
 from typing import Any
 

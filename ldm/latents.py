@@ -40,9 +40,9 @@ def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
 class LatentCache:
     """Posterior moments of every image, and of its mirror image where flips are on: flips x images x 2c x h x w.
 
-    Moments, not samples: a cached sample would freeze the noise. Of a deterministic code there is the code alone, c x h x
-    w. The mirror image is encoded, for the mirrored latent is not the latent of the mirrored image.
-    The file is memory-mapped.
+    Moments, not samples: a cached sample would freeze the noise. Of a deterministic code there is the code alone, c x h
+    x w. The mirror image is encoded, for the mirrored latent is not the latent of the mirrored image. The file is
+    memory-mapped.
     """
 
     fingerprint: str
@@ -138,7 +138,7 @@ def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None
 def build_cache(folder: Path, expected: str, autoencoder: Autoencoder, dataset: Dataset, device: torch.device) -> None:
     """Encode every image once and write the moments; `cache.json` comes last, as half a cache is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    channels, height, width = autoencoder.latent_shape(dataset.config.sides)
+    _, height, width = autoencoder.latent_shape(dataset.config.sides)
     flips = 2 if dataset.config.flip else 1
     shape = (flips, len(dataset), autoencoder.bottleneck.encoder_channels, height, width)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -209,7 +209,7 @@ def open_autoencoder(source: str | None, config: DataSourceConfig, data: str) ->
         )
     if any(side % factor for side, factor in zip(config.sides, downsampling, strict=True)):
         raise CheckpointError(
-            f"the autoencoder {source} downsamples by {downsampling[0]}, by which data.size {format_size(config.sides)} is"
-            " not divisible"
+            f"the autoencoder {source} downsamples by {downsampling[0]}, which does not divide data.size"
+            f" {format_size(config.sides)}"
         )
     return autoencoder, same_data

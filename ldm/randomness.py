@@ -18,7 +18,7 @@ def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
 
 
 def seed_weights(seed: int) -> None:
-    """Seed the global generator that initial weights are drawn from: they depend on `seed` and what is created alone."""
+    """Seed the global generator: initial weights then depend on `seed` and on what is created alone."""
     torch.manual_seed(derived_seed(seed, "weights"))
 
 

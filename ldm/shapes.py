@@ -1,4 +1,4 @@
-"""Names for the tensors that travel between the packages, and their conversions of range and depth."""
+"""Type aliases for tensors (images, latents, ...), and conversions of range and bit depth."""
 
 from typing import Annotated, TypeAlias
 

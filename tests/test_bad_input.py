@@ -11,7 +11,8 @@ from torchvision.models import squeezenet1_1
 
 from tests.support.scripts import Outcome, Stage, ran, weights
 
-STOCK = ("--autoencoder.network.kind", "stock", "--autoencoder.network.path")
+PRETRAINED = ("--autoencoder.network.kind", "pretrained", "--autoencoder.network.path")
+NO_FILE = ("--objective.perceptual.weights-file", "")
 
 
 def one_line(outcome: Outcome, code: int, *words: str) -> None:
@@ -35,12 +36,12 @@ def one_line(outcome: Outcome, code: int, *words: str) -> None:
         (("--run.batch-size", 9, "--run.accumulation", 2), 2, ("run.batch_size 9 is not divisible by 2",)),
         (("--data.size", 17), 2, ("data.size 17 is not divisible by 2", "16 or 18")),
         (("--autoencoder.network.norm-groups", 3), 2, ("norm_groups 3 does not divide",)),
-        (("--data.held-out", 1.5), 2, ("held_out",)),
+        (("--data.held-out", 1.5), 2, ("--data.held_out is 1.5", "(at least 0 and below 1)")),
         (("--data.path", "/nowhere/at/all"), 3, ("/nowhere/at/all does not exist",)),
         (("--data.kind", "photos"), 2, ("--data.kind", "folder")),
     ],
 )
-def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, words):
+def test_a_wrong_setting_of_train_vae(stage_one, tmp_path, arguments, code, words):
     one_line(stage_one.run(tmp_path / "run", *arguments), code, *words)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -48,26 +49,30 @@ def test_a_wrong_setting_of_stage_one(stage_one, tmp_path, arguments, code, word
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--objective.perceptual.weight", 0), 2, ("objective.perceptual", "leave perceptual out")),
-        (("--objective.perceptual.backbone", "vgg"), 2, ("vgg16-397923af.pth", "--objective.perceptual.weights PATH")),
-        (("--objective.perceptual.backbone", "features"), 2, ("needs weights",)),
-        (("--objective.perceptual.weights", "nowhere", "--objective.perceptual.backbone", "alex"), 2, ("nowhere",)),
+        (("--objective.perceptual.weight", 0), 2, ("--objective.perceptual.weight is 0", "(above 0)")),
+        (
+            (*NO_FILE, "--objective.perceptual.backbone", "vgg"),
+            2,
+            ("vgg16-397923af.pth", "--objective.perceptual.weights-file PATH"),
+        ),
+        ((*NO_FILE, "--objective.perceptual.backbone", "features"), 2, ("needs weights_file",)),
+        (("--objective.perceptual.weights-file", "nowhere"), 2, ("nowhere",)),
         (("--objective.perceptual.size", 8), 2, ("objective.perceptual.size 8 is too small for",)),
-        (("--objective.discriminator.start", 2), 2, ("objective.discriminator", "start must be a fraction")),
+        (("--objective.discriminator.start", 2), 2, ("--objective.discriminator.start is 2", "(from 0 to 1)")),
         (("--objective.discriminator.los", "hinge"), 2, ("did you mean --objective.discriminator.loss",)),
-        (("--objective.equivariance.smallest", 0), 2, ("smallest must be above 0",)),
-        (("--objective.corruption.fraction", 1), 2, ("objective.corruption: fraction must be above 0 and below 1",)),
+        (("--objective.equivariance.min-scale", 0), 2, ("--objective.equivariance.min_scale is 0", "(above 0 and at")),
+        (("--objective.corruption.fraction", 1), 2, ("--objective.corruption.fraction is 1", "(at least 0 and below 1)")),
         (("--data.size", "[16, 17]"), 2, ("data.size [16, 17] is not divisible by 2",)),
         (("--data.size", 1), 2, ("data.size 1 is not divisible by 2", "use 2")),
-        (("--data.channels", 0), 2, ("data",)),
+        (("--data.channels", 0), 2, ("--data.channels is 0", "(at least 1)")),
         (("--data.channels", 13), 3, ("13", "channels")),
-        (("--autoencoder.trains", "decoder"), 2, ("autoencoder.trains decoder", "kind stock")),
-        (("--autoencoder.network.kind", "stock"), 2, ("path is empty",)),
-        ((*STOCK, "nowhere/at/all"), 4, ("nowhere/at/all", "autoencoder.network.path")),
-        ((*STOCK, __file__), 4, ("autoencoder.network.path",)),
+        (("--autoencoder.freeze-encoder", "true"), 2, ("freeze_encoder with network.kind kl", "use kind pretrained")),
+        (("--autoencoder.network.kind", "pretrained"), 2, ("autoencoder.network", "path is empty")),
+        ((*PRETRAINED, "nowhere/at/all"), 4, ("nowhere/at/all", "autoencoder.network.path")),
+        ((*PRETRAINED, __file__), 4, ("autoencoder.network.path",)),
     ],
 )
-def test_a_wrong_loss_size_or_beginning(stage_one, tmp_path, monkeypatch, arguments, code, words):
+def test_a_wrong_loss_size_or_start(stage_one, tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there, whatever the machine reaches otherwise
@@ -92,23 +97,23 @@ STAGES = "--objective.stages"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((KIND, "salt-and-pepper", "--objective.corruption.probability", 1.5), ("probability must be", "1.5")),
-        ((KIND, "salt-and-pepper", "--objective.corruption.probability", -0.1), ("probability must be", "-0.1")),
-        ((KIND, "salt-and-pepper", "--objective.corruption.low", -2), ("-1 <= low < high <= 1", "-2")),
-        ((KIND, "salt-and-pepper", "--objective.corruption.high", -1), ("low < high",)),
-        ((KIND, "gaussian", "--objective.corruption.sigma", -1), ("sigma must be positive, not -1",)),
+        ((KIND, "salt-and-pepper", "--objective.corruption.probability", 1.5), ("corruption.probability is 1.5", "(above 0 and at most 1)")),
+        ((KIND, "salt-and-pepper", "--objective.corruption.probability", -0.1), ("corruption.probability is -0.1", "(above 0 and at")),
+        ((KIND, "salt-and-pepper", "--objective.corruption.low", -2), ("corruption.low is -2", "(from -1 to 1)")),
+        ((KIND, "salt-and-pepper", "--objective.corruption.high", -1), ("low must be below high",)),
+        ((KIND, "gaussian", "--objective.corruption.sigma", -1), ("corruption.sigma is -1", "(above 0)")),
         ((KIND, "gaussian", "--objective.corruption.sigma", "[1, 0.1]"), ("smaller and a larger number",)),
-        ((KIND, "blur", "--objective.corruption.sigma", 0), ("sigma must be positive",)),
-        ((KIND, "interpolation", "--objective.corruption.strength", 0), ("strength must be positive",)),
+        ((KIND, "blur", "--objective.corruption.sigma", 0), ("corruption.sigma is 0", "(above 0)")),
+        ((KIND, "interpolation", "--objective.corruption.strength", 0), ("corruption.strength is 0", "(above 0)")),
         ((KIND, "fog"), (KIND, "salt-and-pepper")),
         (("--objective.corruption.fraction", 0), ("fraction must be above 0",)),
-        (("--objective.corruption.fraction", "[0.5, 1.5]"), ("fraction must be above 0 and below 1",)),
+        (("--objective.corruption.fraction", "[0.5, 1.5]"), ("fraction is [0.5, 1.5]", "(at least 0 and below 1)")),
         (("--objective.corruption.fraction", 0.001), ("fraction 0.001 of 64 patches hides none of them",)),
         (("--objective.corruption.fraction", 0.999), ("fraction 0.999 of 64 patches hides all of them",)),
-        (("--objective.corruption.whole", 1), ("whole must be a fraction",)),
+        (("--objective.corruption.p-clean", 1), ("p_clean is 1", "(at least 0 and below 1)")),
         (("--objective.corruption.patch", 5), ("objective.corruption.patch 5 does not divide the size 16 x 16",)),
-        (("--objective.corruption.patch", -1), ("patch must be 0 or more",)),
-        (("--objective.latent_corruption.strength", -1), ("objective.latent_corruption", "strength must be positive")),
+        (("--objective.corruption.patch", -1), ("corruption.patch is -1", "(at least 0)")),
+        (("--objective.latent_corruption.strength", -1), ("--objective.latent_corruption.strength is -1", "(above 0)")),
         (
             ("--objective.latent_corruption.kind", "mask", "--objective.latent_corruption.patch", 3),
             ("does not divide",),
@@ -116,26 +121,26 @@ STAGES = "--objective.stages"
         (("--objective.corruption", "null", "--objective.emphasis", 0.9), ("objective.emphasis", "corruption is null")),
         (("--objective.emphasis", 0.9), ("objective.equivariance changes the image", ".emphasis")),
         ((*SPARSE, "--objective.penalties.aux_k.weight", 1), ("objective.equivariance", ".penalties.aux_k")),
-        (("--objective.target", "normalized-patches"), ("judge images, and normalized patches are none",)),
-        ((KIND, "gaussian", "--objective.emphasis", 0.9), ("touch some elements only", "salt-and-pepper")),
-        (("--objective.emphasis", 1.5), ("emphasis must be from 0 to 1",)),
-        (("--objective.penalties.kl_sparsity.rate", 0), ("rate must be above 0 and below 1",)),
-        (("--objective.penalties.kl_sparsity.rate", 1.2), ("rate must be above 0 and below 1",)),
+        (("--objective.target", "normalized-patches"), ("are for images, and normalized patches are none",)),
+        ((KIND, "gaussian", "--objective.emphasis", 0.9), ("change some elements only", "salt-and-pepper")),
+        (("--objective.emphasis", 1.5), ("--objective.emphasis is 1.5", "(from 0 to 1)")),
+        (("--objective.penalties.kl_sparsity.rate", 0), ("rate is 0", "(above 0 and below 1)")),
+        (("--objective.penalties.kl_sparsity.rate", 1.2), ("rate is 1.2", "(above 0 and below 1)")),
         (("--objective.penalties.kl_sparsity.weight", 1), ("objective.penalties.kl_sparsity", "activation sigmoid")),
-        (("--objective.penalties.l1.weight", 0), ("objective.penalties.l1", "leave the penalty out")),
+        (("--objective.penalties.l1.weight", 0), ("--objective.penalties.l1.weight is 0", "(above 0)")),
         (("--objective.penalties.aux_k.weight", 1), ("objective.penalties.aux_k", "kind sparse")),
-        (("--objective.penalties.jacobian.probes", -1), ("probes must be 0 or more",)),
-        (("--objective.penalties.l2.weight", 1), ("--objective.penalties.l2",)),
+        (("--objective.penalties.jacobian.probes", -1), ("jacobian.probes is -1", "(at least 0)")),
+        (("--objective.penalties.l3.weight", 1), ("--objective.penalties.l3.weight is not a flag",)),
         ((*SPARSE, "--autoencoder.bottleneck.k", 5, "--autoencoder.bottleneck.channels", 4), ("k must be from 0 to",)),
         ((*SPARSE, "--autoencoder.bottleneck.activation", "sigmoid", "--autoencoder.bottleneck.k", 1), ("use relu",)),
-        ((*SPARSE, "--autoencoder.bottleneck.dead_after", 0), ("patience must be at least 1",)),
-        (("--autoencoder.network.kind", "mlp", "--autoencoder.network.widths", "[]"), ("kind linear has none",)),
+        ((*SPARSE, "--autoencoder.bottleneck.dead_after", 0), ("dead_after is 0", "(at least 1)")),
+        (("--autoencoder.network.kind", "mlp", "--autoencoder.network.widths", "[]"), ("kind linear has no layers between",)),
         (("--autoencoder.network.kind", "linear", "--autoencoder.network.tied", "true"), ("tied needs",)),
         (("--autoencoder.network.kind", "pixels"), ("pixels has nothing to train",)),
         ((*VIT, "--autoencoder.network.heads", 3), ("heads 3 does not divide width 128",)),
         ((*VIT, "--autoencoder.network.width", 30), ("width must be a multiple of 4",)),
         ((*VIT, "--autoencoder.network.patch", 5), ("data.size 16 is not divisible by 5", "15 or 20")),
-        ((*VIT, "--objective.corruption.whole", 0), ("must hide as many patches of every image",)),
+        ((*VIT, "--objective.corruption.p-clean", 0.1), ("must hide as many patches of every image",)),
         (
             (*VIT, "--objective.corruption.fraction", 0.5, "--objective.corruption.patch", 2),
             ("hides patches of 2", "autoencoder.network.patch is 4"),
@@ -147,13 +152,13 @@ STAGES = "--objective.stages"
         ((*PLAIN, *SPARSE, "--autoencoder.bottleneck.channels", 64), ("holds all 768", "corruption or a penalty")),
         ((*MLP, "--objective.equivariance", "null"), ("objective.discriminator.adaptive",)),
         ((*MLP, "--objective.discriminator", "null"), ("objective.equivariance needs",)),
-        ((STAGES, "[{layer: 1}]"), ("objective.perceptual and .discriminator judge images",)),
+        ((STAGES, "[{layer: 1}]"), ("objective.perceptual and .discriminator are for images", "a layer stage has none")),
         (
             (*PLAIN, STAGES, "[{layer: 1}]"),
             ("objective.stages.0.layer 1 needs autoencoder.network.kind linear or mlp",),
         ),
-        ((*PLAIN, STAGES, "[{}, {share: 0.001}]"), ("objective.stages.1 has no step of the 6",)),
-        ((*PLAIN, STAGES, "[{share: 0}]"), ("share must be positive",)),
+        ((*PLAIN, STAGES, "[{}, {fraction: 0.001}]"), ("objective.stages.1 has no step of the 6",)),
+        ((*PLAIN, STAGES, "[{fraction: 0}]"), ("--objective.stages.0.fraction is 0", "(above 0)")),
         ((*PLAIN, STAGES, "[{layr: 1}]"), ("objective.stages.0.layr", "objective.stages.0.layer")),
         ((*PLAIN, STAGES, "3"), ("--objective.stages is 3", "list of settings")),
         (
@@ -168,7 +173,7 @@ def test_what_cannot_be_asked_of_an_autoencoder(stage_one, tmp_path, arguments, 
 
 
 def test_a_stage_that_trains_nothing(stage_one, finished_vae, tmp_path):
-    frozen = (*STOCK, finished_vae, "--autoencoder.trains", "decoder")
+    frozen = (*PRETRAINED, finished_vae, "--autoencoder.freeze-encoder", "true")
     outcome = stage_one.run(tmp_path / "run", *PLAIN, *frozen, STAGES, "[{}, {trains: encoder}]")
     one_line(outcome, 2, "objective.stages.1 trains nothing: its encoder is frozen or empty")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -184,14 +189,14 @@ def test_one_class_is_no_classification(stage_one, shapes_folder, tmp_path):
 @pytest.mark.parametrize("what", ["channels", "latent channels"])
 def test_an_autoencoder_to_start_from_that_does_not_fit(stage_one, finished_vae, tmp_path, what):
     wrong = ("--data.channels", 1) if what == "channels" else ("--autoencoder.bottleneck.channels", 4)
-    outcome = stage_one.run(tmp_path / "run", *STOCK, finished_vae, *wrong)
+    outcome = stage_one.run(tmp_path / "run", *PRETRAINED, finished_vae, *wrong)
     one_line(outcome, 2, str(finished_vae), wrong[0].removeprefix("--"), "has 3" if what == "channels" else "has 2")
 
 
-def test_other_perceptual_weights_do_not_slip_into_a_run_that_goes_on(stage_one, tmp_path):
+def test_other_perceptual_weights_do_not_slip_into_a_resumed_run(stage_one, tmp_path):
     networks = [squeezenet1_1(), squeezenet1_1()]
     file, out = tmp_path / "squeeze.pth", tmp_path / "run"
-    config = ("--objective.perceptual.backbone", "squeeze", "--objective.perceptual.weights", file)
+    config = ("--objective.perceptual.backbone", "squeeze", "--objective.perceptual.weights-file", file)
     torch.save(networks[0].state_dict(), file)
     assert stage_one.run(out, *config, "--run.steps", 3).code == 0
     torch.save(networks[1].state_dict(), file)

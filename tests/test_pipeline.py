@@ -1,4 +1,4 @@
-"""A finished run as a function from seed, class and settings to images."""
+"""A finished run as a function from seed, class and sampling options to images."""
 
 import json
 import shutil
@@ -12,8 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from ldm.condition import ClassAttribute, Condition, ConditionSchema
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.noise import karras_sigmas
-from ldm.diffusion.samplers import SAMPLERS, starting_noise
+from ldm.diffusion.samplers import starting_noise, step_noise
 from ldm.errors import CheckpointError, ConfigError
 from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_denoiser
 
@@ -22,7 +24,7 @@ LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
 
 @pytest.fixture(scope="module")
 def model(finished_diffusion: Path) -> LatentDiffusion:
-    """The miniature run, with two classes, wide awake: six steps leave the U-Net almost at its start."""
+    """The miniature run, with two classes, its weights moved: six steps leave the U-Net almost at its start."""
     found = LatentDiffusion.load(finished_diffusion)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -34,8 +36,12 @@ def model(finished_diffusion: Path) -> LatentDiffusion:
 @pytest.fixture(scope="module")
 def unconditional(model: LatentDiffusion) -> LatentDiffusion:
     """The same autoencoder with a denoiser that knows no classes."""
-    description = replace(model.description, classes=())
-    return LatentDiffusion(model.autoencoder, create_denoiser(description), description)
+    config = replace(model.config, schema=ConditionSchema())
+    return LatentDiffusion(model.autoencoder, create_denoiser(config), config)
+
+
+def labeled(*labels: int) -> Condition:
+    return Condition({"label": torch.tensor(labels)})
 
 
 def refused(action: Callable[[], Any], kind: type[Exception] = ConfigError) -> str:
@@ -50,19 +56,8 @@ def refused(action: Callable[[], Any], kind: type[Exception] = ConfigError) -> s
 def test_a_run_remembers_the_names_of_its_classes_and_its_shape(finished_diffusion: Path) -> None:
     found = LatentDiffusion.load(str(finished_diffusion))
     assert found.classes == ("disc", "square")
-    assert found.description.latent_shape == (2, 8, 8)
+    assert found.config.latent_shape == (2, 8, 8)
     assert not found.denoiser.training and not found.autoencoder.training
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8), (4, 3, 5)])
-def test_the_starting_noise_of_an_image_is_the_same_bits_in_any_batch(shape: tuple[int, int, int]) -> None:
-    whole = starting_noise(shape, range(8), seed=3)
-    for batch_size in (1, 3, 8):
-        parts = [starting_noise(shape, part.tolist(), seed=3) for part in torch.arange(8).split(batch_size)]
-        assert torch.cat(parts).equal(whole)
-    assert starting_noise(shape, [7, 0], seed=3).equal(whole[[7, 0]])
-    other = starting_noise(shape, range(8), seed=4)
-    assert len(torch.cat([whole, other]).flatten(1).unique(dim=0)) == 16
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -83,16 +78,34 @@ def test_the_same_request_gives_the_same_bits_and_another_seed_other_images(mode
 
 def test_sampling_is_the_sampler_on_the_grid_from_the_noise_then_the_decoder(model: LatentDiffusion) -> None:
     """The whole pipeline in four lines, by hand; Euler at guidance 3."""
-    sampling, labels, nobody = model.description.sampling, torch.tensor([1, 0, 1]), torch.full((3,), 2)
+    sampling, condition = model.config.sampling, labeled(1, 0, 1)
     sigmas = karras_sigmas(4, sampling.sigma_min, sampling.sigma_max, sampling.rho)
-    x = starting_noise(model.description.latent_shape, range(3), seed=5) * sigmas[0]
+    x = starting_noise(model.config.latent_shape, range(3), seed=5) * sigmas[0]
     with torch.no_grad():
         for sigma, lower in pairwise(sigmas):
-            with_label, without = (model.denoiser(x, sigma.expand(3), which) for which in (labels, nobody))
-            x = x + (lower - sigma) * (x - (3 * with_label - 2 * without)) / sigma
+            conditional, unconditional = (model.denoiser(x, sigma.expand(3), which) for which in (condition, None))
+            x = x + (lower - sigma) * (x - (3 * conditional - 2 * unconditional)) / sigma
         expected = model.autoencoder.decode(x).clamp(-1, 1)
     images = model.sample(3, [1, 0], steps=4, sampler="euler", guidance=3.0, seed=5)
     assert (images - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sampler", [name for name, facts in SAMPLERS.items() if facts.stochastic])
+def test_step_noise_of_image_i_depends_on_seed_i_and_step_alone(model: LatentDiffusion, sampler: str) -> None:
+    """By hand, all images at once; by the pipeline in batches of 2, 1 and 3."""
+    sampling, shape, condition = model.config.sampling, model.config.latent_shape, labeled(1, 0, 1)
+    sigmas = karras_sigmas(6, sampling.sigma_min, sampling.sigma_max, sampling.rho)
+    with torch.no_grad():
+        latents = SAMPLERS[sampler].load()(
+            model.guided(3.0, condition),
+            starting_noise(shape, range(3), seed=5) * sigmas[0],
+            sigmas,
+            noise=lambda step: step_noise(shape, range(3), 5, step),
+        )
+        expected = model.autoencoder.decode(latents).clamp(-1, 1)
+    for batch_size in (2, 1, 3):
+        images = model.sample(3, [1, 0], steps=6, sampler=sampler, guidance=3.0, seed=5, batch_size=batch_size)
+        assert (images - expected).abs().max() < 1e-4
 
 
 def test_labels_by_name_and_by_number_are_the_same(model: LatentDiffusion) -> None:
@@ -106,22 +119,18 @@ def test_without_labels_the_classes_come_in_turn(model: LatentDiffusion) -> None
     assert model.sample(5, steps=3).equal(model.sample(5, [0, 1], steps=3))
 
 
-def test_a_class_whose_name_is_a_number_is_meant_by_its_name(model: LatentDiffusion) -> None:
-    named = replace(model.description, classes=("1", "0"))
-    assert LatentDiffusion(model.autoencoder, model.denoiser, named).label_indices(["0", "1", 1]) == [1, 0, 1]
+def test_a_class_whose_name_is_a_number_is_meant_by_its_name() -> None:
+    schema = ConditionSchema((ClassAttribute("label", ("1", "0")),))
+    assert schema.request(["0", "1", 1]).values["label"].tolist() == [1, 0, 1]
 
 
 def test_guidance_one_is_the_conditional_model_and_zero_the_unconditional_one(model: LatentDiffusion) -> None:
-    class WithoutItsLabels(torch.nn.Module):
-        def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return model.denoiser(noisy, sigma, None)
-
-    labels = torch.tensor([0, 1])
+    condition = labeled(0, 1)
     x, sigma = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1)), torch.full((2,), 2.0)
     with torch.no_grad():
-        answers = {guidance: model.guided(guidance, labels)(x, sigma) for guidance in (0.0, 1.0, 2.0)}
-        assert answers[1.0].equal(model.denoiser(x, sigma, labels))
-        assert answers[0.0].equal(WithoutItsLabels()(x, sigma, labels))
+        answers = {guidance: model.guided(guidance, condition)(x, sigma) for guidance in (0.0, 1.0, 2.0)}
+        assert answers[1.0].equal(model.denoiser(x, sigma, condition))
+        assert answers[0.0].equal(model.denoiser(x, sigma, None))
     assert torch.allclose(answers[2.0], 2 * answers[1.0] - answers[0.0], atol=1e-5)
     assert model.sample(2, steps=3).equal(model.sample(2, steps=3, guidance=2.0)), "2 is what a model with classes gets"
 
@@ -171,13 +180,13 @@ def test_a_model_without_classes_refuses_what_needs_them(
 
 def test_the_possible_classes_and_samplers_are_named(model: LatentDiffusion) -> None:
     assert "disc, square" in refused(lambda: model.sample(2, ["circle"]))
-    assert "euler, heun, dpm++2m" in refused(lambda: model.sample(2, sampler="ddim"))
+    assert ", ".join(SAMPLERS) in refused(lambda: model.sample(2, sampler="ddim"))
 
 
 def test_what_is_saved_comes_back_bit_for_bit(model: LatentDiffusion, tmp_path: Path) -> None:
-    save_denoiser(model.denoiser, model.description, tmp_path / "unet")  # type: ignore[arg-type]
-    denoiser, description = load_denoiser(tmp_path / "unet")
-    assert description == model.description
+    save_denoiser(model.denoiser, model.config, tmp_path / "unet")
+    denoiser, config = load_denoiser(tmp_path / "unet")
+    assert config == model.config
     weights = denoiser.state_dict()
     assert all(value.equal(weights[name]) for name, value in model.denoiser.state_dict().items())
     assert not denoiser.training
@@ -217,17 +226,19 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "not an object": lambda run: (run / "unet" / "config.json").write_text("[1, 2]"),
     "not text": lambda run: (run / "unet" / "config.json").write_bytes(b"\xff\xfe\x00"),
     "unknown key": with_config(lambda config: config.update(color=3)),
-    "missing key": with_config(lambda config: config.pop("classes")),
+    "missing key": with_config(lambda config: config.pop("schema")),
     "wrong type": with_config(lambda config: config.update(latent_shape="large")),
     "too few sides": with_config(lambda config: config.update(latent_shape=[2, 8])),
     "another width": with_config(lambda config: config["denoiser"]["network"].update(widths=[8, 24])),
-    "another class": with_config(lambda config: config["classes"].append("triangle")),
+    "another class": with_config(lambda config: config["schema"]["attributes"][0]["classes"].append("triangle")),
     "impossible levels": with_config(lambda config: config["denoiser"]["network"].update(attention=[7])),
+    "unknown attribute": with_config(lambda config: config["schema"]["attributes"][0].update(kind="text")),
+    "no attributes": with_config(lambda config: config["schema"].update(attributes=[])),
     "unknown network": with_config(lambda config: config["denoiser"]["network"].update(kind="transformer")),
     "no weights": lambda run: (run / "unet" / WEIGHTS).unlink(),
     "empty weights": cut(f"unet/{WEIGHTS}", 0),
     "half the weights": cut(f"unet/{WEIGHTS}", 5000),
-    "a tensor less": with_weights(lambda weights: weights.pop("first.bias")),
+    "a tensor less": with_weights(lambda weights: weights.pop("network.first.bias")),
     "a tensor more": with_weights(lambda weights: weights.update(more=torch.zeros(1))),
     "no unet": lambda run: shutil.rmtree(run / "unet"),
     "no vae": lambda run: shutil.rmtree(run / "vae"),
@@ -249,6 +260,24 @@ def test_a_damaged_run_is_refused_and_its_place_named(finished_diffusion: Path, 
     assert str(run) in refused(lambda: LatentDiffusion.load(run), CheckpointError)
 
 
+def test_a_denoiser_of_an_earlier_version_is_refused_with_what_to_do(finished_diffusion: Path, tmp_path: Path) -> None:
+    """Its config.json had the names of the classes and no format."""
+    run = tmp_path / "run"
+    for part in ("unet", "vae"):
+        shutil.copytree(finished_diffusion / part, run / part)
+
+    def older(config: dict[str, Any]) -> None:
+        del config["format"], config["schema"]
+        config["classes"] = ["disc", "square"]
+
+    with_config(older)(run)
+    message = refused(lambda: LatentDiffusion.load(run), CheckpointError)
+    assert message.startswith(f"{run} is a diffusion model of an earlier version of ldm: ") and "\n" not in message
+    assert f"train again on {run / 'vae'}" in message
+    with_config(lambda config: config.update(format=3))(run)
+    assert "of another version of ldm" in refused(lambda: LatentDiffusion.load(run), CheckpointError)
+
+
 def test_a_run_without_its_autoencoder_does_not_ask_the_hub_for_one(
     finished_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +287,7 @@ def test_a_run_without_its_autoencoder_does_not_ask_the_hub_for_one(
     assert "no config.json" in refused(lambda: LatentDiffusion.load("run"), CheckpointError)
 
 
-def test_a_model_that_never_saw_no_label_is_not_guided_by_an_untrained_one(stage_two, tmp_path) -> None:
+def test_a_model_without_condition_dropout_is_not_guided(stage_two, tmp_path) -> None:
     assert stage_two.run(tmp_path / "run", "--objective.condition-dropout", 0, "--run.steps", 2).code == 0
     model = LatentDiffusion.load(tmp_path / "run")
     assert model.sample(2, steps=2).equal(model.sample(2, steps=2, guidance=1))

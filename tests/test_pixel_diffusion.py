@@ -144,7 +144,7 @@ def test_sample_draws_what_the_library_draws(run: Path, tmp_path: Path):
 def test_diffusers_draws_the_same_images_pixel_for_pixel_and_saves_what_opens_again(run: Path, tmp_path: Path):
     in_another_process(USE_PIPELINE, tmp_path, run, tmp_path)
     drawn, said = np.load(tmp_path / "images.npz"), json.loads((tmp_path / "said.json").read_text())
-    assert said["class"] == "LatentDiffusionPipeline" and said["parts"]["vae"] == "StoredAutoencoder"
+    assert said["class"] == "LatentDiffusionPipeline" and said["parts"]["vae"] == "AutoencoderModel"
     model = LatentDiffusion.load(run)
     assert (drawn["plain"] == pixels(model.sample(5, steps=3))).all() and (drawn["again"] == drawn["plain"]).all()
     chosen = model.sample(4, ["square", "disc", 0], steps=4, sampler="dpm++2m", guidance=1.5, seed=7)

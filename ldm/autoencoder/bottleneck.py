@@ -1,6 +1,7 @@
 """Bottlenecks: what turns the encoder's output into a code, with what the code costs."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -57,15 +58,15 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Code:
-    """What a bottleneck returns: the latents that are decoded, what they cost, and their posterior.
+    """What a bottleneck returns: the latents that are decoded, their posterior, and what they cost.
 
-    `latents` are a sample in training, else the mode. `costs` are by name, one number per image in nats, unweighted;
-    the objective weighs and scales them.
+    `latents` are a sample in training, else the mode. `costs()` are by name, one number per image in nats, unweighted,
+    and computed when asked for; the objective weighs and scales them.
     """
 
     latents: Latents
     posterior: Posterior
-    costs: dict[str, Scalars] = field(default_factory=dict)
+    costs: Callable[[], dict[str, Scalars]] = dict
 
 
 class Bottleneck(nn.Module):
@@ -94,7 +95,7 @@ class Bottleneck(nn.Module):
         if rng is not None and posterior.logvar is not None:
             noise = rng.normal("posterior", *latents.shape[1:], device=latents.device)
             latents = posterior.reparameterize(noise)
-        return Code(latents, posterior, self.costs(posterior))
+        return Code(latents, posterior, lambda: self.costs(posterior))
 
     def posterior(self, moments: Tensor) -> Posterior:
         """The posterior of each image, not yet standardized."""

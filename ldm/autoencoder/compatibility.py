@@ -87,7 +87,7 @@ def problems_of_stages(autoencoder: Autoencoder, config: ReconstructionObjective
         if autoencoder.network.is_tied and stage.trains != "all":
             yield f"{name}.trains {stage.trains} cannot be: autoencoder.network.tied makes one matrix of both sides"
         if DISTANCES[config.distance].learns_variance and stage.layer > 1 and stage.target == "input":
-            yield f"objective.distance {config.distance} is for images, and {name}.layer {stage.layer} has none: use mse"
+            yield f"objective.distance {config.distance} is for images, and {name}.layer {stage.layer} has none"
     if config.stages and not is_pretrained and all(stage.trains == "decoder" for stage in config.stages):
         yield "objective.stages would leave the encoder as random as it begins: one of them must train it"
 
@@ -100,7 +100,7 @@ def problems_of_losses(network: AutoencoderNetwork, config: ReconstructionObject
     if normalized and math.prod(network.downsampling) * network.image_channels < 2:
         yield "objective.target normalized-patches needs patches of more than one value"
     if any(stage.layer for stage in config.stages) and sees_images:
-        yield "objective.perceptual and .discriminator are for images, and the stage of a layer has none: leave them out"
+        yield "objective.perceptual and .discriminator are for images, and a layer stage has none: leave them out"
     is_adaptive = config.discriminator is not None and config.discriminator.adaptive
     if is_adaptive and not isinstance(network.output_layer, nn.Conv2d):
         yield "objective.discriminator.adaptive needs a convolution that makes the image: set it to false"

@@ -52,6 +52,9 @@ DISTANCES = {
 }
 
 
+PERCEPTUAL = Part("ldm.autoencoder.losses.perceptual:Perceptual")
+
+
 @dataclass(frozen=True)
 class KLNetworkConfig(Checked):
     """The convolutional encoder and decoder of diffusers' AutoencoderKL; each width after the first halves the size."""

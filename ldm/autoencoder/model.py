@@ -3,31 +3,32 @@
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-import safetensors
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoder.bottleneck import Bottleneck, Code, GaussianBottleneck, Posterior
+from ldm.autoencoder.bottleneck import Bottleneck, Code, Posterior
 from ldm.autoencoder.config import (
     BOTTLENECKS,
     NETWORKS,
     AutoencoderConfig,
-    GaussianConfig,
     IdentityConfig,
     PixelNetworkConfig,
 )
-from ldm.autoencoder.formats import diffusers, ours
 from ldm.autoencoder.network import AutoencoderNetwork
-from ldm.autoencoder.networks.kl import AutoencoderKLNetwork
-from ldm.errors import CheckpointError, ConfigError
+from ldm.config.parts import Part
+from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, Latents, format_size, full_precision
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+
+# Reading and writing files is built upon this module, so it is named here and not imported.
+SAVING = {name: Part(f"ldm.autoencoder.saving:{name}") for name in ("load", "save", "from_diffusers")}
 
 
 class Autoencoder(nn.Module):
@@ -72,40 +73,23 @@ class Autoencoder(nn.Module):
 
         Raises CheckpointError if there is none. The scaling and shift of an AutoencoderKL become the statistics.
         """
-        folder = diffusers.resolve_path(source)
-        return load_ours(folder) if diffusers.is_ours(folder) else cls.from_diffusers(diffusers.read(source))
+        autoencoder: Autoencoder = SAVING["load"].load()(source)
+        return autoencoder
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads: a stock AutoencoderKL folder where it is one, with the statistics folded in."""
+        SAVING["save"].load()(self, folder)
 
     @classmethod
-    def from_diffusers(cls, kl: "AutoencoderKL") -> Self:
+    def from_diffusers(cls, kl: "AutoencoderKL") -> "Autoencoder":
         """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
-        channels = kl.config["latent_channels"]
-        autoencoder = cls(AutoencoderKLNetwork(kl), GaussianBottleneck(GaussianConfig(channels=channels)))
-        autoencoder.standardize(*diffusers.statistics(kl.config))
-        return autoencoder.to(kl.device).eval()
-
-    def to_diffusers(self) -> "AutoencoderKL":
-        """A copy in diffusers' own class, its latents as the network gives them; ConfigError if it does not fit."""
-        if not isinstance(self.network, AutoencoderKLNetwork) or not self.is_autoencoder_kl:
-            kinds = "another kind" if self.config is None else self.config.network.kind
-            raise ConfigError(f"an autoencoder of {kinds} is not an AutoencoderKL")
-        return self.network.to_diffusers()
+        autoencoder: Autoencoder = SAVING["from_diffusers"].load()(kl)
+        return autoencoder
 
     @property
     def is_autoencoder_kl(self) -> bool:
         """Whether it fits diffusers' AutoencoderKL."""
-        return self.network.has_autoencoder_kl_shape and isinstance(self.bottleneck, GaussianBottleneck)
-
-    def save(self, folder: Path) -> None:
-        """Write what `load` reads, and diffusers too where it has a class for it.
-
-        It is then a stock AutoencoderKL folder with the statistics folded in; otherwise, a folder of our own.
-        """
-        if self.is_autoencoder_kl:
-            kl = diffusers.fold(self.to_diffusers(), self.latent_mean, self.latent_std)
-            kl.save_pretrained(str(folder), safe_serialization=True)
-        else:
-            assert self.config is not None and self.image is not None
-            ours.write(folder, ours.Saved(self.config, self.image, self.decodes_images, self.state_dict()))
+        return self.network.has_autoencoder_kl_shape and BOTTLENECKS[self.bottleneck.config.kind].stochastic
 
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""
@@ -199,8 +183,8 @@ def create(config: AutoencoderConfig, *, image: tuple[int, int, int], classes: i
         latent_channels=bottleneck.channels,
     )
     autoencoder = Autoencoder(network, bottleneck, classes=classes, config=config, image=image)
-    if isinstance(network, AutoencoderKLNetwork) and autoencoder.is_autoencoder_kl:
-        autoencoder.standardize(*diffusers.statistics(network.kl_config))
+    if (statistics := network.pretrained_statistics()) is not None:
+        autoencoder.standardize(*statistics)
     return autoencoder
 
 
@@ -231,16 +215,3 @@ def create_pixels(image: tuple[int, int, int]) -> Autoencoder:
     """The autoencoder that does nothing, for images of these channels, height and width."""
     config = AutoencoderConfig(network=PixelNetworkConfig(), bottleneck=IdentityConfig(channels=image[0]))
     return create(config, image=image).eval()
-
-
-def load_ours(folder: Path) -> Autoencoder:
-    """The autoencoder in a folder of our own format, or CheckpointError."""
-    try:
-        saved = ours.read(folder)
-        autoencoder = create(saved.config, image=saved.image, classes=saved.classes)
-        autoencoder.load_state_dict(saved.tensors)
-        autoencoder.decodes_images = saved.decodes_images
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
-    return autoencoder.eval()

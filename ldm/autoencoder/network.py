@@ -18,6 +18,7 @@ class AutoencoderNetwork(nn.Module):
     fixed_size: tuple[int, int, int] | None = None  # channels, height, width of the only images it takes; None: any
     can_skip_patches = False  # whether the encoder can leave out hidden patches, and the decoder put a token there
     is_convolutional = True  # whether a scaled image has a scaled latent
+    layers = 0  # how many layers, of a fully connected network, can be trained one by one
     is_tied = False  # whether encoder and decoder share their weights
     has_autoencoder_kl_shape = False  # whether diffusers' AutoencoderKL has a place for each of its weights
 
@@ -40,6 +41,22 @@ class AutoencoderNetwork(nn.Module):
     @property
     def decoder_in_weight(self) -> Tensor:
         """The weight that the code meets first: outputs x latent channels x ..."""
+        raise NotImplementedError
+
+    def pretrained_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation per channel of the latents of a pretrained network; None for a new one."""
+        return None
+
+    def layer_input(self, layer: int, images: Tensor) -> Tensor:
+        """The input of layer number `layer`, from 1: what the layers before it make of the images."""
+        raise NotImplementedError
+
+    def encode_layer(self, layer: int, x: Tensor) -> Tensor:
+        """One layer of the encoder, without the bottleneck."""
+        raise NotImplementedError
+
+    def decode_layer(self, layer: int, x: Tensor) -> Tensor:
+        """The layer of the decoder that undoes it."""
         raise NotImplementedError
 
     def train_mask_token(self, trains: bool) -> None:

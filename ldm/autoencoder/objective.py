@@ -2,12 +2,13 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ldm.autoencoder.code_statistics import code_statistics
 from ldm.autoencoder.compatibility import check_compatibility, hides_patches
-from ldm.autoencoder.config import DISTANCES, ReconstructionObjectiveConfig
+from ldm.autoencoder.config import DISTANCES, PERCEPTUAL, DiscriminatorConfig, ReconstructionObjectiveConfig
 from ldm.autoencoder.losses.adaptive_weight import (
     adaptive_weight,
     gradients_at,
@@ -15,11 +16,9 @@ from ldm.autoencoder.losses.adaptive_weight import (
     summed,
     with_known_gradients,
 )
-from ldm.autoencoder.losses.discriminator import Discriminator
 from ldm.autoencoder.losses.distance import emphasized
 from ldm.autoencoder.losses.equivariance import transform_together
 from ldm.autoencoder.losses.normalized_patches import normalized_patches
-from ldm.autoencoder.losses.perceptual import Perceptual
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.penalty import ForwardPass
 from ldm.autoencoder.stages import Stage, StageSchedule
@@ -27,6 +26,20 @@ from ldm.batch import ImageBatch, Losses, Step
 from ldm.corruption import Corrupted
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
+
+
+class AdversarialLoss(Protocol):
+    """What the objective asks of a discriminator."""
+
+    config: DiscriminatorConfig
+
+    def ramp(self, step: int) -> float:
+        """How much of the adversarial loss counts in this step, from 0 to 1."""
+        ...
+
+    def generator_terms(self, reconstruction: Images) -> dict[str, Tensor]:
+        """The adversarial loss, whose gradient reaches the reconstruction alone."""
+        ...
 
 
 class ReconstructionObjective(nn.Module):
@@ -47,7 +60,7 @@ class ReconstructionObjective(nn.Module):
         self,
         autoencoder: Autoencoder,
         config: ReconstructionObjectiveConfig,
-        discriminator: Discriminator | None = None,
+        discriminator: AdversarialLoss | None = None,
         *,
         steps: int = 1,
         classes: int = 0,
@@ -57,7 +70,7 @@ class ReconstructionObjective(nn.Module):
         self.autoencoder, self.config = autoencoder, config
         self.distance = DISTANCES[config.distance].load()
         dtype = autoencoder.output_logvar.dtype
-        self.perceptual = None if config.perceptual is None else Perceptual(config.perceptual).to(dtype)
+        self.perceptual = None if config.perceptual is None else PERCEPTUAL.load()(config.perceptual).to(dtype)
         self.held_discriminator = [discriminator]  # in a list, or it would become a part of this module
         autoencoder.output_logvar.requires_grad_(DISTANCES[config.distance].learns_variance)
         autoencoder.network.train_mask_token(hides_patches(config))
@@ -86,7 +99,7 @@ class ReconstructionObjective(nn.Module):
             target = normalized_patches(target, self.autoencoder.network.downsampling)
 
         total, terms = self.reconstruction_loss(target, reconstruction, corrupted, layer_inputs, step)
-        for name, cost in code.costs.items():
+        for name, cost in code.costs().items():
             cost = cost.mean()
             terms[name] = self.config.kl * cost / given[0].numel()
             terms[f"{name}_per_latent_element"] = cost / code.latents[0].numel()

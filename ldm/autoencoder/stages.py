@@ -4,12 +4,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.autoencoder.bottleneck import Code, Posterior
 from ldm.autoencoder.config import StageConfig
 from ldm.autoencoder.model import Autoencoder
-from ldm.autoencoder.networks.mlp import MLPNetwork
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
@@ -64,10 +63,10 @@ class LayerStage(Stage):
     It gives back its own input, or, through the layers below it, the images (Bengio et al. 2007).
     """
 
-    def __init__(self, config: StageConfig, autoencoder: Autoencoder, network: MLPNetwork):
+    def __init__(self, config: StageConfig, autoencoder: Autoencoder):
         super().__init__(config, autoencoder)
-        self.network, self.layer = network, config.layer
-        self.has_code = self.layer == network.layers
+        self.network, self.layer = autoencoder.network, config.layer
+        self.has_code = self.layer == self.network.layers
 
     def input(self, images: Images) -> Tensor:
         return full_precision(self.network.layer_input(self.layer, images)).detach()
@@ -142,9 +141,9 @@ def create_stage(config: StageConfig, autoencoder: Autoencoder, name: str) -> St
     """The stage that a config describes, or ConfigError."""
     if not config.layer:
         return Stage(config, autoencoder)
-    network: nn.Module = autoencoder.network
-    if not isinstance(network, MLPNetwork):
+    layers = autoencoder.network.layers
+    if not layers:
         raise ConfigError(f"{name}.layer {config.layer} needs autoencoder.network.kind linear or mlp")
-    if config.layer > network.layers:
-        raise ConfigError(f"{name}.layer {config.layer} is not there: the network has {network.layers}")
-    return LayerStage(config, autoencoder, network)
+    if config.layer > layers:
+        raise ConfigError(f"{name}.layer {config.layer} is not there: the network has {layers}")
+    return LayerStage(config, autoencoder)

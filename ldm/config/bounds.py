@@ -15,14 +15,14 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 class Interval:
     """Finite numbers from `low` to `high`; an open end is not itself allowed."""
 
-    low: float = -math.inf
+    low: float
     high: float = math.inf
     low_is_open: bool = False
     high_is_open: bool = False
 
     def admits(self, value: object) -> bool:
         """Whether it is a finite number in the interval."""
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or abs(value) == math.inf:
             return False
         above = value > self.low if self.low_is_open else value >= self.low
         return above and (value < self.high if self.high_is_open else value <= self.high)
@@ -92,6 +92,13 @@ def bounds_of(kind: Any) -> tuple[Interval | OneOf, ...]:
     """The bounds that are declared at the top of a type."""
     found = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
     return tuple(each for each in found if isinstance(each, Interval | OneOf))
+
+
+def declared_ranges(kind: Any) -> list[str]:
+    """The ranges of a setting and of its elements in words, each once; choices stand in the name of its type."""
+    own = [str(bounds) for bounds in bounds_of(kind) if isinstance(bounds, Interval)]
+    inner = [words for part in get_args(kind) for words in declared_ranges(part)]
+    return list(dict.fromkeys([*own, *inner]))
 
 
 def violated(kind: Any, value: Any) -> Iterator[Interval | OneOf]:

@@ -14,10 +14,10 @@ from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, NoReturn, TypeVar, get_args
+from typing import Any, Generic, NoReturn, TypeVar
 
 from ldm.config import reader
-from ldm.config.bounds import Interval, bounds_of, types_of
+from ldm.config.bounds import declared_ranges, types_of
 from ldm.config.yaml_file import inline
 from ldm.errors import ConfigError
 
@@ -145,15 +145,8 @@ def _rows(
         else:
             shown = "required" if default is MISSING else inline(reader.to_plain(default))
             shown = shown if shown.startswith("[") else f"[{shown}]"
-            notes = [comments.get(field.name, ""), *(f"({each})" for each in declared_bounds(kind)), f" {shown}"]
+            notes = [comments.get(field.name, ""), *(f"({each})" for each in declared_ranges(kind)), f" {shown}"]
             yield flag, " ".join(filter(None, notes)).strip()
-
-
-def declared_bounds(kind: Any) -> list[str]:
-    """The ranges of a setting in words, those of its elements too, each once; choices stand in the flag already."""
-    own = [str(bounds) for bounds in bounds_of(kind) if isinstance(bounds, Interval)]
-    inner = [words for part in get_args(kind) for words in declared_bounds(part)]
-    return list(dict.fromkeys([*own, *inner]))
 
 
 def _comments(cls: type) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from ldm.config.bounds import OneOf, bounds_of, types_of
+from ldm.config.bounds import OneOf, bounds_of, declared_ranges, types_of
 from ldm.config.yaml_file import from_yaml, inline, read_yaml, shorten, to_yaml
 from ldm.errors import ConfigError
 
@@ -142,7 +142,8 @@ class _Reader:
         choices = [inline(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
         choices += [name for bounds in bounds_of(kind) if isinstance(bounds, OneOf) for name in bounds.table]
         hint = "".join(f"; did you mean {near}?" for near in get_close_matches(shown, choices, n=1))
-        raise self.error(path, f"is {shown}; expected {type_name(kind, NOUNS)}{hint}")
+        expected = " ".join([type_name(kind, NOUNS), *(f"({each})" for each in declared_ranges(kind))])
+        raise self.error(path, f"is {shown}; expected {expected}{hint}")
 
     def unknown(self, path: str, prefix: str, cls: Any) -> ConfigError:
         names = [prefix + name for name in _field_names(cls)]
@@ -230,18 +231,17 @@ def default_of(cls: Any, field: Field[Any], instance: Any) -> Any:
 
 
 def type_name(kind: Any, words: dict[Any, str]) -> str:
-    """A type in the user's words, those of `words` for the simple types; behind it, its bounds."""
+    """A type in the user's words, those of `words` for the simple types, without its ranges."""
     if get_origin(kind) is Annotated:
-        bounds = bounds_of(kind)
-        if any(isinstance(each, OneOf) for each in bounds):
-            return str(bounds[0])
-        return " ".join([type_name(get_args(kind)[0], words), *(f"({each})" for each in bounds if words is NOUNS)])
+        choices = [str(bounds) for bounds in bounds_of(kind) if isinstance(bounds, OneOf)]
+        return choices[0] if choices else type_name(get_args(kind)[0], words)
     if get_origin(kind) is Literal:
         return "|".join(inline(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return f"[{', '.join('...' if item is Ellipsis else type_name(item, words) for item in get_args(kind))}]"
     if len(_options(kind)) > 1:
-        return "|".join(dict.fromkeys(type_name(option, words) for option in _options(kind)))
+        names = dict.fromkeys(type_name(option, words) for option in _options(kind))
+        return (" or " if words is NOUNS else "|").join(names)
     return words.get(kind, "settings")
 
 

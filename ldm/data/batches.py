@@ -1,4 +1,4 @@
-"""Which images a training step sees: a pure function of the seed and the step, for any number of processes."""
+"""Training batches: their order is a pure function of seed and step, for any number of processes."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -23,8 +23,8 @@ class Dataset:
     """The images of a data set by index.
 
     An unreadable image is noted in `unreadable` when it is met, and the next readable one of the same label takes its
-    place, in cyclic order. Images kept in memory are all met at once, and a substitute then lends its group too, so that no
-    picture can end up on both sides of a split. Images decoded at each access are met too late for that.
+    place, in cyclic order. Images kept in memory are all met at once, and a substitute then lends its group too, so
+    that no picture can end up on both sides of a split. Images decoded at each access are met too late for that.
     """
 
     config: DataConfig

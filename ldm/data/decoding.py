@@ -1,4 +1,4 @@
-"""Image files as arrays: every kind of pixel is treated on purpose, and every failure is a BadImage."""
+"""Decodes image files: every kind of pixel is treated on purpose, and every failure is an UnreadableImage."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What is known of the images of a folder before any is decoded: their names, labels and groups."""
+"""Lists the images of a folder before any is decoded: their names, labels and groups."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""NumPy and TIFF files whose pixels are read as they are stored: any number of channels, all of their bits."""
+"""Reads NumPy and TIFF files as they are stored: any number of channels, all of their bits."""
 
 import math
 from dataclasses import dataclass

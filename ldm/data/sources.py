@@ -1,4 +1,4 @@
-"""Where images come from: each kind of data source as a function from its config to a data set."""
+"""Data sources: each kind is a function from its config to a data set."""
 
 import hashlib
 import json

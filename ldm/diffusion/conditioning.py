@@ -6,7 +6,7 @@ from ldm.condition import Condition, ConditionSchema
 
 
 class ConditionEmbedding(nn.Module):
-    """A condition as what a network takes: a vector per sample, batch x channels, and tokens, batch x length x channels.
+    """Embeds a condition as a vector, batch x channels, and tokens, batch x length x channels.
 
     Each attribute of the schema has a table of embeddings, the last row being that of the null label; their sum is the
     vector. Without any attribute there is no vector, and so far there are no tokens.

@@ -16,9 +16,9 @@ from ldm.shapes import Latents, NoiseLevels, Scalars
 class Denoiser(nn.Module):
     """D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ), condition), the best guess of the clean tensor.
 
-    Karras et al. 2022, equation 7: a preconditioned network. F is `network(scaled, noise_condition, vector, tokens)`: it
-    keeps the shape of its first argument and is told the noise level as ln(σ) / 4, one number per sample, whatever the
-    parametrization; `embedding` makes vector and tokens of the condition. `sigma_data` is the standard deviation of the
+    Karras et al. 2022, equation 7: a preconditioned network. F is `network(scaled, noise_condition, vector, tokens)`:
+    it keeps the shape of its first argument and is told the noise level as ln(σ) / 4, one number per sample, whatever
+    the parametrization; `embedding` makes vector and tokens of the condition. `sigma_data` is the standard deviation of the
     clean data. Noise levels are positive: zero has no logarithm.
     """
 

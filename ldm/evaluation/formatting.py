@@ -1,4 +1,4 @@
-"""Metrics as a person reads them."""
+"""Formats metrics and reports for the terminal."""
 
 import math
 from typing import Any

@@ -39,9 +39,9 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
     covariances, and fewer rows than dimensions, do no harm to the computation. (They do make the estimate too large.)
     """
     means = real.double().mean(0), other.double().mean(0)
-    downsampling = [_covariance_factor(rows, mean) for rows, mean in zip((real, other), means, strict=True)]
-    traces = sum(factor.square().sum() for factor in downsampling)
-    overlap = torch.linalg.svdvals(downsampling[0] @ downsampling[1].T).sum()
+    factors = [_covariance_factor(rows, mean) for rows, mean in zip((real, other), means, strict=True)]
+    traces = sum(factor.square().sum() for factor in factors)
+    overlap = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
     return max(((means[0] - means[1]).square().sum() + traces - 2 * overlap).item(), 0.0)
 
 
@@ -96,8 +96,8 @@ def linear_restoration_psnr(
     """Mean PSNR in dB of held-out images that the best linear denoiser restores (Wiener 1949).
 
     That is the least-squares map from corrupted images, several versions of each, to clean ones, fitted in float64. It
-    works on whole images of up to `most` values, and on squares of larger ones, of which 20,000 are enough. The values of
-    held-out images where `keep_mask` is true are taken from them.
+    works on whole images of up to `most` values, and on squares of larger ones, of which 20,000 are enough. The
+    values of held-out images where `keep_mask` is true are taken from them.
     """
     side = min(clean.shape[-2:])
     if clean[0].numel() > most or clean.shape[-1] != clean.shape[-2]:

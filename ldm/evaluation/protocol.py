@@ -1,7 +1,7 @@
 """The fixed protocol by which an autoencoder is measured: the same metrics for any number of processes.
 
-Each image is seen in its evaluation view, reconstructed from the mode of its posterior, and rounded to 8 bits, as is the
-reconstruction, before anything is measured. Metrics are means over the images, in float64.
+Each image is seen in its evaluation view, reconstructed from the mode of its posterior, and rounded to 8 bits, as is
+the reconstruction, before anything is measured. Metrics are means over the images, in float64.
 """
 
 import hashlib

@@ -10,6 +10,7 @@ import torch
 
 from ldm.autoencoder.formats import compvis, diffusers
 from ldm.autoencoder.model import Autoencoder
+from ldm.autoencoder.saving import to_diffusers
 from ldm.errors import CheckpointError, ConfigError
 from ldm.export import model_card
 from ldm.export.final import write_folder_atomically
@@ -57,10 +58,10 @@ def export(request: ExportRequest) -> dict[str, Any]:
         config = autoencoder.config
         kinds = f"{config.network.kind} and {config.bottleneck.kind}" if config else "another kind"
         raise ConfigError(
-            f"{request.source} is an autoencoder of {kinds}, which neither diffusers nor CompVis' names have a place for:"
-            " use its vae/ with ldm.Autoencoder.load"
+            f"{request.source} is an autoencoder of {kinds}, which diffusers and CompVis have no class"
+            " for: use its vae/ with ldm.Autoencoder.load"
         )
-    kl = autoencoder.to_diffusers()
+    kl = to_diffusers(autoencoder)
     scale = resolved_scale(request, kl.config)
     if loaded.step is not None and scale != "source":
         images = loaded.measure()

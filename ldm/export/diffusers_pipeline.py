@@ -120,7 +120,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 def save_denoiser_model(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path) -> None:
     """The `unet` folder: config, weights, and the line by which diffusers finds the class."""
     save_denoiser(denoiser, config, folder)
-    (folder / "denoiser.py").write_text("from ldm.export.diffusers_pipeline import StoredDenoiser\n")
+    (folder / "denoiser.py").write_text("from ldm.export.diffusers_pipeline import DenoiserModel\n")
 
 
 def save_index(folder: Path, config: DiffusionModelConfig) -> None:
@@ -131,11 +131,11 @@ def save_index(folder: Path, config: DiffusionModelConfig) -> None:
     )
     scheduler.save_pretrained(str(folder / "scheduler"))
     if own := is_ours(folder / "vae"):
-        (folder / "vae" / "autoencoder.py").write_text("from ldm.export.diffusers_pipeline import StoredAutoencoder\n")
+        (folder / "vae" / "autoencoder.py").write_text("from ldm.export.diffusers_pipeline import AutoencoderModel\n")
     index = {
         "_class_name": ["pipeline", "LatentDiffusionPipeline"],
-        "vae": ["autoencoder", "StoredAutoencoder"] if own else ["diffusers", "AutoencoderKL"],
-        "unet": ["denoiser", "StoredDenoiser"],
+        "vae": ["autoencoder", "AutoencoderModel"] if own else ["diffusers", "AutoencoderKL"],
+        "unet": ["denoiser", "DenoiserModel"],
         "scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"],
     }
     (folder / "pipeline.py").write_text("from ldm.export.diffusers_pipeline import LatentDiffusionPipeline\n")

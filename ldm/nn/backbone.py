@@ -1,4 +1,4 @@
-"""Pretrained networks as a series of feature maps, for distances between images and between sets of images."""
+"""Pretrained backbones: networks as a series of feature maps, for perceptual losses and metrics."""
 
 import json
 import logging

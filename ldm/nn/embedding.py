@@ -1,4 +1,4 @@
-"""Numbers and classes as vectors."""
+"""Fourier features: a scalar as a vector."""
 
 import math
 

@@ -3,17 +3,16 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm import checkpoint
-from ldm.batch import Step
 from ldm.config import reader
 from ldm.data.batches import BatchSampler
 from ldm.errors import ConfigError, LDMError, StopRequested
@@ -25,82 +24,11 @@ from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag, catch_signals
+from ldm.training.step import Schedule, TrainingStep, WholeRun
 from ldm.training.train_state import TrainState
 
 T = TypeVar("T")
 CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small checkpoint
-
-
-class Schedule(Protocol):
-    """What changes over the steps of a run: the phases of a learning rate, and what begins with a step."""
-
-    def window(self, step: int) -> tuple[int, int]:
-        """The first step of this one's phase, and the first one after it."""
-        ...
-
-    def begin_step(self, step: int) -> None:
-        """Called before each step, also after a resume."""
-        ...
-
-
-@dataclass(frozen=True)
-class WholeRun:
-    """One phase, in which nothing changes."""
-
-    steps: int
-
-    def window(self, step: int) -> tuple[int, int]:
-        """All steps belong together."""
-        return 0, self.steps
-
-    def begin_step(self, step: int) -> None:
-        """Nothing begins."""
-
-
-@dataclass(frozen=True)
-class TrainingStep(Step):
-    """A step, or a micro-batch of it, with what a training loop does in it."""
-
-    run: "Run"
-    micro_step: int  # which of the accumulated micro-batches it is
-    gradient_norms: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the optimizer's update comes with this micro-batch."""
-        return self.micro_step == self.run.run_config.accumulation - 1
-
-    def update(self, loss: Tensor, of: str = "") -> None:
-        """Backward, and with the last micro-batch of a step: clip, AdamW, the averages. Never waits for the device.
-
-        `of` names what is updated, as it was named to `Run.prepare`.
-        """
-        state, accumulation = self.run.states[of], self.run.run_config.accumulation
-        loss = loss if accumulation == 1 else loss / accumulation
-        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
-        if self.is_last:
-            name = "_".join(filter(None, [of, "gradient_norm"]))
-            self.gradient_norms[name] = state.advance(self.number + 1, state.lr(self.number), loss.detach())
-
-    def log(self, terms: dict[str, Tensor]) -> None:
-        """Keep the terms, on the device, until the next line of the log is due."""
-        self.run.metrics.append(terms | self.gradient_norms)
-
-    @property
-    def draws_panel(self) -> bool:
-        """Whether a panel is drawn after this step; true on the main process only."""
-        config, number = self.run.run_config, self.number + 1
-        due = number % (config.sample_every or max(config.steps // 10, 1)) == 0 or number == config.steps
-        return due and self.is_last and self.run.is_main and not self.run.dry
-
-    @property
-    def panel_path(self) -> Path:
-        """Where the panel of this step belongs."""
-        return self.run.folder.samples / f"step-{self.number + 1:08d}.png"
-
-    def record(self, **values: float) -> None:
-        """Write metrics of this step to the log beside the loss terms."""
-        self.run.metrics.write({"step": self.number + 1, **values})
 
 
 class Run:
@@ -272,7 +200,8 @@ class Run:
         config, processes = self.run_config, self.processes
         parts, part = config.accumulation * processes.count, micro_step * processes.count + processes.rank
         rng = StepRandom.of_part(config.seed, number, total=config.batch_size, parts=parts, part=part)
-        return TrainingStep(self.to_device(batch), rng, self, micro_step)
+        samples = self.folder.samples if self.is_main and not self.dry else None
+        return TrainingStep(self.to_device(batch), rng, micro_step, config, self.states, self.metrics, samples)
 
     def add_monitor(self, monitor: Callable[[dict[str, Any]], str | None]) -> None:
         """Let `monitor` read every line of the log; what it returns is printed as a warning, once."""

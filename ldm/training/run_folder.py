@@ -94,13 +94,13 @@ class RunFolder:
     def describe_environment(self, fingerprint: str, perceptual_weights: str, **facts: Any) -> None:
         """Write environment.json once.
 
-        Later, raise DataError if the data are not those the run was started with, and ConfigError if `judges`, the
-        hash of the pretrained networks in the loss, is another one.
+        Later, raise DataError if the data are not those the run was started with, and ConfigError if
+        `perceptual_weights`, the hash of the pretrained network in the loss, is another one.
         """
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
             self.check_same_data(fingerprint, "choose another --out")
-            if read_entry(file, "judges", str) != perceptual_weights:
+            if read_entry(file, "perceptual_weights", str) != perceptual_weights:
                 raise ConfigError(
                     f"the weights of objective.perceptual changed since the run in {self.path} began: restore them, or"
                     " choose another --out"
@@ -110,7 +110,7 @@ class RunFolder:
         environment = {
             "format": RUN_FORMAT,
             "data": fingerprint,
-            "judges": perceptual_weights,
+            "perceptual_weights": perceptual_weights,
             **facts,
             "python": platform.python_version(),
             "packages": packages,

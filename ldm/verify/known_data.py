@@ -1,4 +1,4 @@
-"""Data about which everything is known, and the smallest real ones."""
+"""Synthetic data with a known distribution, and scikit-learn's digits."""
 
 import torch
 from torch import Tensor

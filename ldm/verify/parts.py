@@ -128,7 +128,7 @@ def of_bottleneck(kind: str) -> list[Check]:
     bottleneck: Bottleneck = BOTTLENECKS[kind].load()(config)
     moments = torch.randn(3, bottleneck.encoder_channels, 2, 2, generator=generator(0, "verify parts moments"))
     code, sample = bottleneck(moments), bottleneck(moments, StepRandom(0, 0, 3))
-    costs = torch.stack([*code.costs.values(), torch.zeros(3)])
+    costs = torch.stack([*code.costs().values(), torch.zeros(3)])
     moves = largest(sample.latents - code.latents)
     stochastic = BOTTLENECKS[kind].stochastic
     return [

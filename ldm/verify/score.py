@@ -1,4 +1,4 @@
-"""E[x | x̃] − x̃ = σ² ∇log p_σ(x̃): whoever denoises knows the score (Robbins 1956, Miyasawa 1961, Vincent 2011)."""
+"""E[x | x̃] − x̃ = σ² ∇log p_σ(x̃): a denoiser knows the score (Robbins 1956, Miyasawa 1961, Vincent 2011)."""
 
 import math
 from collections.abc import Iterator

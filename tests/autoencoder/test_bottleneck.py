@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.autoencoder.bottleneck import BOTTLENECKS, GaussianBottleneck, IdentityBottleneck, Posterior, SparseBottleneck
+from ldm.autoencoder.bottleneck import Bottleneck, GaussianBottleneck, IdentityBottleneck, Posterior, SparseBottleneck
 from ldm.autoencoder.config import (
+    BOTTLENECKS,
     AutoencoderConfig,
+    BottleneckConfig,
     GaussianConfig,
     IdentityConfig,
     KLNetworkConfig,
@@ -23,13 +25,21 @@ from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.batch import ImageBatch
+from ldm.config.reader import sections_of
 from ldm.randomness import StepRandom
+from tests.support.losses import losses_of
+
+CONFIGS = sections_of(BottleneckConfig)
 
 
 def posterior(*shape: int, seed: int = 0) -> Posterior:
     generator = torch.Generator().manual_seed(seed)
     mean, logvar = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     return Posterior(mean, logvar)
+
+
+def bottleneck_of(config: BottleneckConfig) -> Bottleneck:
+    return BOTTLENECKS[config.kind].load()(config)
 
 
 def as_normal(posterior: Posterior) -> Normal:
@@ -68,9 +78,9 @@ def test_a_sample_is_a_function_of_its_generator():
 def test_a_sample_is_the_mean_plus_the_std_times_the_noise():
     given = posterior(4, 2, 3, 3)
     noise = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    torch.testing.assert_close(given.at(noise), given.mean + given.logvar.exp().sqrt() * noise, rtol=1e-12, atol=1e-12)
-    assert torch.equal(given.sample(torch.Generator().manual_seed(5)), given.at(noise))
-    assert torch.equal(given.at(torch.zeros_like(noise)), given.mode()) and torch.equal(given.mode(), given.mean)
+    torch.testing.assert_close(given.reparameterize(noise), given.mean + given.logvar.exp().sqrt() * noise, rtol=1e-12, atol=1e-12)
+    assert torch.equal(given.sample(torch.Generator().manual_seed(5)), given.reparameterize(noise))
+    assert torch.equal(given.reparameterize(torch.zeros_like(noise)), given.mode()) and torch.equal(given.mode(), given.mean)
 
 
 def test_standardizing_a_posterior_standardizes_its_samples():
@@ -78,27 +88,41 @@ def test_standardizing_a_posterior_standardizes_its_samples():
     mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor([0.1, 3.0, 1.0], dtype=torch.float64).view(3, 1, 1)
     standardized = given.standardized(mean, std)
-    torch.testing.assert_close(standardized.at(noise), (given.at(noise) - mean) / std, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(standardized.reparameterize(noise), (given.reparameterize(noise) - mean) / std, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(as_normal(standardized).stddev, as_normal(given).stddev / std, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("settings", BOTTLENECKS)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_a_bottleneck_asks_the_encoder_for_what_it_needs(config: type):
-    bottleneck = BOTTLENECKS[config](config(channels=3))
+    bottleneck = bottleneck_of(config(channels=3))
     found = bottleneck(torch.randn(2, bottleneck.encoder_channels, 4, 4))
-    assert found.mean.shape == found.logvar.shape == (2, 3, 4, 4)
+    assert found.latents.shape == found.posterior.mean.shape == found.posterior.variance.shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_bottleneck_gives_the_standardized_mode_and_in_training_a_sample_by_the_numbers_of_the_step(config: type):
+    bottleneck, rng = bottleneck_of(config(channels=3)), StepRandom(0, 5, 2)
+    moments = torch.randn(2, bottleneck.encoder_channels, 4, 4, dtype=torch.float64)
+    mean, std = torch.tensor([1.0, -2.0, 0.5]).view(3, 1, 1).double(), torch.tensor([0.1, 3, 1]).view(3, 1, 1).double()
+    expected = bottleneck.posterior(moments).standardized(mean, std)
+    code, sample = (bottleneck(moments, each, (mean, std)) for each in (None, rng))
+    assert code.latents.equal(expected.mode()) and code.posterior.mean.equal(expected.mean)
+    assert sample.latents.equal(expected.reparameterize(rng.normal("posterior", 3, 4, 4)))
+    assert sample.latents.equal(code.latents) != BOTTLENECKS[config.kind].stochastic
+    assert sample.costs().keys() == ({"kl"} if BOTTLENECKS[config.kind].stochastic else set())
+    assert all(cost.equal(expected.kl()) for cost in sample.costs().values())
 
 
 def test_half_precision_moments_become_float32_and_float64_stay():
     bottleneck = GaussianBottleneck(GaussianConfig(channels=1))
     for given, expected in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32)):
-        assert bottleneck(torch.zeros(1, 2, 1, 1, dtype=given)).mean.dtype == expected
-    assert bottleneck(torch.zeros(1, 2, 1, 1, dtype=torch.float64)).logvar.dtype == torch.float64
+        assert bottleneck(torch.zeros(1, 2, 1, 1, dtype=given)).latents.dtype == expected
+    assert bottleneck.posterior(torch.zeros(1, 2, 1, 1, dtype=torch.float64)).logvar.dtype == torch.float64
 
 
 def test_an_encoder_that_runs_away_leaves_a_finite_kl_and_finite_samples():
     moments = torch.tensor([[0.0, 0.0, 1e4, -1e4]]).view(1, 4, 1, 1)
-    found = GaussianBottleneck(GaussianConfig(channels=2))(moments)
+    found = GaussianBottleneck(GaussianConfig(channels=2)).posterior(moments)
     assert found.logvar.flatten().tolist() == [20.0, -30.0]
     assert bool(found.kl().isfinite().all() and found.sample().isfinite().all())
 
@@ -144,36 +168,36 @@ def test_float32_latents_far_from_zero_keep_their_spread():
     torch.testing.assert_close(statistics.std, mean.double().std(correction=0)[None], rtol=1e-4, atol=0)
 
 
-# ---- points
+# ---- deterministic codes
 
 
-@pytest.mark.parametrize("settings", [s for s in BOTTLENECKS if not BOTTLENECKS[s].is_distribution])
-def test_a_code_that_is_no_distribution_is_a_point(config: type):
-    found = BOTTLENECKS[config](config(channels=3))(torch.randn(2, 3, 4, 4, dtype=torch.float64))
-    assert bool((found.logvar == -torch.inf).all()) and bool((found.kl() == torch.inf).all())
-    for sample in (found.sample(), found.at(torch.randn(2, 3, 4, 4, dtype=torch.float64)), found.mode()):
+@pytest.mark.parametrize("config", [each for each in CONFIGS if not BOTTLENECKS[each.kind].stochastic])
+def test_a_deterministic_code_is_each_of_its_samples(config: type):
+    found = bottleneck_of(config(channels=3)).posterior(torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert found.logvar is None and not found.variance.any() and bool((found.kl() == torch.inf).all())
+    for sample in (found.sample(), found.reparameterize(torch.randn(2, 3, 4, 4, dtype=torch.float64)), found.mode()):
         assert sample.equal(found.mean)
 
 
-def test_a_point_stays_one_when_it_is_standardized():
+def test_a_deterministic_code_stays_one_when_it_is_standardized():
     code = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor([0.1, 3.0, 1.0], dtype=torch.float64).view(3, 1, 1)
-    found = Posterior.point(code).standardized(mean, std)
-    assert bool((found.logvar == -torch.inf).all()) and found.sample().equal((code - mean) / std)
+    found = Posterior(code).standardized(mean, std)
+    assert found.logvar is None and found.sample().equal((code - mean) / std)
 
 
-def test_a_point_carries_the_gradient_of_its_code_and_none_of_its_variance():
+def test_a_deterministic_code_carries_its_gradient_and_none_of_its_variance():
     code = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    found = Posterior.point(code)
-    assert not found.logvar.requires_grad
+    found = Posterior(code)
+    assert not found.variance.requires_grad
     found.sample().sum().backward()
     assert code.grad is not None and bool((code.grad == 1).all())
 
 
-def test_the_statistics_of_points_are_those_of_their_codes():
+def test_the_statistics_of_deterministic_codes_are_those_of_the_codes():
     code = posterior(40, 3, 2, 2).mean
-    statistics = collected([Posterior.point(code)])
+    statistics = collected([Posterior(code)])
     torch.testing.assert_close(statistics.mean, code.mean((0, 2, 3)), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(statistics.std, code.std((0, 2, 3), correction=0), rtol=1e-12, atol=0)
 
@@ -181,7 +205,7 @@ def test_the_statistics_of_points_are_those_of_their_codes():
 def test_the_identity_is_the_identity():
     moments = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     bottleneck = IdentityBottleneck(IdentityConfig(channels=3))
-    assert bottleneck(moments).mean.equal(moments) and bottleneck.encoder_channels == 3
+    assert bottleneck(moments).latents.equal(moments) and bottleneck.encoder_channels == 3
 
 
 # ---- sparse codes
@@ -190,7 +214,7 @@ def test_the_identity_is_the_identity():
 @pytest.mark.parametrize("k", [0, 1, 3, 8])
 def test_at_every_position_the_k_largest_values_are_kept_as_they_are(k: int):
     moments = torch.randn(5, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    code = SparseBottleneck(SparseConfig(channels=8, k=k))(moments).mean
+    code = SparseBottleneck(SparseConfig(channels=8, k=k))(moments).latents
     expected = moments.relu().movedim(1, -1).reshape(-1, 8).clone()
     for row in expected:
         row[row.argsort(descending=True)[k or 8 :]] = 0
@@ -200,24 +224,24 @@ def test_at_every_position_the_k_largest_values_are_kept_as_they_are(k: int):
 
 def test_a_gradient_reaches_only_what_is_kept():
     moments = torch.randn(5, 8, 3, 3, dtype=torch.float64, requires_grad=True)
-    code = SparseBottleneck(SparseConfig(channels=8, k=2))(moments).mean
+    code = SparseBottleneck(SparseConfig(channels=8, k=2))(moments).latents
     code.sum().backward()
     assert (moments.grad != 0).equal(code > 0)
 
 
 def test_a_sigmoid_code_is_a_rate():
     moments = torch.randn(2, 5, 2, 2, dtype=torch.float64)
-    found = SparseBottleneck(SparseConfig(channels=5, activation="sigmoid"))(moments).mean
+    found = SparseBottleneck(SparseConfig(channels=5, activation="sigmoid"))(moments).latents
     assert found.equal(moments.sigmoid()) and found.min() > 0 and found.max() < 1
 
 
-def test_a_unit_is_dead_that_was_above_0_nowhere_for_longer_than_the_patience():
+def test_a_unit_is_dead_that_was_above_0_nowhere_for_longer_than_dead_after():
     bottleneck = SparseBottleneck(SparseConfig(channels=3, dead_after=5))
     code = torch.zeros(4, 3, 2, 2)
     code[2, 1, 0, 1] = 0.1  # one position of one image is enough
     bottleneck.update_usage(code, 10)
     assert bottleneck.last_active.tolist() == [0, 10, 0]
-    assert bottleneck.is_dead(15).tolist() == [True, False, True] and bottleneck.is_dead(16).tolist() == [True] * 3
+    assert bottleneck.dead_units(15).tolist() == [True, False, True] and bottleneck.dead_units(16).tolist() == [True] * 3
     code[0, 0] = 1
     bottleneck.update_usage(code, 16)
     assert bottleneck.last_active.tolist() == [16, 16, 0]
@@ -225,7 +249,7 @@ def test_a_unit_is_dead_that_was_above_0_nowhere_for_longer_than_the_patience():
 
 def test_at_the_beginning_no_unit_is_dead():
     bottleneck = SparseBottleneck(SparseConfig(channels=3, dead_after=5))
-    assert not [step for step in range(6) if bool(bottleneck.is_dead(step).any())]
+    assert not [step for step in range(6) if bool(bottleneck.dead_units(step).any())]
 
 
 def sparse_objective(**config: object) -> tuple[ReconstructionObjective, ImageBatch]:
@@ -242,12 +266,15 @@ def sparse_objective(**config: object) -> tuple[ReconstructionObjective, ImageBa
 def test_what_is_logged_of_a_sparse_code_is_what_it_is_said_to_be():
     objective, batch = sparse_objective(k=2)
     objective.autoencoder.network.encoder[-1].bias.data[4] = -100  # a unit that never fires
+    bottleneck = objective.autoencoder.bottleneck
+    objective.schedule.begin_step(0)
     for step in (0, 9):
-        losses = objective(batch, StepRandom(0, step, 8))
+        losses = losses_of(objective, batch, step)
+        bottleneck.update_usage(losses.outputs["code"], step)
     code, again = objective.autoencoder.encode(batch.images).mean, losses.outputs["reconstruction"]
     fires = (code > 0).flatten(2).any(2).any(0)
     terms, mean = losses.terms, batch.images.mean(0)
-    assert objective.autoencoder.bottleneck.last_active.equal(torch.where(fires, 9, 0)) and not fires[4]
+    assert bottleneck.last_active.equal(torch.where(fires, 9, 0)) and not fires[4]
     close = {"rtol": 1e-9, "atol": 0.0}
     torch.testing.assert_close(terms["l0"], (code > 0).double().sum(1).mean(), **close)
     torch.testing.assert_close(terms["dead_fraction"], (~fires).double().mean(), **close)
@@ -256,9 +283,9 @@ def test_what_is_logged_of_a_sparse_code_is_what_it_is_said_to_be():
     torch.testing.assert_close(terms["latent_std"], code.std(correction=0), **close)
 
 
-def test_what_fired_is_part_of_what_is_saved(tmp_path):
+def test_the_last_active_steps_are_part_of_what_is_saved(tmp_path):
     objective, batch = sparse_objective()
-    objective(batch, StepRandom(0, 7, 8))
+    objective.autoencoder.bottleneck.update_usage(losses_of(objective, batch, 7).outputs["code"], 7)
     objective.autoencoder.save(tmp_path)
     last_active = Autoencoder.load(tmp_path).bottleneck.last_active
     assert last_active.equal(objective.autoencoder.bottleneck.last_active) and 7 in last_active.tolist()
@@ -281,10 +308,10 @@ def test_scaling_a_column_of_the_decoder_changes_nothing_where_columns_have_leng
         sparse = SparseConfig(channels=5, unit_norm=unit_norm)
         autoencoder = create_trainable(AutoencoderConfig(network=network, bottleneck=sparse), image=(2, 4, 4)).double()
         code = torch.rand(3, 5, *autoencoder.latent_shape((4, 4))[1:], dtype=torch.float64)
-        before = autoencoder.decode_code(code).detach()
+        before = autoencoder.decode_raw(code).detach()
         with torch.no_grad():
             autoencoder.network.decoder_in_weight[:, 2] *= 7
-        assert torch.allclose(autoencoder.decode_code(code), before, rtol=1e-9, atol=1e-12) == unit_norm
+        assert torch.allclose(autoencoder.decode_raw(code), before, rtol=1e-9, atol=1e-12) == unit_norm
 
 
 def test_a_code_that_shrinks_cannot_be_undone_by_longer_columns():
@@ -310,7 +337,7 @@ def test_a_column_of_zeros_does_not_divide_by_zero():
     with torch.no_grad():
         autoencoder.network.decoder[0].weight[:, 1] = 0
     code = torch.rand(3, 5, 1, 1, requires_grad=True)
-    found = autoencoder.decode_code(code)
+    found = autoencoder.decode_raw(code)
     found.sum().backward()
     assert bool(found.isfinite().all()) and bool(code.grad.isfinite().all())
     assert bool(autoencoder.network.decoder[0].weight.grad.isfinite().all())
@@ -344,10 +371,10 @@ def test_a_channel_that_never_varies_does_not_become_nan_when_it_is_standardized
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"k": -1}, "k must be from 0 to channels 256, not -1"),
+        ({"k": -1}, "k must be at least 0, not -1"),
         ({"channels": 5, "k": 6}, "k must be from 0 to channels 5, not 6"),
         ({"k": 3, "activation": "sigmoid"}, "use relu"),
-        ({"patience": 0}, "patience must be at least 1"),
+        ({"dead_after": 0}, "dead_after must be at least 1"),
         ({"channels": 0}, "channels must be at least 1"),
     ],
 )

@@ -84,7 +84,7 @@ def test_the_features_of_an_mlp_are_what_one_unit_changes():
     autoencoder = built(MLPNetworkConfig(widths=(8,)), IdentityConfig(channels=3))
     autoencoder.standardize(torch.full((3,), 2.0), torch.tensor([3.0, 0.2, 5.0]))
     zero, one = torch.zeros(1, 3, 1, 1, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:, :, None, None]
-    changes = autoencoder.decode_code(one) - autoencoder.decode_code(zero)
+    changes = autoencoder.decode_raw(one) - autoencoder.decode_raw(zero)
     changes = changes / changes.abs().amax((1, 2, 3), keepdim=True)
     order = autoencoder.code(images()).mean.abs().mean((0, 2, 3)).argsort(descending=True)
     close(decoder_features(autoencoder, images()), changes[order])
@@ -109,7 +109,7 @@ def test_a_convolutional_unit_is_used_as_much_as_it_is_on_average_over_positions
     code = autoencoder.code(images(shape)).mean
     one = torch.zeros(1, 4, 8, 8, dtype=torch.float64)
     one[0, int(code.mean((0, 2, 3)).argmax()), 4, 4] = 1
-    expected = autoencoder.decode_code(one) - autoencoder.decode_code(torch.zeros_like(one))
+    expected = autoencoder.decode_raw(one) - autoencoder.decode_raw(torch.zeros_like(one))
     close(decoder_features(autoencoder, images(shape), count=1), expected / expected.abs().max())
 
 

@@ -14,10 +14,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
+from ldm.autoencoder.config import NETWORKS, AutoencoderConfig, GaussianConfig, KLNetworkConfig
 from ldm.autoencoder.formats import diffusers
 from ldm.autoencoder.model import Autoencoder, create_trainable, padded
-from ldm.autoencoder.networks.kl import NETWORKS
+from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
 MEAN, STD = torch.tensor([0.3, -2.0]), torch.tensor([5.0, 0.2])
@@ -31,7 +31,7 @@ def small(channels: int = 3, levels: int = 3, seed: int = 0) -> Autoencoder:
     return create_trainable(config, image=(channels, 16, 16)).eval().requires_grad_(False)
 
 
-def stock_autoencoder(**more: object) -> AutoencoderKL:
+def pretrained_kl(**more: object) -> AutoencoderKL:
     torch.manual_seed(1)
     return AutoencoderKL(
         in_channels=3,
@@ -62,7 +62,8 @@ def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(c
     widths = (8, 16, 16, 24, 32)[:levels]
     config = KLNetworkConfig(widths=widths, blocks=2, norm_groups=4)
     with torch.device("meta"):
-        ours = NETWORKS[KLNetworkConfig](config, image=(channels, 64, 64), encoder_channels=8, latent_channels=4)
+        network = NETWORKS["kl"].load()
+        ours = network(config, image=(channels, 64, 64), encoder_channels=8, latent_channels=4)
         theirs = AutoencoderKL(
             in_channels=channels,
             out_channels=channels,
@@ -79,7 +80,7 @@ def test_the_network_has_the_parameters_of_an_autoencoder_kl_by_name_and_shape(c
 
 
 @pytest.mark.parametrize(("size", "offered"), [(18, "use 16 or 20"), (3, "use 4"), (15, "use 12 or 16")])
-def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_nearest_ones(size: int, offered: str):
+def test_a_size_that_the_downsampling_does_not_divide_is_refused_with_the_nearest_ones(size: int, offered: str):
     with pytest.raises(ConfigError) as caught:
         create_trainable(AutoencoderConfig(), image=(3, size, size))
     message = str(caught.value)
@@ -94,13 +95,16 @@ def test_a_size_with_two_sides_is_refused_as_it_was_written():
 
 
 def test_norm_groups_that_do_not_divide_a_width_are_refused_by_name():
-    config = AutoencoderConfig(network=KLNetworkConfig(widths=(16, 24), norm_groups=16))
-    with pytest.raises(ConfigError, match=r"autoencoder\.network\.norm_groups 16 does not divide 24.*widths$"):
-        create_trainable(config, image=(3, 16, 16))
+    with pytest.raises(ValueError, match=r"^norm_groups 16 does not divide 24, one of widths$"):
+        KLNetworkConfig(widths=(16, 24), norm_groups=16)
+    values = reader.to_dict(AutoencoderConfig())
+    values["network"]["widths"] = [16, 24]
+    with pytest.raises(ConfigError, match=r"^network: norm_groups 16 does not divide 24, one of widths$"):
+        reader.from_dict(AutoencoderConfig, values)
 
 
 @pytest.mark.parametrize(
-    ("settings", "values"),
+    ("config", "values"),
     [
         (KLNetworkConfig, {"widths": ()}),
         (KLNetworkConfig, {"widths": (16, 0)}),
@@ -152,7 +156,7 @@ def test_a_reconstruction_has_the_size_of_its_image(levels: int, size: tuple[int
     assert found.shape == pictures.shape and bool(found.isfinite().all())
 
 
-def test_images_that_the_factor_divides_are_not_touched_by_padding():
+def test_images_that_the_downsampling_divides_are_not_changed_by_padding():
     autoencoder, pictures = small(), images(2, 3, 24, 16)
     assert padded(pictures, (4, 4)) is pictures
     moments = autoencoder.network.encode(pictures)
@@ -178,7 +182,7 @@ def test_the_latent_shape_is_that_of_the_latents():
         assert autoencoder.encode(images(1, 3, *sides)).mean.shape[1:] == autoencoder.latent_shape(sides)
 
 
-# ---- as a stock folder
+# ---- as an AutoencoderKL folder
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -216,7 +220,7 @@ def test_saving_again_and_again_changes_nothing(tmp_path: Path):
 
 
 def test_saving_never_changes_the_weights_in_training(tmp_path: Path):
-    for number, autoencoder in enumerate((small(), Autoencoder.from_diffusers(stock_autoencoder()))):
+    for number, autoencoder in enumerate((small(), Autoencoder.from_diffusers(pretrained_kl()))):
         autoencoder.train().standardize(MEAN, STD)
         before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
         autoencoder.save(tmp_path / str(number))
@@ -226,7 +230,7 @@ def test_saving_never_changes_the_weights_in_training(tmp_path: Path):
 
 
 def test_folding_is_exact():
-    kl, mean, std = stock_autoencoder().double(), MEAN.double(), STD.double()
+    kl, mean, std = pretrained_kl().double(), MEAN.double(), STD.double()
     pictures = images(2, 3, 16, 16).double()
     raw, reconstruction = kl.encode(pictures).latent_dist, kl.decode(kl.encode(pictures).latent_dist.mean).sample
     diffusers.fold(kl, mean, std)
@@ -239,9 +243,9 @@ def test_folding_is_exact():
 
 @pytest.mark.parametrize("convolutions", [True, False])
 @pytest.mark.parametrize("shift", [None, 0.7])
-def test_the_scaling_of_a_stock_autoencoder_becomes_its_statistics(convolutions: bool, shift: float | None, tmp_path):
+def test_the_scaling_of_an_autoencoder_kl_becomes_its_statistics(convolutions: bool, shift: float | None, tmp_path):
     more = {"use_quant_conv": convolutions, "use_post_quant_conv": convolutions}
-    kl = stock_autoencoder(scaling_factor=0.18215, shift_factor=shift, **more)
+    kl = pretrained_kl(scaling_factor=0.18215, shift_factor=shift, **more)
     kl.save_pretrained(tmp_path / "theirs")
     pictures, autoencoder = images(2, 3, 16, 16), Autoencoder.load(tmp_path / "theirs")
     expected = kl.encode(pictures).latent_dist
@@ -280,7 +284,7 @@ class Payload:
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "pytorch_model.bin", WEIGHTS])
 def test_a_pickle_is_never_opened(name: str, tmp_path: Path):
     folder, proof = tmp_path / "vae", tmp_path / "proof"
-    stock_autoencoder().save_pretrained(folder)
+    pretrained_kl().save_pretrained(folder)
     (folder / WEIGHTS).unlink()
     torch.save({"decoder.conv_in.weight": Payload(proof)}, folder / name)
     refusal(folder)
@@ -302,7 +306,7 @@ def test_another_autoencoder_of_diffusers_is_refused_and_not_filled_with_random_
 
 
 def test_a_missing_weight_is_refused_and_not_random(tmp_path: Path):
-    stock_autoencoder().save_pretrained(tmp_path)
+    pretrained_kl().save_pretrained(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     del weights["decoder.conv_in.weight"]
     save_file(weights, tmp_path / WEIGHTS)
@@ -311,13 +315,13 @@ def test_a_missing_weight_is_refused_and_not_random(tmp_path: Path):
 
 @pytest.mark.parametrize("config", ["", "{}", "[]", "null", '{"latent_channels": null}', '{"block_out_channels": 3}'])
 def test_a_config_that_describes_something_else_is_refused(config: str, tmp_path: Path):
-    stock_autoencoder().save_pretrained(tmp_path)
+    pretrained_kl().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config)
     refusal(tmp_path)
 
 
 def test_weights_cut_short_are_refused(tmp_path: Path):
-    stock_autoencoder().save_pretrained(tmp_path)
+    pretrained_kl().save_pretrained(tmp_path)
     whole = (tmp_path / WEIGHTS).read_bytes()
     for length in (0, 5, 1000, len(whole) - 1):
         (tmp_path / WEIGHTS).write_bytes(whole[:length])
@@ -331,7 +335,7 @@ def test_a_hub_id_that_nobody_can_reach_is_refused_at_once():
 
 
 def test_half_precision_weights_load_as_float32(tmp_path: Path):
-    stock_autoencoder().save_pretrained(tmp_path)
+    pretrained_kl().save_pretrained(tmp_path)
     halved = {name: value.bfloat16() for name, value in load_file(tmp_path / WEIGHTS).items()}
     save_file(halved, tmp_path / WEIGHTS)
     assert {parameter.dtype for parameter in Autoencoder.load(tmp_path).parameters()} == {torch.float32}

@@ -227,7 +227,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize("settings", CUTS, ids=str)
+@pytest.mark.parametrize("config", CUTS, ids=str)
 def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts(config):
     """Otherwise two processes, or two micro-batches, train something else than one."""
     objective, batch = small(**config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.autoencoder.bottleneck import BOTTLENECKS
+from ldm.autoencoder.bottleneck import IdentityBottleneck
 from ldm.autoencoder.config import (
     AutoencoderConfig,
     GaussianConfig,
@@ -24,6 +24,7 @@ from ldm.autoencoder.config import (
     ViTNetworkConfig,
 )
 from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.network import AutoencoderNetwork
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.penalty import (
     AuxKLoss,
@@ -35,13 +36,12 @@ from ldm.autoencoder.penalty import (
     PenaltiesConfig,
     bernoulli_kl,
 )
-from ldm.batch import ImageBatch, Losses
+from ldm.batch import ImageBatch
 from ldm.corruption import Mask
 from ldm.errors import ConfigError
-from ldm.randomness import StepRandom
-from tests.support.scripts import ROOT, metrics
-from tests.test_corruption import as_typed, copied, miniature
-from tests.test_distributed import train_alike
+from tests.support.losses import losses_of
+from tests.support.runs import train_alike
+from tests.support.scripts import metrics
 
 MLP = MLPNetworkConfig(widths=(10,), activation="tanh")
 KL = KLNetworkConfig(widths=(4, 8), norm_groups=2)  # with attention in the middle
@@ -66,11 +66,6 @@ def of(
     return found, ImageBatch(images, torch.arange(6) % max(classes, 1))
 
 
-def losses(objective: ReconstructionObjective, batch: ImageBatch, step: int = 0) -> Losses:
-    found: Losses = objective(batch, StepRandom(0, step, len(batch.images)))
-    return found
-
-
 def reached(objective: ReconstructionObjective, term: Tensor) -> set[str]:
     """The parameters of the autoencoder that a term alone has a gradient for."""
     objective.zero_grad()
@@ -87,14 +82,6 @@ def encoder_of(objective: ReconstructionObjective) -> set[str]:
 # ---- what each is
 
 
-@pytest.mark.parametrize("wanted", [0.01, 0.05, 0.5, 0.9])
-def test_the_kl_of_rates_is_that_of_two_bernoulli_distributions(wanted):
-    rates = torch.linspace(0.001, 0.999, 50, dtype=torch.float64)
-    expected = kl_divergence(Bernoulli(torch.tensor(wanted, dtype=torch.float64)), Bernoulli(rates))
-    torch.testing.assert_close(bernoulli_kl(wanted, rates), expected, rtol=1e-6, atol=1e-12)
-    assert bernoulli_kl(wanted, torch.tensor([wanted]).double()).abs() < 1e-12
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_unit_that_never_or_always_fires_has_a_finite_kl(dtype):
     rates = torch.tensor([0.0, 1.0], dtype=dtype)
@@ -106,28 +93,28 @@ def test_l1_is_the_sum_over_the_code_per_image_value(network):
     objective, batch = of(network, IdentityConfig(channels=3), l1=L1Penalty(weight=0.7))
     code = objective.autoencoder.encode(batch.images).mean
     expected = 0.7 * code.abs().flatten(1).sum(1).mean() / batch.images[0].numel()
-    torch.testing.assert_close(losses(objective, batch).terms["l1"], expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(losses_of(objective, batch).terms["l1"], expected, rtol=1e-9, atol=0)
 
 
 @NETWORKS
 def test_the_rate_of_a_unit_is_its_mean_over_batch_and_positions(network):
     objective, batch = of(
-        network, SparseConfig(channels=5, activation="sigmoid"), rate=KLSparsity(weight=2.0, rate=0.1)
+        network, SparseConfig(channels=5, activation="sigmoid"), kl_sparsity=KLSparsity(weight=2.0, rate=0.1)
     )
     code = objective.autoencoder.encode(batch.images).mean
     rates = Bernoulli(code.transpose(0, 1).flatten(1).mean(1))
     expected = (
         2 * kl_divergence(Bernoulli(torch.tensor(0.1, dtype=torch.float64)), rates).sum() / batch.images[0].numel()
     )
-    torch.testing.assert_close(losses(objective, batch).terms["rate"], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses_of(objective, batch).terms["kl_sparsity"], expected, rtol=1e-6, atol=0)
 
 
 @NETWORKS
-def test_decay_is_the_sum_of_squares_of_all_matrices_and_of_no_bias(network):
-    objective, batch = of(network, IdentityConfig(channels=3), decay=L2Penalty(weight=0.01))
+def test_l2_is_the_sum_of_squares_of_all_matrices_and_of_no_bias(network):
+    objective, batch = of(network, IdentityConfig(channels=3), l2=L2Penalty(weight=0.01))
     parameters = dict(objective.autoencoder.network.named_parameters())
     matrices = {name: each for name, each in parameters.items() if each.ndim > 1}
-    term = losses(objective, batch).terms["decay"]
+    term = losses_of(objective, batch).terms["l2"]
     expected = 0.01 * sum(float(each.detach().square().sum()) for each in matrices.values())
     assert term.item() == pytest.approx(expected, rel=1e-9)
     assert reached(objective, term) == {f"network.{name}" for name in matrices}
@@ -143,58 +130,58 @@ def test_classification_is_the_cross_entropy_of_a_linear_layer_on_the_mean_code(
         head = objective.autoencoder.head
         logits = objective.autoencoder.encode(batch.images).mean.mean((2, 3)) @ head.weight.T + head.bias
         expected = -0.3 * logits.log_softmax(1)[torch.arange(6), batch.labels].mean()
-        torch.testing.assert_close(losses(objective, batch).terms["classification"], expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(losses_of(objective, batch).terms["classification"], expected, rtol=1e-9, atol=0)
 
 
 def test_the_total_is_the_sum_of_the_distance_and_all_penalties():
     sparse = SparseConfig(channels=5, activation="sigmoid")
     penalties = {
         "l1": L1Penalty(),
-        "rate": KLSparsity(),
-        "contraction": JacobianPenalty(),
-        "decay": L2Penalty(),
-        "revival": AuxKLoss(),
+        "kl_sparsity": KLSparsity(),
+        "jacobian": JacobianPenalty(),
+        "l2": L2Penalty(),
+        "aux_k": AuxKLoss(),
     }
     objective, batch = of(MLP, sparse, classes=2, classification=ClassificationLoss(), distance="mse", **penalties)
-    found = losses(objective, batch)
+    found = losses_of(objective, batch)
     expected = sum(found.terms[name] for name in (*penalties, "classification", "mse"))
     torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
 
 
-# ---- whom each teaches
+# ---- what each trains
 
 
 @NETWORKS
-@pytest.mark.parametrize("name", ["l1", "rate", "contraction"])
-def test_what_is_asked_of_the_code_reaches_all_of_the_encoder_and_nothing_of_the_decoder(network, name):
+@pytest.mark.parametrize("name", ["l1", "kl_sparsity", "jacobian"])
+def test_a_penalty_on_the_code_trains_all_of_the_encoder_and_nothing_of_the_decoder(network, name):
     sparse = SparseConfig(channels=5, activation="sigmoid")
-    penalty = {"l1": L1Penalty(), "rate": KLSparsity(), "contraction": JacobianPenalty()}[name]
-    objective, batch = of(network, sparse if name == "rate" else IdentityConfig(channels=3), **{name: penalty})
-    found, expected = reached(objective, losses(objective, batch).terms[name]), encoder_of(objective)
-    if name == "contraction":  # of an affine or normalized map, some biases move no derivative
+    penalty = {"l1": L1Penalty(), "kl_sparsity": KLSparsity(), "jacobian": JacobianPenalty()}[name]
+    objective, batch = of(network, sparse if name == "kl_sparsity" else IdentityConfig(channels=3), **{name: penalty})
+    found, expected = reached(objective, losses_of(objective, batch).terms[name]), encoder_of(objective)
+    if name == "jacobian":  # of an affine or normalized map, some biases move no derivative
         expected = {each for each in expected if not each.endswith("bias")}
         found = {each for each in found if not each.endswith("bias")}
     assert found == expected
 
 
-def test_classification_teaches_head_and_encoder_and_nothing_of_the_decoder():
+def test_classification_trains_head_and_encoder_and_nothing_of_the_decoder():
     objective, batch = of(MLP, IdentityConfig(channels=3), classes=3, classification=ClassificationLoss())
-    found = reached(objective, losses(objective, batch).terms["classification"])
+    found = reached(objective, losses_of(objective, batch).terms["classification"])
     assert found == encoder_of(objective) | {"head.weight", "head.bias"}
 
 
 @NETWORKS
 def test_a_penalty_leaves_the_distance_as_it_was(network):
     with_penalty, batch = of(
-        network, IdentityConfig(channels=3), l1=L1Penalty(), contraction=JacobianPenalty(), distance="mse"
+        network, IdentityConfig(channels=3), l1=L1Penalty(), jacobian=JacobianPenalty(), distance="mse"
     )
     without, _ = of(network, IdentityConfig(channels=3), distance="mse")
-    found, plain = losses(with_penalty, batch), losses(without, batch)
+    found, plain = losses_of(with_penalty, batch), losses_of(without, batch)
     torch.testing.assert_close(found.terms["mse"], plain.terms["mse"], rtol=1e-12, atol=0)
     assert "l1" not in plain.terms
 
 
-# ---- contraction
+# ---- Jacobian
 
 
 def exact(objective: ReconstructionObjective, images: Tensor) -> Tensor:
@@ -212,61 +199,25 @@ def exact(objective: ReconstructionObjective, images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "bottleneck", [IdentityConfig(channels=3), GaussianConfig(channels=3)], ids=lambda each: each.kind
 )
-def test_without_probes_the_contraction_is_the_jacobian_formed_in_full(network, bottleneck):
-    objective, batch = of(network, bottleneck, contraction=JacobianPenalty(weight=0.5, probes=0))
-    found = losses(objective, batch).terms["contraction"]
+def test_the_jacobian_penalty_without_probes_is_that_of_the_jacobian_formed_in_full(network, bottleneck):
+    objective, batch = of(network, bottleneck, jacobian=JacobianPenalty(weight=0.5, probes=0))
+    found = losses_of(objective, batch).terms["jacobian"]
     torch.testing.assert_close(found, 0.5 * exact(objective, batch.images), rtol=1e-6, atol=0)
 
 
-def test_the_contraction_of_one_sigmoid_layer_is_that_of_the_paper():
-    """Rifai et al. 2011, equation 9, each row over the standard deviation of its unit."""
-    objective, batch = of(
-        LinearNetworkConfig(),
-        SparseConfig(channels=5, activation="sigmoid"),
-        contraction=JacobianPenalty(weight=1.0, probes=0),
-    )
-    code = objective.autoencoder.encode(batch.images).mean.flatten(1)
-    rows = objective.autoencoder.network.encoder[0].weight.square().sum(1)
-    slope = (code * (1 - code)).square() / code.var(0, correction=0)
-    expected = (slope * rows).sum(1).mean() / 5
-    torch.testing.assert_close(losses(objective, batch).terms["contraction"], expected, rtol=1e-9, atol=0)
-
-
-@NETWORKS
-def test_random_probes_are_right_on_average_and_for_any_number_of_them(network):
-    objective, batch = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(weight=1.0, probes=1))
+def test_random_probes_are_right_on_average_also_of_a_code_with_positions():
+    objective, batch = of(TINY, IdentityConfig(channels=3), jacobian=JacobianPenalty(weight=1.0, probes=1))
     expected = exact(objective, batch.images).item()
-    found = torch.tensor([losses(objective, batch, step).terms["contraction"].item() for step in range(200)])
-    assert abs(found.mean() - expected) < 4 * found.std() / math.sqrt(200) + 1e-9
-    many, _ = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(weight=1.0, probes=64))
-    estimates = [losses(many, batch, step).terms["contraction"].item() for step in range(6)]
-    assert sum(estimates) / 6 == pytest.approx(expected, rel=0.03)
-
-
-@pytest.mark.parametrize("network", [LinearNetworkConfig(), MLP, TINY, VIT], ids=lambda each: each.kind)
-def test_scaling_the_code_down_for_the_decoder_to_undo_gains_nothing(network):
-    objective, batch = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(probes=3), distance="mse")
-    before = losses(objective, batch)
-    network_of, scale = objective.autoencoder.network, 1e-3
-    with torch.no_grad():
-        if network.kind == "vit":
-            last: Any = network_of.encoder["code"]
-        else:
-            last = network_of.encoder[-1]
-        last.weight *= scale
-        last.bias *= scale
-        network_of.decoder_in_weight.mul_(1 / scale)
-    after = losses(objective, batch)
-    for name in ("mse", "contraction"):
-        torch.testing.assert_close(after.terms[name], before.terms[name], rtol=1e-6, atol=0)
+    found = torch.tensor([losses_of(objective, batch, step).terms["jacobian"].item() for step in range(200)])
+    assert abs(found.mean() - expected) < 4 * found.std() / math.sqrt(200) and found.std() > 0
 
 
 @NETWORKS
-def test_the_gradient_of_the_contraction_is_the_derivative_of_its_value(network):
+def test_the_gradient_of_the_jacobian_penalty_is_the_derivative_of_its_value(network):
     """By finite differences, with attention too."""
-    objective, batch = of(network, IdentityConfig(channels=3), contraction=JacobianPenalty(weight=1.0, probes=2))
+    objective, batch = of(network, IdentityConfig(channels=3), jacobian=JacobianPenalty(weight=1.0, probes=2))
     objective.zero_grad()
-    losses(objective, batch).terms["contraction"].backward()
+    losses_of(objective, batch).terms["jacobian"].backward()
     parameters = [each for each in objective.autoencoder.parameters() if each.grad is not None]
     directions = [torch.randn(each.shape, dtype=torch.float64) for each in parameters]
     slope = sum((each.grad * way).sum() for each, way in zip(parameters, directions, strict=True))
@@ -275,24 +226,24 @@ def test_the_gradient_of_the_contraction_is_the_derivative_of_its_value(network)
         with torch.no_grad():
             for each, way in zip(parameters, directions, strict=True):
                 each += sign * width * way
-        values.append(losses(objective, batch).terms["contraction"].detach())
+        values.append(losses_of(objective, batch).terms["jacobian"].detach())
         with torch.no_grad():
             for each, way in zip(parameters, directions, strict=True):
                 each -= sign * width * way
     torch.testing.assert_close((values[0] - values[1]) / (2 * width), slope, rtol=1e-4, atol=1e-7)
 
 
-def test_the_contraction_works_with_hidden_patches_and_sees_no_further():
+def test_the_jacobian_penalty_works_with_hidden_patches():
     objective, batch = of(
-        VIT, IdentityConfig(channels=3), corruption=Mask(fraction=0.5), contraction=JacobianPenalty(probes=0)
+        VIT, IdentityConfig(channels=3), corruption=Mask(fraction=0.5), jacobian=JacobianPenalty(probes=0)
     )
-    found = losses(objective, batch)
+    found = losses_of(objective, batch)
     found.total.backward()
     assert bool(found.total.isfinite())
     assert all(bool(p.grad.isfinite().all()) for p in objective.autoencoder.parameters() if p.grad is not None)
 
 
-class Foreign(nn.Module):
+class Foreign(AutoencoderNetwork):
     """A network with one module more than is good for a Jacobian."""
 
     downsampling, image_channels = (1, 1), 2
@@ -300,7 +251,11 @@ class Foreign(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(2, 3, 1), module)
-        self.decoder = self.output_layer = nn.Conv2d(3, 2, 1)
+        self.decoder = nn.Conv2d(3, 2, 1)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        return self.decoder
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.encoder(images)
@@ -322,32 +277,32 @@ class Foreign(nn.Module):
     ],
 )
 def test_a_network_that_has_no_jacobian_of_one_image_is_refused(module, says):
-    autoencoder = Autoencoder(Foreign(module), BOTTLENECKS[IdentityConfig](IdentityConfig(channels=3)))
-    config = ReconstructionObjectiveConfig(penalties=PenaltiesConfig(contraction=JacobianPenalty()))
+    autoencoder = Autoencoder(Foreign(module), IdentityBottleneck(IdentityConfig(channels=3)))
+    config = ReconstructionObjectiveConfig(penalties=PenaltiesConfig(jacobian=JacobianPenalty()))
     if says is None:
         ReconstructionObjective(autoencoder, config)
         return
-    with pytest.raises(ConfigError, match=rf"^objective\.penalties\.contraction .*{says}.*$") as refused:
+    with pytest.raises(ConfigError, match=rf"^objective\.penalties\.jacobian .*{says}.*$") as refused:
         ReconstructionObjective(autoencoder, config)
     assert "\n" not in str(refused.value)
 
 
-# ---- revival
+# ---- AuxK: dead units
 
 
 def with_dead(dead: list[int], *, units: int = 32) -> tuple[ReconstructionObjective, ImageBatch]:
     """A sparse autoencoder whose units all fire, after a long time in which these have not."""
     bottleneck = SparseConfig(channels=6, k=2, dead_after=10)
-    objective, batch = of(LinearNetworkConfig(), bottleneck, revival=AuxKLoss(weight=1.0, units=units), distance="mse")
+    objective, batch = of(LinearNetworkConfig(), bottleneck, aux_k=AuxKLoss(weight=1.0, units=units), distance="mse")
     objective.autoencoder.network.encoder[0].bias.data += 3.0
     objective.autoencoder.bottleneck.last_active.fill_(99)
     objective.autoencoder.bottleneck.last_active[dead] = 0
     return objective, batch
 
 
-def test_only_dead_units_are_revived():
+def test_aux_k_trains_dead_units_alone():
     objective, batch = with_dead([1, 4])
-    term = losses(objective, batch, step=100).terms["revival"]
+    term = losses_of(objective, batch, 100).terms["aux_k"]
     assert reached(objective, term) == {
         "network.encoder.0.weight",
         "network.encoder.0.bias",
@@ -359,20 +314,20 @@ def test_only_dead_units_are_revived():
     assert of_units.nonzero().flatten().tolist() == of_columns.nonzero().flatten().tolist() == [1, 4]
 
 
-def test_where_none_is_dead_revival_teaches_nobody_anything():
+def test_aux_k_trains_nothing_where_no_unit_is_dead():
     objective, batch = with_dead([])
-    term = losses(objective, batch, step=100).terms["revival"]
+    term = losses_of(objective, batch, 100).terms["aux_k"]
     assert not reached(objective, term)
 
 
-def test_where_none_is_dead_revival_costs_nothing():
+def test_aux_k_costs_nothing_where_no_unit_is_dead():
     objective, batch = with_dead([])
-    assert losses(objective, batch, step=100).terms["revival"] == 0
+    assert losses_of(objective, batch, 100).terms["aux_k"] == 0
 
 
-def test_revival_is_the_error_of_the_rest_over_its_own_square():
+def test_aux_k_is_the_error_of_the_residual_over_its_own_square():
     objective, batch = with_dead([0, 3, 5], units=2)
-    found = losses(objective, batch, step=100)
+    found = losses_of(objective, batch, 100)
     network = objective.autoencoder.network
     values = network.encode(batch.images).flatten(1)
     kept = torch.zeros_like(values)
@@ -382,23 +337,23 @@ def test_revival_is_the_error_of_the_rest_over_its_own_square():
     columns = network.decoder[0].weight / network.decoder[0].weight.norm(dim=0)
     rest = (batch.images - found.outputs["reconstruction"]).flatten(1)
     expected = (rest - kept @ columns.T).square().mean() / rest.square().mean()
-    torch.testing.assert_close(found.terms["revival"], expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.terms["aux_k"], expected, rtol=1e-9, atol=0)
 
 
-def test_revival_reaches_a_unit_that_is_below_0_everywhere():
+def test_aux_k_trains_a_unit_that_is_below_0_everywhere():
     """ReLU in its place would have no gradient there, and the unit would stay dead for good."""
     objective, batch = with_dead([1])
     network = objective.autoencoder.network
     network.encoder[0].bias.data[1] = -4.0
     assert network.encode(batch.images)[:, 1].max() < 0
-    losses(objective, batch, step=100).terms["revival"].backward()
+    losses_of(objective, batch, 100).terms["aux_k"].backward()
     assert bool(network.encoder[0].weight.grad[1].any()) and not network.encoder[0].weight.grad[[0, 2, 3, 4, 5]].any()
 
 
-def test_revival_brings_a_dead_unit_back():
+def test_aux_k_brings_a_dead_unit_back():
     """Adam on the whole loss: without the penalty, a unit that no image reaches stays dead."""
     dead = {}
-    for name, penalties in (("with", {"revival": AuxKLoss(weight=1.0)}), ("without", {})):
+    for name, penalties in (("with", {"aux_k": AuxKLoss(weight=1.0)}), ("without", {})):
         objective, batch = of(
             LinearNetworkConfig(), SparseConfig(channels=6, dead_after=5), distance="mse", **penalties
         )
@@ -406,9 +361,11 @@ def test_revival_brings_a_dead_unit_back():
         optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
         for step in range(1, 300):
             optimizer.zero_grad()
-            losses(objective, batch, step).total.backward()
+            found = losses_of(objective, batch, step)
+            found.total.backward()
             optimizer.step()
-        dead[name] = objective.autoencoder.bottleneck.is_dead(300)[:2].tolist()
+            objective.autoencoder.bottleneck.update_usage(found.outputs["code"], step)
+        dead[name] = objective.autoencoder.bottleneck.dead_units(300)[:2].tolist()
     assert dead == {"with": [False, False], "without": [True, True]}
 
 
@@ -420,13 +377,13 @@ def test_revival_brings_a_dead_unit_back():
     [
         (
             IdentityConfig(channels=3),
-            {"rate": KLSparsity()},
+            {"kl_sparsity": KLSparsity()},
             "objective.penalties.kl_sparsity needs autoencoder.bottleneck.kind sparse",
         ),
-        (SparseConfig(channels=5), {"rate": KLSparsity()}, "activation sigmoid"),
-        (GaussianConfig(channels=3), {"rate": KLSparsity()}, "activation sigmoid"),
-        (IdentityConfig(channels=3), {"revival": AuxKLoss()}, "objective.penalties.aux_k needs"),
-        (GaussianConfig(channels=3), {"revival": AuxKLoss()}, "kind sparse"),
+        (SparseConfig(channels=5), {"kl_sparsity": KLSparsity()}, "activation sigmoid"),
+        (GaussianConfig(channels=3), {"kl_sparsity": KLSparsity()}, "activation sigmoid"),
+        (IdentityConfig(channels=3), {"aux_k": AuxKLoss()}, "objective.penalties.aux_k needs"),
+        (GaussianConfig(channels=3), {"aux_k": AuxKLoss()}, "kind sparse"),
         (IdentityConfig(channels=3), {"classification": ClassificationLoss()}, "at least two classes"),
     ],
 )
@@ -460,16 +417,14 @@ def test_a_setting_without_a_meaning_is_refused_by_name(kind, wrong):
 # ---- several processes
 
 
-ROWS = {
-    "rate": ("{kind: sparse, channels: 12, activation: sigmoid}", "{rate: {weight: 3}}"),
-    "contraction": ("{kind: identity, channels: 4}", "{contraction: {weight: 0.1}}"),
-    "revival": ("{kind: sparse, channels: 24, k: 2, patience: 1}", "{revival: {weight: 1}}"),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_two_processes_equal_one_in_float64(name, shapes_folder: Path, tmp_path: Path):
-    bottleneck, penalties = ROWS[name]
+@pytest.mark.parametrize(
+    ("bottleneck", "penalties"),
+    [
+        ("{kind: sparse, channels: 12, activation: sigmoid}", "{kl_sparsity: {weight: 3}, jacobian: {weight: 0.1}}"),
+        ("{kind: sparse, channels: 24, k: 2, dead_after: 1}", "{aux_k: {weight: 1}}"),
+    ],
+)
+def test_two_processes_equal_one_in_float64(bottleneck: str, penalties: str, shapes_folder: Path, tmp_path: Path):
     file = tmp_path / "config.yaml"
     file.write_text(f"""
 data: {{kind: folder, path: "{shapes_folder}", size: 8}}
@@ -479,43 +434,7 @@ optim: {{lr: 1e-2, warmup: 1, clip: 1e6}}
 run: {{steps: 12, batch_size: 8, log_every: 1, checkpoint_every: 100, sample_every: 100, precision: fp32}}
 """)
     train_alike(tmp_path, "train_vae", file)
-    terms = [[line[name] for line in metrics(tmp_path / run) if name in line] for run in ("one", "two")]
-    assert terms[0] == pytest.approx(terms[1], rel=1e-6) and len(terms[0]) == 12
-    assert name != "revival" or any(
-        "dead_fraction" in line and line["dead_fraction"] > 0 for line in metrics(tmp_path / "one")
-    )
-
-
-# ---- a new one
-
-
-NEW = '''
-@dataclass(frozen=True)
-class Flat(Penalty):
-    """The code has no mean."""
-
-    weight: float = 1.0  # of the squared mean of the code
-
-    def __call__(self, encoded: Encoded) -> "Tensor":
-        return encoded.code.mean().square()
-
-
-'''
-
-
-def test_adding_a_penalty_touches_one_file(shapes_folder, tmp_path):
-    folder = copied(tmp_path / "copy")
-    file, last = folder / "ldm" / "autoencoder" / "penalty.py", "    l1: L1 | None = None  # null: none\n"
-    text = file.read_text()
-    assert text.count(last) == 1 and "@dataclass(frozen=True)\nclass Penalties:" in text
-    text = text.replace(
-        "@dataclass(frozen=True)\nclass Penalties:", NEW.lstrip() + "@dataclass(frozen=True)\nclass Penalties:"
-    )
-    file.write_text(text.replace(last, last + "    flat: Flat | None = None  # null: none\n"))
-    flags = ("--objective.penalties.flat.weight", 1)
-    outcome = as_typed(folder, miniature(tmp_path, shapes_folder), *flags, "--out", tmp_path / "run")
-    assert outcome.returncode == 0, outcome.stderr
-    lines = [line for line in metrics(tmp_path / "run") if "lr" in line]
-    assert len(lines) == 2 and all(line["flat"] > 0 for line in lines)
-    assert "--objective.penalties.flat.weight" in as_typed(folder, "--help").stdout
-    assert "Flat" not in (ROOT / "ldm" / "autoencoder" / "penalty.py").read_text()
+    for name in {"kl_sparsity", "jacobian", "aux_k"} & set(penalties.replace(":", " ").replace("{", " ").split()):
+        terms = [[line[name] for line in metrics(tmp_path / run) if name in line] for run in ("one", "two")]
+        assert terms[0] == pytest.approx(terms[1], rel=1e-6) and len(terms[0]) == 12
+    assert "aux_k" not in penalties or any(line.get("dead_fraction", 0) > 0 for line in metrics(tmp_path / "one"))

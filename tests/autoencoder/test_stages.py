@@ -36,7 +36,7 @@ from ldm.autoencoder.penalty import (
     L2Penalty,
     PenaltiesConfig,
 )
-from ldm.autoencoder.stages import Schedule
+from ldm.autoencoder.stages import StageSchedule
 from ldm.batch import ImageBatch, Losses
 from ldm.corruption import GaussianNoise, Mask
 from ldm.errors import ConfigError
@@ -95,7 +95,7 @@ def trains(number: int, **more: Any) -> StageConfig:
 
 
 def test_stages_share_the_steps_of_the_run_and_follow_each_other():
-    schedule = Schedule(built(), [StageConfig(share=1), StageConfig(share=2), StageConfig(share=1)], 12)
+    schedule = StageSchedule(built(), [StageConfig(fraction=1), StageConfig(fraction=2), StageConfig(fraction=1)], 12)
     assert [schedule.number(step) for step in range(12)] == [0] * 3 + [1] * 6 + [2] * 3
     assert [schedule.window(step) for step in (0, 2, 3, 8, 9, 11)] == [(0, 3), (0, 3), (3, 9), (3, 9), (9, 12), (9, 12)]
 
@@ -103,7 +103,7 @@ def test_stages_share_the_steps_of_the_run_and_follow_each_other():
 @pytest.mark.parametrize("shares", [(1,), (1, 1), (3, 1, 2), (0.1, 0.2, 0.3), (1, 1, 1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("steps", [7, 100, 1001])
 def test_every_step_belongs_to_one_stage_whatever_the_shares(shares, steps):
-    schedule = Schedule(built(), [StageConfig(share=share) for share in shares], steps)
+    schedule = StageSchedule(built(), [StageConfig(fraction=share) for share in shares], steps)
     spans = list(dict.fromkeys(schedule.window(step) for step in range(steps)))
     assert [window[0] for window in spans] == [0, *(window[1] for window in spans[:-1])] and spans[-1][1] == steps
     assert len(spans) == len(shares)
@@ -166,7 +166,7 @@ def test_a_layer_is_to_give_back_what_it_was_given():
     objective = staged(*(trains(number) for number in (1, 2, 3)))
     network = objective.autoencoder.network
     for number in (1, 2, 3):
-        found, given = losses(objective, 4 * (number - 1)), network.below(number, batch().images)
+        found, given = losses(objective, 4 * (number - 1)), network.layer_input(number, batch().images)
         again = network.decode_layer(number, network.encode_layer(number, given))
         assert found.outputs["images"].equal(given) and not found.outputs["images"].requires_grad
         torch.testing.assert_close(found.outputs["reconstruction"], again, rtol=1e-12, atol=1e-12)
@@ -177,7 +177,7 @@ def test_or_the_images_through_the_layers_below_it():
     objective = staged(*(trains(number, target="images") for number in (1, 2, 3)))
     network = objective.autoencoder.network
     for number in (1, 2, 3):
-        found, x = losses(objective, 4 * (number - 1)), network.below(number + 1, batch().images)
+        found, x = losses(objective, 4 * (number - 1)), network.layer_input(number + 1, batch().images)
         if number == 3:
             x = network.encode(batch().images)
         for below in range(number, 0, -1):
@@ -277,10 +277,10 @@ def test_a_layer_below_a_sparse_code_of_the_same_width_does_not_count_as_its_fir
         ),
         (
             MLP,
-            (StageConfig(), StageConfig(share=1e-6)),
+            (StageConfig(), StageConfig(fraction=1e-6)),
             r"^objective\.stages\.1 has no step of the 12: give it a larger share$",
         ),
-        (MLP, (StageConfig(share=1e-6), StageConfig()), r"^objective\.stages\.0 has no step of the 12"),
+        (MLP, (StageConfig(fraction=1e-6), StageConfig()), r"^objective\.stages\.0 has no step of the 12"),
         (
             MLP,
             (StageConfig(), trains(2, corruption=Mask())),
@@ -304,7 +304,7 @@ def test_a_stage_that_trains_nothing_is_refused():
         )
 
 
-@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": -1.0}, {"share": float("nan")}, {"layer": -1}])
+@pytest.mark.parametrize("wrong", [{"fraction": 0.0}, {"fraction": -1.0}, {"fraction": float("nan")}, {"layer": -1}])
 def test_a_stage_without_a_meaning_is_refused_by_name(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
         StageConfig(**wrong)
@@ -323,8 +323,8 @@ optim: {{lr: 1e-2, warmup: 2, weight_decay: 0.1, clip: 1e6}}
 run: {{steps: 12, batch_size: 8, log_every: 1, checkpoint_every: {every}, sample_every: 100, precision: fp32}}
 """
 # The checkpoints that a run of 12 steps keeps are, of every third, 3, 9 and 12; of every second, 2, 10 and 12.
-THIRDS = "[{share: 1, layer: 1}, {share: 2, layer: 2}, {share: 1, trains: decoder}]"
-INSIDE = "[{share: 3, layer: 1}, {share: 8, layer: 2, target: images}, {share: 1}]"
+THIRDS = "[{fraction: 1, layer: 1}, {fraction: 2, layer: 2}, {fraction: 1, trains: decoder}]"
+INSIDE = "[{fraction: 3, layer: 1}, {fraction: 8, layer: 2, target: images}, {fraction: 1}]"
 
 
 def config(folder: Path, data: Path, stages: str, every: int) -> Path:

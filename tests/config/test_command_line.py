@@ -7,7 +7,7 @@ import pytest
 
 from ldm.config.command_line import Command, Option, describe, parse
 from ldm.settings import TrainDiffusionConfig
-from tests.support.example_configs import Disk, Optimizer, Settings, refusal
+from tests.support.example_configs import Disk, Optimizer, ExampleConfig, refusal
 
 OPTIONS = {
     "out": Option("the run folder", "DIR", required=True),
@@ -23,8 +23,8 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def parsed(*arguments: str) -> Command[Settings]:
-    return parse(Settings, list(arguments), prog="train.py", description="Trains.", options=OPTIONS)
+def parsed(*arguments: str) -> Command[ExampleConfig]:
+    return parse(ExampleConfig, list(arguments), prog="train.py", description="Trains.", options=OPTIONS)
 
 
 def test_arguments_come_in_any_order_and_in_both_spellings(file: Path) -> None:
@@ -38,7 +38,7 @@ def test_arguments_come_in_any_order_and_in_both_spellings(file: Path) -> None:
     ]
     for order in itertools.permutations(pieces):
         command = parsed(*itertools.chain.from_iterable(order))
-        assert command.config == Settings(Disk(), title="-5", optim=Optimizer(lr=0, warmup=9, nesterov=True))
+        assert command.config == ExampleConfig(Disk(), title="-5", optim=Optimizer(lr=0, warmup=9, nesterov=True))
         assert command.file == file
         assert command.options == {"out": "runs/a", "autoencoder": None, "dry-run": True}
     assert parsed(str(file), "--out=--x", "--dry_run", "--title=a=b").options["out"] == "--x"
@@ -78,11 +78,11 @@ def test_help_shows_usage_options_and_every_setting_and_exits_with_0(capsys: pyt
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: train.py CONFIG.yaml --out DIR [--section.field VALUE ...] [--autoencoder DIR]")
-    assert "\nTrains.\n" in shown and "the run folder" in shown and describe(Settings) in shown
+    assert "\nTrains.\n" in shown and "the run folder" in shown and describe(ExampleConfig) in shown
 
 
 def test_the_description_has_flag_values_comment_and_default_of_every_setting() -> None:
-    lines = [" ".join(line.split()) for line in describe(Settings).splitlines()]
+    lines = [" ".join(line.split()) for line in describe(ExampleConfig).splitlines()]
     assert lines[:10] == [
         "--images.kind disk Images of a folder. [one is required]",
         "--images.size INT side of an image [8]",

@@ -1,4 +1,4 @@
-"""Noise levels: the densities have the moments they name, and the grid descends for every number of steps."""
+"""Noise levels: the distributions have the moments they name, and the grid descends for every number of steps."""
 
 import math
 
@@ -6,18 +6,29 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from ldm.diffusion.config import LogNormalConfig, LogUniformConfig, SamplingConfig
-from ldm.diffusion.noise import DENSITIES, karras_sigmas, sample_sigmas
+from ldm.config.reader import sections_of
+from ldm.diffusion.config import (
+    NOISE_DISTRIBUTIONS,
+    LogNormalConfig,
+    LogUniformConfig,
+    NoiseDistributionConfig,
+    SamplingConfig,
+)
+from ldm.diffusion.noise import karras_sigmas, sample_sigmas
 from ldm.randomness import generator
 
 COUNT = 200_000
 
 
-@pytest.mark.parametrize("density", DENSITIES)
-def test_noise_levels_are_positive_float32_and_a_function_of_the_generator(density: type) -> None:
-    first, again, other = (sample_sigmas(density(), 1000, generator(seed, "sigma")) for seed in (0, 0, 1))
+@pytest.mark.parametrize("config", sections_of(NoiseDistributionConfig))
+def test_noise_levels_are_positive_float32_and_a_function_of_the_generator(config: type) -> None:
+    first, again, other = (sample_sigmas(config(), 1000, generator(seed, "sigma")) for seed in (0, 0, 1))
     assert first.dtype == torch.float32 and first.shape == (1000,) and bool((first > 0).all())
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_every_noise_distribution_of_the_table_has_a_config() -> None:
+    assert {config.kind for config in sections_of(NoiseDistributionConfig)} == set(NOISE_DISTRIBUTIONS)
 
 
 def test_the_logarithm_of_log_normal_noise_levels_has_the_stated_mean_and_std() -> None:
@@ -50,8 +61,8 @@ def test_a_shift_of_time_adds_its_logarithm_to_the_mean_of_ln_sigma() -> None:
     sigma = sample_sigmas(LogNormalConfig(mean=0.0, std=1.0), 1000, generator(0, "sigma")).double()
     time = sigma / (1 + sigma)
     shifted = shift * time / (1 + (shift - 1) * time)
-    density = LogNormalConfig(mean=math.log(shift), std=1.0)
-    expected = sample_sigmas(density, 1000, generator(0, "sigma")).double()
+    distribution = LogNormalConfig(mean=math.log(shift), std=1.0)
+    expected = sample_sigmas(distribution, 1000, generator(0, "sigma")).double()
     assert torch.allclose(shifted / (1 - shifted), expected, rtol=1e-5)
 
 
@@ -79,7 +90,7 @@ def test_a_grid_without_steps_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "values"),
+    ("config", "values"),
     [
         (LogNormalConfig, {"std": 0.0}),
         (LogUniformConfig, {"low": 0.0}),
@@ -90,6 +101,6 @@ def test_a_grid_without_steps_is_refused() -> None:
         (SamplingConfig, {"sigma_max": float("nan")}),
     ],
 )
-def test_settings_without_a_meaning_are_refused_by_name(config: type, values: dict[str, float]) -> None:
+def test_configs_without_a_meaning_are_refused_by_name(config: type, values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         config(**values)

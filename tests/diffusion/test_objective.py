@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.batch import LatentBatch
-from ldm.diffusion.config import LogNormalConfig, UNetConfig
-from ldm.diffusion.denoiser import PARAMETRIZATIONS, Denoiser
+from ldm.condition import NULL, ClassAttribute, Condition, ConditionSchema
+from ldm.diffusion.conditioning import ConditionEmbedding
+from ldm.diffusion.config import PARAMETRIZATIONS, LogNormalConfig, UNetConfig
+from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
-from ldm.randomness import StepRandom, generator
+from ldm.randomness import generator
 from ldm.settings import TrainDiffusionConfig
+from ldm.training import dry_run
 from ldm.training.config import RunConfig
 from ldm.training.run import Run
 
-RANDOM = StepRandom(seed=0, step=0, total=1)
+CPU = torch.device("cpu")
+SCHEMA = ConditionSchema((ClassAttribute("label", ("a", "b", "c")),))
 SIGMAS = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 80.0]
 SMALL = UNetConfig(widths=(8, 16), blocks=1, attention=(1,), head_channels=8)
 
@@ -32,26 +36,38 @@ def drawn(*shape: int, purpose: str) -> Tensor:
 
 
 def batch_of(count: int, dtype: torch.dtype = torch.float32) -> LatentBatch:
-    """Standardized latents, noise, noise levels as in training, and all labels of three classes with 'no label'."""
+    """Standardized latents, noise, noise levels as in training, and all labels of three classes with the null label."""
     latents, noise = (drawn(count, 4, 8, 8, purpose=purpose).to(dtype) for purpose in ("latents", "noise"))
     sigma = sample_sigmas(LogNormalConfig(), count, generator(0, "sigma")).to(dtype)
-    return LatentBatch(latents, noise, sigma, torch.arange(count) % 4)
+    return LatentBatch(latents, noise, sigma, labels_of(count))
+
+
+def labels_of(count: int) -> Condition:
+    return Condition({"label": torch.arange(count) % 4 + NULL})
+
+
+def denoiser_around(network: UNet, parametrization: str = "edm") -> Denoiser:
+    return Denoiser(network, ConditionEmbedding(SCHEMA, network.vector_channels), parametrization=parametrization)
 
 
 def denoiser_of(config: UNetConfig = SMALL, *, awake: bool = False, parametrization: str = "edm") -> Denoiser:
     """As at the start of training or, awake, with no zero left in it."""
-    network, rng = UNet(config, channels=4, classes=3), generator(0, "weights")
-    for parameter in network.parameters() if awake else ():
+    denoiser, rng = denoiser_around(UNet(config, channels=4), parametrization), generator(0, "weights")
+    for parameter in denoiser.parameters() if awake else ():
         nn.init.normal_(parameter, std=0.2, generator=rng)
-    return Denoiser(network, parametrization=parametrization).eval()
+    return denoiser.eval()
+
+
+def held_out_losses(denoiser: Denoiser, latents: Tensor, sigmas: list[float], **options: Any) -> dict[float, float]:
+    """The objective at fixed noise levels, with fixed noise and labels in turn."""
+    return loss_by_sigma(denoiser, latents, labels_of(len(latents)), sigmas, device=CPU, **{"seed": 0, **options})
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_an_untrained_denoiser_scores_the_variance_of_its_target_at_every_noise_level(parametrization: str) -> None:
-    """1 for all but flow, whose target noise − clean has variance 2; within four standard errors of the mean square."""
-    expected = 2 if parametrization == "flow" else 1
-    latents, labels = drawn(128, 4, 8, 8, purpose="latents"), torch.zeros(128, dtype=torch.int64)
-    losses = loss_by_sigma(denoiser_of(parametrization=parametrization), latents, labels, SIGMAS, seed=0)
+    """Within four standard errors of the mean square."""
+    expected, latents = PARAMETRIZATIONS[parametrization].target_variance, drawn(128, 4, 8, 8, purpose="latents")
+    losses = held_out_losses(denoiser_of(parametrization=parametrization), latents, SIGMAS)
     assert list(losses) == SIGMAS
     assert max(abs(loss - expected) for loss in losses.values()) < 4 * expected * (2 / latents.numel()) ** 0.5
 
@@ -62,7 +78,7 @@ def test_the_objective_is_the_squared_error_of_the_network_itself(parametrizatio
     batch, denoiser = batch_of(8, torch.float64), denoiser_of(awake=True, parametrization=parametrization).double()
     given: list[Tensor] = []
     denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
-    loss = DenoisingObjective(denoiser)(batch, RANDOM).total
+    loss = DenoisingObjective(denoiser)(batch).total
     noisy = batch.latents + batch.sigma.view(-1, 1, 1, 1) * batch.noise
     target = denoiser.target(noisy, batch.sigma, batch.latents)
     assert loss.item() == pytest.approx((given[0] - target).square().mean().item(), rel=1e-10)
@@ -70,15 +86,15 @@ def test_the_objective_is_the_squared_error_of_the_network_itself(parametrizatio
 
 def test_the_objective_of_a_batch_is_the_mean_over_its_samples() -> None:
     batch, objective = batch_of(6, torch.float64), DenoisingObjective(denoiser_of(awake=True).double())
-    alone = [objective(LatentBatch(*(part[i : i + 1] for part in batch)), RANDOM).total.item() for i in range(6)]
-    assert objective(batch, RANDOM).total.item() == pytest.approx(sum(alone) / 6, rel=1e-12)
+    alone = [objective(LatentBatch(*(part[[i]] for part in batch))).total.item() for i in range(6)]
+    assert objective(batch).total.item() == pytest.approx(sum(alone) / 6, rel=1e-12)
 
 
 def test_after_one_step_the_gradient_reaches_every_parameter_of_the_denoiser() -> None:
     """At the start only the last layer has one, for it is zero; no step leaves a gradient on the batch."""
     denoiser, batch = denoiser_of(), batch_of(8)
     objective, optimizer = DenoisingObjective(denoiser), torch.optim.SGD(denoiser.parameters(), lr=0.1)
-    objective(batch, RANDOM).total.backward()
+    objective(batch).total.backward()
     assert {name for name, p in denoiser.named_parameters() if p.grad.any()} == {
         "network.last.weight",
         "network.last.bias",
@@ -86,28 +102,28 @@ def test_after_one_step_the_gradient_reaches_every_parameter_of_the_denoiser() -
     for _ in range(3):  # one for the last layer, one for the zeros inside the blocks, one for what lies before those
         optimizer.step()
         optimizer.zero_grad()
-        objective(batch, RANDOM).total.backward()
+        objective(batch).total.backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in denoiser.parameters())
-    assert not any(part.requires_grad for part in batch)
+    assert not any(part.requires_grad for part in batch[:3])
 
 
 def test_the_loss_by_sigma_is_deterministic_and_the_same_for_any_batch_size() -> None:
-    denoiser, latents, labels = denoiser_of(awake=True), drawn(11, 4, 8, 8, purpose="latents"), torch.arange(11) % 4
-    whole = loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=0)
-    assert whole == loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=0)
+    denoiser, latents = denoiser_of(awake=True), drawn(11, 4, 8, 8, purpose="latents")
+    whole = held_out_losses(denoiser, latents, SIGMAS)
+    assert whole == held_out_losses(denoiser, latents, SIGMAS)
     for batch_size in (1, 4, 11):
-        assert loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=0, batch_size=batch_size) == pytest.approx(whole)
-    other = loss_by_sigma(denoiser, latents, labels, SIGMAS, seed=1)
+        assert held_out_losses(denoiser, latents, SIGMAS, batch_size=batch_size) == pytest.approx(whole)
+    other = held_out_losses(denoiser, latents, SIGMAS, seed=1)
     assert all(other[sigma] != whole[sigma] for sigma in SIGMAS)
     assert all(parameter.grad is None for parameter in denoiser.parameters())
 
 
 def test_the_loss_by_sigma_is_the_objective_at_that_sigma() -> None:
     """With noise from (seed, place) it can be had by hand."""
-    denoiser, latents, labels = denoiser_of(awake=True), drawn(5, 4, 8, 8, purpose="latents"), torch.arange(5) % 4
+    denoiser, latents = denoiser_of(awake=True), drawn(5, 4, 8, 8, purpose="latents")
     noise = torch.randn(latents.shape, generator=generator(7, "held-out noise", 1))
-    by_hand = DenoisingObjective(denoiser)(LatentBatch(latents, noise, torch.full((5,), 0.5), labels), RANDOM).total
-    assert loss_by_sigma(denoiser, latents, labels, [3.0, 0.5], seed=7)[0.5] == pytest.approx(by_hand.item())
+    by_hand = DenoisingObjective(denoiser)(LatentBatch(latents, noise, torch.full((5,), 0.5), labels_of(5))).total
+    assert held_out_losses(denoiser, latents, [3.0, 0.5], seed=7)[0.5] == pytest.approx(by_hand.item())
 
 
 # What a step of training costs outside the model.
@@ -160,15 +176,13 @@ def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
     run = Run(config, out, dry=True)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume("")
-    for _ in range(3):
-        batch, rng, calls = run.to_device(batch_of(4)), run.rng, Calls(denoiser)
-        with calls:
-            losses = objective(batch, rng)
-            run.update(losses.total)
-            run.log(losses.terms)
+    for step in run.steps([batch_of(4)] * dry_run.STEPS):
+        with Calls(denoiser) as calls:
+            losses = objective(step.batch, step)
+            step.update(losses.total)
+            step.log(losses.terms)
         for handle in calls.handles:
             handle.remove()
-    run.history.bar.close()
     return calls
 
 
@@ -186,22 +200,22 @@ class OneLayer(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, scaled: Tensor, noise_condition: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, scaled: Tensor, *_: Tensor | None) -> Tensor:
         return self.scale * scaled
 
 
-NETWORKS = {
-    "one layer": lambda: OneLayer(),
-    "small": lambda: UNet(SMALL, channels=4, classes=3),
-    "larger": lambda: UNet(UNetConfig(widths=(8, 16, 16), blocks=2), channels=4, classes=3),
+DENOISERS = {
+    "one layer": lambda: Denoiser(OneLayer()),
+    "small": lambda: denoiser_around(UNet(SMALL, channels=4)),
+    "larger": lambda: denoiser_around(UNet(UNetConfig(widths=(8, 16, 16), blocks=2), channels=4)),
 }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alone, tmp_path, precision) -> None:
     counts = {}
-    for name, network in NETWORKS.items():
-        calls = step_of(Denoiser(network()), tmp_path, precision)
+    for name, create in DENOISERS.items():
+        calls = step_of(create(), tmp_path, precision)
         counts[name] = calls.outside
         assert calls.inside, "the model was not told apart"
         assert not calls.halves, f"half precision outside the model: {calls.halves}"
@@ -210,21 +224,21 @@ def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alon
     assert counts["small"].total() <= 30
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_what_counts_as_the_model_is_the_model_alone(alone, tmp_path, name: str) -> None:
     """The marks are right: a step's calls inside the model are those of the denoiser run by itself, there and back."""
-    denoiser, batch = Denoiser(NETWORKS[name]()), batch_of(4)
+    denoiser, batch = DENOISERS[name](), batch_of(4)
     in_a_step = step_of(denoiser, tmp_path, "fp32").inside
     by_itself = Calls(nn.Module())
     with by_itself:
-        denoiser(batch.latents, batch.sigma, batch.labels).backward(batch.noise)
+        denoiser(batch.latents, batch.sigma, batch.condition).backward(batch.noise)
     assert in_a_step == by_itself.outside
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_a_step_never_waits_for_the_device(alone, tmp_path, name: str) -> None:
     """No number is brought to the host, inside the model or outside, and no shape depends on one."""
-    calls = step_of(Denoiser(NETWORKS[name]()), tmp_path, "fp32")
+    calls = step_of(DENOISERS[name](), tmp_path, "fp32")
     waiting = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "allclose"}
     made = {str(call).split(".")[1] for call in calls.inside + calls.outside}
     assert not made & waiting
@@ -237,7 +251,7 @@ def test_under_autocast_the_arithmetic_of_the_loss_stays_in_float32(parametrizat
     given: list[Tensor] = []
     denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
     with torch.autocast("cpu", torch.bfloat16):
-        total = DenoisingObjective(denoiser)(batch, RANDOM).total
+        total = DenoisingObjective(denoiser)(batch).total
     assert given[0].dtype == torch.bfloat16 and total.dtype == torch.float32
     noisy = batch.latents.double() + batch.sigma.view(-1, 1, 1, 1).double() * batch.noise.double()
     target = denoiser.target(noisy, batch.sigma.double(), batch.latents.double())

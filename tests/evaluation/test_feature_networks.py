@@ -1,13 +1,17 @@
-"""What a figure may be called, and on which images."""
+"""Feature networks: which names their metrics may bear, and which images they take."""
 
+import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from torchvision.models import squeezenet1_1
 
 from ldm.errors import CheckpointError
 from ldm.evaluation.feature_networks import open_extractor, open_perceptual_metric
 from ldm.nn import inception
+from tests.support.backbones import random_alexnet
 
 CPU = torch.device("cpu")
 
@@ -59,14 +63,24 @@ def test_what_is_not_inception_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("channels", "dimensions"), [(1, 256), (3, 256), (4, 512), (5, 512)])
 def test_images_of_any_channels_have_features_and_distances(channels, dimensions):
-    extractor, distance = open_extractor("random", "", channels, CPU), open_perceptual_metric("random", "", CPU)
-    assert extractor is not None and distance is not None
+    alexnet = str(random_alexnet())
+    extractor, metric = open_extractor("alex", alexnet, channels, CPU), open_perceptual_metric("alex", alexnet, CPU)
+    assert extractor is not None and metric is not None
+    assert (extractor.name, metric.name) == ("frechet_alex", "lpips_alex")
     assert extractor.features(images(channels)).shape == (2, dimensions)
-    assert distance.measure(images(channels), images(channels)).tolist() == [0, 0]
-    assert (distance.measure(images(channels), -images(channels)) > 0).all()
+    assert metric.measure(images(channels), images(channels)).tolist() == [0, 0]
+    assert (metric.measure(images(channels), -images(channels)) > 0).all()
 
 
-def test_without_learned_weights_it_is_not_called_lpips():
-    distance = open_perceptual_metric("random", "", CPU)
-    assert distance is not None and distance.name == "feature_distance_random"
+def test_a_distance_without_learned_weights_is_not_called_lpips(tmp_path):
+    torch.manual_seed(0)
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = {"architecture": "squeezenet1_1", "library": "torchvision", "pretrained_cfg": pixels}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(squeezenet1_1(weights=None).state_dict(), tmp_path / "model.safetensors")
+    metric = open_perceptual_metric("features", str(tmp_path), CPU)
+    assert metric is not None and metric.name == "feature_distance_squeezenet1_1"
+
+
+def test_none_opens_no_network():
     assert open_perceptual_metric("none", "", CPU) is None and open_extractor("none", "", 3, CPU) is None

@@ -99,7 +99,7 @@ def test_pca_with_as_many_numbers_as_values_is_perfect():
     assert pca_psnr(train, held_out, 32) == 100
 
 
-def test_pca_has_no_figure_where_the_images_are_too_few():
+def test_pca_is_not_defined_where_the_images_are_too_few():
     train, held_out = smooth_images(20, 0), smooth_images(5, 1)
     assert pca_psnr(train, held_out, 20) is None and pca_psnr(train, held_out, 21) is None
     assert pca_psnr(train, held_out, 19) is not None
@@ -112,7 +112,7 @@ def test_the_same_picture_many_times_does_not_harm_pca():
     assert pca_psnr(torch.ones(12, 2, 4, 4), torch.ones(3, 2, 4, 4), 5) == 100
 
 
-def test_float32_images_give_the_figure_of_float64():
+def test_float32_images_give_the_psnr_of_float64():
     train, held_out = smooth_images(40, 0), smooth_images(10, 1)
     assert pca_psnr(train.float(), held_out.float(), 5) == pytest.approx(pca_psnr(train, held_out, 5), rel=1e-4)
 
@@ -218,11 +218,11 @@ def features(count: int, dimensions: int, seed: int) -> Tensor:
 
 def test_the_frechet_distance_of_gaussians_with_commuting_covariances_is_known():
     """|m1 - m2|² + Σ (s1 - s2)², with the standard deviations along their common axes."""
-    micro_step = torch.linalg.qr(torch.randn(5, 5, generator=generator(3), dtype=torch.float64)).Q
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator(3), dtype=torch.float64)).Q
     std = torch.rand(2, 5, generator=generator(4), dtype=torch.float64) + 0.1
     mean = torch.randn(2, 5, generator=generator(5), dtype=torch.float64)
     first, second = (
-        with_moments(features(n, 5, n), mean[i], micro_step @ torch.diag(std[i] ** 2) @ micro_step.T)
+        with_moments(features(n, 5, n), mean[i], rotation @ torch.diag(std[i] ** 2) @ rotation.T)
         for i, n in enumerate((50, 70))
     )
     expected = (mean[0] - mean[1]).square().sum() + (std[0] - std[1]).square().sum()
@@ -383,12 +383,12 @@ def test_the_best_linear_denoiser_does_not_depend_on_the_float_type():
     assert linear_restoration_psnr(*single) == pytest.approx(linear_restoration_psnr(*given), abs=1e-4)
 
 
-def test_what_is_known_of_an_image_counts_for_the_linear_denoiser_too():
+def test_values_kept_from_an_image_count_for_the_linear_denoiser_too():
     clean = (torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 3).clamp(-1, 1)
     noisy = [clean + torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    known = torch.zeros(clean.shape, dtype=torch.bool)
+    keep_mask = torch.zeros(clean.shape, dtype=torch.bool)
     plain = linear_restoration_psnr(clean, noisy, clean, noisy[0])
-    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], known) == plain
-    known[..., :2] = True
-    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], known) > plain + 2
-    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], ~torch.zeros_like(known)) == 100
+    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], keep_mask) == plain
+    keep_mask[..., :2] = True
+    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], keep_mask) > plain + 2
+    assert linear_restoration_psnr(clean, noisy, clean, noisy[0], ~torch.zeros_like(keep_mask)) == 100

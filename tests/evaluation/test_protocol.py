@@ -1,6 +1,7 @@
-"""The protocol on autoencoders whose figures are known."""
+"""The protocol on autoencoders whose metrics are known."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,21 @@ from torch.nn import functional as F
 from ldm.autoencoder.bottleneck import GaussianBottleneck
 from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, LinearNetworkConfig, SparseConfig
 from ldm.autoencoder.latent_statistics import LatentStatistics
-from ldm.autoencoder.model import Autoencoder, create, pixel_autoencoder
+from ldm.autoencoder.model import Autoencoder, create, create_pixels
+from ldm.autoencoder.network import AutoencoderNetwork
 from ldm.data.config import FolderConfig
-from ldm.data.datasets import open_dataset
+from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import CheckpointError
 from ldm.evaluation.feature_networks import open_extractor, open_perceptual_metric
-from ldm.evaluation.held_out import eval_images, pca_baselines
-from ldm.evaluation.protocol import Pictures, evaluate
+from ldm.evaluation.held_out import held_out_psnr, pca_baselines
+from ldm.evaluation.protocol import EvaluationSet, evaluate
 from ldm.training.processes import Processes
+from tests.support.backbones import random_alexnet
 
 CPU = torch.device("cpu")
 
 
-class Squares(nn.Module):
+class Squares(AutoencoderNetwork):
     """Moves every 2 x 2 square of pixels into 12 channels and back, and the decoder adds an error."""
 
     downsampling, image_channels = (2, 2), 3
@@ -43,7 +46,7 @@ class Squares(nn.Module):
 
 
 def squares(error: float) -> Autoencoder:
-    return Autoencoder(Squares(error), GaussianBottleneck(GaussianConfig(channels=12)))  # type: ignore[arg-type]
+    return Autoencoder(Squares(error), GaussianBottleneck(GaussianConfig(channels=12)))
 
 
 @pytest.fixture
@@ -53,80 +56,85 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture(scope="module")
-def pictures(shapes_folder: Path) -> Pictures:
-    config = FolderConfig(path=str(shapes_folder), size=16)
-    return Pictures(open_dataset(config), config, "all", list(range(60)), [])
+def everything(shapes_folder: Path) -> EvaluationSet:
+    dataset = open_dataset(FolderConfig(path=str(shapes_folder), size=16))
+    return EvaluationSet("all", Subset(dataset, list(range(60))), Subset(dataset, []))
 
 
-def figures(error: float, pictures: Pictures, processes: Processes) -> dict:
-    perceptual_weights = open_perceptual_metric("random", "", CPU), open_extractor("random", "", 3, CPU)
-    return evaluate(
-        squares(error), pictures, processes, distance=perceptual_weights[0], extractor=perceptual_weights[1]
-    )["figures"]
+@pytest.fixture(scope="module")
+def halves(everything: EvaluationSet) -> EvaluationSet:
+    """The same drawings, every third of them measured and the others trained on."""
+    dataset = everything.images.dataset
+    training = Subset(dataset, [index for index in range(60) if index % 3])
+    return EvaluationSet("held-out", everything.images.every(3), training)
 
 
-def test_an_autoencoder_that_loses_nothing_has_the_best_figures(pictures, processes):
+def metrics(error: float, evaluated: EvaluationSet, processes: Processes) -> dict:
+    alexnet = str(random_alexnet())
+    metric, extractor = open_perceptual_metric("alex", alexnet, CPU), open_extractor("alex", alexnet, 3, CPU)
+    return evaluate(squares(error), evaluated, processes, metric=metric, extractor=extractor)["metrics"]
+
+
+def test_an_autoencoder_that_loses_nothing_has_the_best_metrics(everything, processes):
     """Nothing, that is, of 8 bits: an error below half a level is rounded away."""
     for error in (0.0, 0.9 / 255):
-        found = figures(error, pictures, processes)
+        found = metrics(error, everything, processes)
         assert found["psnr"] == 100 and found["ssim"] == pytest.approx(1, abs=1e-9)
-        assert found["feature_distance_random"] == pytest.approx(0, abs=1e-9)
-        assert found["frechet_random"] == pytest.approx(0, abs=1e-6)
+        assert found["lpips_alex"] == pytest.approx(0, abs=1e-9)
+        assert found["frechet_alex"] == pytest.approx(0, abs=1e-6)
 
 
-def test_one_level_too_many_everywhere_is_a_known_psnr(pictures, processes):
+def test_one_level_too_many_everywhere_is_a_known_psnr(everything, processes):
     """20 log10(255): the drawings have no pixel so bright that it is clipped."""
-    found = figures(2 / 255, pictures, processes)
+    found = metrics(2 / 255, everything, processes)
     assert found["psnr"] == pytest.approx(48.1308, abs=1e-3)
-    assert 0.9 < found["ssim"] < 1 and found["frechet_random"] > 0
+    assert 0.9 < found["ssim"] < 1 and found["frechet_alex"] > 0
 
 
-def test_a_constant_code_of_the_pixels_moves_with_them(pictures, processes):
+@pytest.mark.parametrize("error", [0.0, 0.9 / 255, 2 / 255, 0.1])
+def test_held_out_psnr_at_the_end_of_a_run_is_that_of_the_protocol(everything, processes, error):
+    found = evaluate(squares(error), everything, processes)["metrics"]["psnr"]
+    assert held_out_psnr(squares(error), everything.images, CPU) == pytest.approx(found, abs=1e-9)
+
+
+def test_a_constant_code_of_the_pixels_moves_with_them(everything, processes):
     """Each latent is a pixel: a unit of noise moves it by one over the standard deviation of the pixels."""
-    report = evaluate(squares(0.0), pictures, processes)["figures"]
+    report = evaluate(squares(0.0), everything, processes)["metrics"]
     expected = sum(std**-2 for std in report["latent_std"]) / 12
     assert report["encoder_jacobian"] == pytest.approx(expected**0.5, rel=0.1)  # on fewer images
 
 
-def test_the_cut_into_batches_changes_nothing(pictures, processes):
-    whole, cut = (evaluate(squares(0.01), pictures, processes, batch_size=size) for size in (60, 7))
+def test_the_cut_into_batches_changes_nothing(everything, processes):
+    whole, cut = (evaluate(squares(0.01), everything, processes, batch_size=size) for size in (60, 7))
     assert cut["reference"] == whole["reference"] and cut["count"] == whole["count"] == 60
-    for name, value in whole["figures"].items():
-        if value is not None:  # no anchors
-            assert cut["figures"][name] == pytest.approx(value, rel=1e-6), name
+    for name, value in whole["metrics"].items():
+        if value is not None:  # no baselines
+            assert cut["metrics"][name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_the_weights_are_named_by_their_hash(pictures, processes):
+def test_the_weights_are_named_by_their_hash(everything, processes):
     first, again, other = (
-        evaluate(squares(error), pictures, processes)["autoencoder"]["sha256"] for error in (0.0, 0.0, 0.5)
+        evaluate(squares(error), everything, processes)["autoencoder"]["sha256"] for error in (0.0, 0.0, 0.5)
     )
     assert first == again != other
 
 
-def test_an_autoencoder_that_gives_no_numbers_is_refused(pictures, processes):
+def test_an_autoencoder_that_gives_no_numbers_is_refused(everything, processes):
     with pytest.raises(CheckpointError, match="not finite"):
-        evaluate(squares(float("nan")), pictures, processes)
+        evaluate(squares(float("nan")), everything, processes)
 
 
-@pytest.fixture(scope="module")
-def halves(pictures: Pictures) -> Pictures:
-    """The same drawings, every third of them measured and the others trained on."""
-    measured = list(range(0, 60, 3))
-    training = [index for index in range(60) if index % 3]
-    return Pictures(pictures.dataset, pictures.config, "held-out", measured, training)
-
-
-def test_variance_is_explained_as_far_as_the_error_is_smaller_than_it(pictures, processes):
-    images = ((eval_images(pictures.dataset, pictures.config, pictures.indices).double() + 1) * 127.5).round()
+def test_variance_is_explained_as_far_as_the_error_is_smaller_than_it(everything, processes):
+    images = ((everything.images.images().double() + 1) * 127.5).round()
     around = (images - images.mean(0)).square().sum().item()
     for level in (0, 1):  # more would be clipped
-        found = evaluate(squares(2 * level / 255), pictures, processes)["figures"]["explained_variance"]
+        found = evaluate(squares(2 * level / 255), everything, processes)["metrics"]["explained_variance"]
         assert found == pytest.approx(1 - level**2 * images.numel() / around, abs=1e-9)
 
 
-def test_no_variance_is_explained_where_there_is_none(pictures, processes):
-    one = Pictures(pictures.dataset, pictures.config, "all", [5], [])
-    assert evaluate(squares(0.0), one, processes)["figures"]["explained_variance"] is None
+def test_no_variance_is_explained_where_there_is_none(everything, processes):
+    one = replace(everything, images=Subset(everything.images.dataset, [5]))
+    assert evaluate(squares(0.0), one, processes)["metrics"]["explained_variance"] is None
 
 
 def sparse(image: tuple[int, int, int], k: int) -> Autoencoder:
@@ -139,40 +147,41 @@ def test_of_a_sparse_code_the_elements_and_the_units_that_are_not_0_are_counted(
     autoencoder = sparse((3, 16, 16), 4)
     autoencoder.standardize(torch.full((40,), 0.3), torch.full((40,), 2.0))  # after which nothing is 0
     with torch.no_grad():
-        images = eval_images(halves.dataset, halves.config, halves.indices)
+        images = halves.images.images()
         code = autoencoder.network.encode(images).relu()[:, :, 0, 0].numpy()
     code[np.argsort(np.argsort(-code, 1), 1) >= 4] = 0
     report = evaluate(autoencoder, halves, processes, batch_size=7)
     assert report["autoencoder"]["bottleneck"] == "sparse"
-    assert report["figures"]["code_l0"] == pytest.approx((code != 0).sum(1).mean())
-    assert report["figures"]["dead_units"] == pytest.approx((code == 0).all(0).mean()) and (code == 0).all(0).any()
+    assert report["metrics"]["code_l0"] == pytest.approx((code != 0).sum(1).mean())
+    assert report["metrics"]["dead_units"] == pytest.approx((code == 0).all(0).mean()) and (code == 0).all(0).any()
 
 
-def test_a_dense_code_has_all_its_elements(pictures, processes):
-    found = evaluate(squares(0.0), pictures, processes)["figures"]
+def test_a_dense_code_has_all_its_elements(everything, processes):
+    found = evaluate(squares(0.0), everything, processes)["metrics"]
     assert found["code_l0"] == 12 * 8 * 8 and found["dead_units"] == 0  # no pixel of 8 bits is 0 in [-1, 1]
 
 
-def test_the_kl_of_a_code_that_is_no_distribution_is_not_defined(halves, processes):
-    assert evaluate(sparse((3, 16, 16), 0), halves, processes)["figures"]["kl_per_latent_element"] is None
+def test_the_kl_of_a_deterministic_code_is_not_defined(halves, processes):
+    assert evaluate(sparse((3, 16, 16), 0), halves, processes)["metrics"]["kl_per_latent_element"] is None
 
 
 @pytest.mark.parametrize("size", [16, (12, 18)])
 def test_where_one_patch_is_the_whole_image_there_is_one_pca(shapes_folder, processes, size):
     config = FolderConfig(path=str(shapes_folder), size=size)
-    pictures = Pictures(open_dataset(config), config, "held-out", list(range(9)), list(range(9, 60)))
-    found = evaluate(sparse(config.shape, 0), pictures, processes)["figures"]
-    expected = pca_baselines(pictures.dataset, config, pictures.training, pictures.indices, (40, 1, 1))
+    dataset = open_dataset(config)
+    evaluated = EvaluationSet("held-out", Subset(dataset, list(range(9))), Subset(dataset, list(range(9, 60))))
+    found = evaluate(sparse(config.shape, 0), evaluated, processes)["metrics"]
+    expected = pca_baselines(evaluated.training, evaluated.images, (40, 1, 1))
     assert found["pca_psnr"] == expected["pca_psnr"] is not None
     assert found["patch_pca_psnr"] is expected["patch_pca_psnr"] is None
 
 
 def test_probes_of_latents_that_are_the_pixels_find_what_probes_of_the_pixels_find(halves, processes):
-    autoencoder, statistics = pixel_autoencoder((3, 16, 16)), LatentStatistics()
-    statistics.add(autoencoder.encode(eval_images(halves.dataset, halves.config, halves.training)))
+    autoencoder, statistics = create_pixels((3, 16, 16)), LatentStatistics()
+    statistics.add(autoencoder.encode(halves.training.images()))
     autoencoder.standardize(statistics.mean, statistics.std)
     report = evaluate(autoencoder, halves, processes, probe="flat")
-    found, probe = report["figures"], report["protocol"]["probe"]
+    found, probe = report["metrics"], report["protocol"]["probe"]
     for name in ("knn_accuracy", "linear_accuracy"):
         assert found[name] == found[f"pixel_{name}"] > 0.5
     assert probe["features"] == "flat" and probe["dimensions"] == probe["pixel_dimensions"] == 3 * 16 * 16
@@ -185,7 +194,7 @@ def test_the_mean_of_each_channel_is_what_the_mean_probe_is_given(halves, proces
     assert report["protocol"]["probe"]["dimensions"] == 12
     whole = evaluate(squares(0.0), halves, processes, probe="mean")
     for name in ("knn_accuracy", "linear_accuracy", "pixel_knn_accuracy", "pixel_linear_accuracy"):
-        assert report["figures"][name] == whole["figures"][name]
+        assert report["metrics"][name] == whole["metrics"][name]
 
 
 def test_progress_counts_the_images_that_probes_are_fitted_to(halves, processes):
@@ -196,4 +205,4 @@ def test_progress_counts_the_images_that_probes_are_fitted_to(halves, processes)
 
 def test_without_a_probe_none_is_named(halves, processes):
     report = evaluate(squares(0.0), halves, processes)
-    assert report["protocol"]["probe"] is None and "knn_accuracy" not in report["figures"]
+    assert report["protocol"]["probe"] is None and "knn_accuracy" not in report["metrics"]

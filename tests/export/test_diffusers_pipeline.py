@@ -98,7 +98,7 @@ def test_diffusers_opens_a_run_offline_and_finds_its_parts(drawn: Drawn) -> None
     assert drawn.said["class"] == "LatentDiffusionPipeline"
     assert drawn.said["parts"] == {
         "vae": "AutoencoderKL",
-        "unet": "StoredDenoiser",
+        "unet": "DenoiserModel",
         "scheduler": "EDMDPMSolverMultistepScheduler",
     }
 

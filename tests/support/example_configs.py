@@ -1,4 +1,4 @@
-"""Settings with every kind of field, and what a refusal of them says."""
+"""A config with every kind of field, and what a refusal of them says."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,11 +43,11 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.lr < 0:
-            raise ValueError("lr is negative:\nit must be at least 0")
+            raise ValueError("lr is negative:\nuse at least 0")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExampleConfig:
     images: Disk | Dream
     noise: Disk | Dream = field(default_factory=lambda: Dream(depth=7))
     extra: Disk | Dream | None = None
@@ -59,7 +59,7 @@ class Settings:
     remark: str | None = "none"
 
 
-DISK = Settings(images=Disk())
+DISK = ExampleConfig(images=Disk())
 
 
 def refusal(function: Any, *arguments: Any, **named: Any) -> str:

@@ -1,4 +1,4 @@
-"""What `ldm verify` says holds: the miniature of each truth at once, each at full size among the slow tests."""
+"""The closed-form checks of `ldm verify`: each in miniature here, and at full size among the slow tests."""
 
 import sys
 from pathlib import Path
@@ -6,34 +6,32 @@ from pathlib import Path
 import pytest
 import torch
 
-import ldm.truths
+import ldm.verify
 from ldm.verify.check import Check, at_least, at_most, info, skipped
 from ldm.verify.table import CHECKS, run_checks
 from ldm.verify.training import reproducible
 
 
 def failures(name: str, *, small: bool) -> list[str]:
-    """The figures on the wrong side of their bounds, of a truth that has some."""
-    figures = list(run_checks(name, small=small))
-    assert sum(figure.bound is not None for figure in figures) > 3
-    return [
-        f"{figure.name}: {figure.value:.4g}, not {figure.sense} {figure.bound}" for figure in figures if figure.fails
-    ]
+    """The values on the wrong side of their bounds, of a check that has some."""
+    checks = list(run_checks(name, small=small))
+    assert sum(check.bound is not None for check in checks) > 3
+    return [f"{check.name}: {check.value:.4g}, not {check.sense} {check.bound}" for check in checks if check.fails]
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_miniature_of_each_truth_holds(name: str) -> None:
+def test_the_miniature_of_each_check_passes(name: str) -> None:
     assert not failures(name, small=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
-def test_each_truth_holds(name: str) -> None:
+def test_each_check_passes(name: str) -> None:
     assert not failures(name, small=False)
 
 
 @pytest.mark.parametrize("name", ["contractive", "samplers", "variational"])
-def test_a_truth_says_the_same_every_time_and_leaves_torch_as_it_was(name: str) -> None:
+def test_a_check_measures_the_same_every_time_and_leaves_torch_as_it_was(name: str) -> None:
     """To the last bit, with whatever random numbers and whatever default type others have left behind."""
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -43,7 +41,7 @@ def test_a_truth_says_the_same_every_time_and_leaves_torch_as_it_was(name: str) 
     assert list(run_checks(name, small=True)) == once
 
 
-def test_between_two_figures_torch_is_as_it_was() -> None:
+def test_between_two_values_torch_is_as_it_was() -> None:
     for _ in run_checks("contractive", small=True):
         assert torch.get_default_dtype() == torch.float32
 
@@ -55,28 +53,28 @@ def test_what_a_failing_measurement_changed_is_put_back() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_every_file_with_figures_is_in_the_table() -> None:
-    folder = Path(ldm.truths.__path__[0])
-    assert {file.stem for file in folder.glob("*.py") if "\ndef figures(" in file.read_text()} == set(CHECKS)
+def test_every_file_with_checks_is_in_the_table() -> None:
+    folder = Path(ldm.verify.__path__[0])
+    assert {file.stem for file in folder.glob("*.py") if "\ndef checks(" in file.read_text()} == set(CHECKS)
 
 
 OF_EACH_KIND = [
-    (at_most("a", 1.0, 1), False, "holds"),
-    (at_most("a", torch.tensor(1.1, requires_grad=True), 1), True, "FAILS"),
-    (at_least("a", 1.0, 1), False, "holds"),
-    (at_least("a", 0.9, 1), True, "FAILS"),
-    (at_most("a", float("nan"), 1), True, "FAILS"),
-    (at_least("a", float("nan"), 1), True, "FAILS"),
-    (info("a", 3.0), False, "told"),
+    (at_most("a", 1.0, 1), False, "pass"),
+    (at_most("a", torch.tensor(1.1, requires_grad=True), 1), True, "FAIL"),
+    (at_least("a", 1.0, 1), False, "pass"),
+    (at_least("a", 0.9, 1), True, "FAIL"),
+    (at_most("a", float("nan"), 1), True, "FAIL"),
+    (at_least("a", float("nan"), 1), True, "FAIL"),
+    (info("a", 3.0), False, "info"),
     (skipped("a", "needs scikit-learn"), False, "skipped: needs scikit-learn"),
 ]
 
 
-@pytest.mark.parametrize(("figure", "fails", "verdict"), OF_EACH_KIND)
-def test_a_figure_fails_on_the_wrong_side_of_its_bound_and_as_not_a_number(
-    figure: Check, fails: bool, verdict: str
+@pytest.mark.parametrize(("check", "fails", "verdict"), OF_EACH_KIND)
+def test_a_check_fails_on_the_wrong_side_of_its_bound_and_as_not_a_number(
+    check: Check, fails: bool, verdict: str
 ) -> None:
-    assert (figure.fails, figure.verdict) == (fails, verdict)
+    assert (check.fails, check.verdict) == (fails, verdict)
 
 
 @pytest.mark.parametrize("name", ["linear", "masked"])
@@ -84,6 +82,6 @@ def test_without_scikit_learn_real_digits_are_skipped_and_nothing_fails(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    figures = list(run_checks(name, small=True))
-    assert [figure.verdict for figure in figures if figure.reason] == ["skipped: needs scikit-learn"]
-    assert not any(figure.fails for figure in figures)
+    checks = list(run_checks(name, small=True))
+    assert [check.verdict for check in checks if check.reason] == ["skipped: needs scikit-learn"]
+    assert not any(check.fails for check in checks)

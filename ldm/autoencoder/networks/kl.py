@@ -85,6 +85,9 @@ class PretrainedNetwork(AutoencoderKLNetwork):
             if wanted != found:
                 raise ConfigError(f"{name} is {wanted}, but autoencoder.network.path {config.path} has {found}")
 
+    def pretrained_statistics(self) -> tuple[Tensor, Tensor]:
+        return diffusers.statistics(self.kl_config)
+
 
 class KLNetwork(AutoencoderKLNetwork):
     """A new one: diffusers' convolutional encoder and decoder and two 1 x 1 convolutions."""

@@ -64,17 +64,13 @@ class MLPNetwork(AutoencoderNetwork):
         up = [math.prod(image), *widths, latent_channels]
         self.encoder = nn.ModuleList([nn.Linear(*pair) for pair in pairwise(down)])
         self.decoder = nn.ModuleList([nn.Linear(above, below) for below, above in pairwise(up)])
+        self.layers = len(self.encoder)
         if config.tied:
             for layer in self.decoder:
                 del layer.weight
         elif isinstance(config, LinearNetworkConfig) and encoder_channels == latent_channels:
             with torch.no_grad():  # so that a unit begins by writing what it reads
                 self.matrix(1).copy_(self.encoder[0].get_parameter("weight").T)
-
-    @property
-    def layers(self) -> int:
-        """How many layers the encoder has, and the decoder."""
-        return len(self.encoder)
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """batch x encoder_channels x 1 x 1; a mask needs nothing more than the zeros that it left in the images."""

@@ -209,4 +209,4 @@ def test_a_pickle_is_refused_with_what_to_do(ending: str, tmp_path: Path):
 
 
 def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path: Path):
-    assert refusal(tmp_path / "sd.safetensors").endswith("does not exist, and is no hub id")
+    assert refusal(tmp_path / "sd.safetensors").endswith("does not exist, and is not a hub id")

@@ -109,7 +109,7 @@ def test_stage_two_and_fine_tuning_refuse_a_run_that_is_not_finished(
     (run / "finished.json").write_text('{"step": 3}')
     outcome = Stage(stage_two.name, (*stage_two.arguments[:-1], run)).run(tmp_path / "two")
     assert outcome.code == 4 and "not finished" in outcome.err, outcome
-    flags = ("--autoencoder.network.kind", "stock", "--autoencoder.network.path", run)
+    flags = ("--autoencoder.network.kind", "pretrained", "--autoencoder.network.path", run)
     outcome = stage_one.run(tmp_path / "one", *flags)
     assert outcome.code == 4 and "not finished" in outcome.err, outcome
 

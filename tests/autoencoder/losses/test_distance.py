@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from ldm.autoencoder.losses.distance import DISTANCES, emphasized, gaussian, huber, l1
+from ldm.autoencoder.config import DISTANCES
+from ldm.autoencoder.losses.distance import emphasized, gaussian, huber, l1
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,9 +21,10 @@ def test_no_distance_is_smaller_than_that_of_an_image_to_itself(name):
     images, other = pair()
     logvar = torch.zeros(3, 1, 1, dtype=torch.float64)
     same = images.clone().requires_grad_()
-    distance = DISTANCES[name](images, same, logvar)
-    assert bool((distance <= DISTANCES[name](images, other, logvar)).all())
-    (gradient,) = torch.autograd.grad(distance.mean(), same)
+    distance = DISTANCES[name].load()
+    found = distance(images, same, logvar)
+    assert bool((found <= distance(images, other, logvar)).all())
+    (gradient,) = torch.autograd.grad(found.mean(), same)
     assert not bool(gradient.any())
 
 
@@ -30,7 +32,7 @@ def test_no_distance_is_smaller_than_that_of_an_image_to_itself(name):
 def test_a_reconstruction_outside_the_range_is_still_pulled_back(name):
     images, other = pair()
     far = (other.detach() * 3).requires_grad_()
-    (gradient,) = torch.autograd.grad(DISTANCES[name](images, far, torch.zeros(3, 1, 1).double()).mean(), far)
+    (gradient,) = torch.autograd.grad(DISTANCES[name].load()(images, far, torch.zeros(3, 1, 1).double()).mean(), far)
     outside = far.detach().abs() > 1
     assert bool((gradient[outside] * far.detach()[outside] > 0).all())
 
@@ -63,16 +65,17 @@ def test_huber_is_l1_far_away_and_a_parabola_nearby():
 def test_a_distance_has_one_value_per_value_of_the_image(name):
     images, other = pair()
     logvar = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64).view(3, 1, 1)
-    found = DISTANCES[name](images, other, logvar)
+    distance = DISTANCES[name].load()
+    found = distance(images, other, logvar)
     assert found.shape == images.shape
     changed = images.clone()
     changed[1, 2, 3, 4] += 0.5
-    differs = DISTANCES[name](changed, other, logvar) != found
+    differs = distance(changed, other, logvar) != found
     assert differs.sum() == 1 and bool(differs[1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("emphasis", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_emphasis_weighs_touched_elements_against_the_others(emphasis):
+def test_emphasis_weighs_corrupted_elements_against_the_others(emphasis):
     """Vincent et al. 2010, equation 16, over the sum of the weights."""
     images, other = pair()
     distance = l1(images, other, torch.zeros(())).detach()
@@ -84,14 +87,14 @@ def test_emphasis_weighs_touched_elements_against_the_others(emphasis):
     torch.testing.assert_close(emphasized(distance, corrupted_elements, emphasis), expected, rtol=1e-12, atol=0)
 
 
-def test_full_emphasis_looks_at_touched_elements_alone():
+def test_full_emphasis_looks_at_corrupted_elements_alone():
     images, other = pair()
     corrupted_elements = images > 0.3
     (gradient,) = torch.autograd.grad(emphasized(l1(images, other, torch.zeros(())), corrupted_elements, 1.0), other)
     assert gradient.ne(0).equal(corrupted_elements)
 
 
-def test_without_emphasis_and_where_all_or_nothing_was_touched_all_weigh_the_same():
+def test_without_emphasis_and_where_all_or_nothing_was_corrupted_all_weigh_the_same():
     images, other = pair()
     distance = l1(images, other, torch.zeros(())).detach()
     corrupted_elements = images > 0.3

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ldm.autoencoder.config import PerceptualConfig
 from ldm.autoencoder.losses.perceptual import LEARNED, Perceptual, resize_up, rgb_triples, unit_length
 from ldm.randomness import generator
+from tests.support.backbones import random_alexnet
 
 
 def drawn(*shape: int, purpose: str = "images") -> Tensor:
@@ -36,13 +37,13 @@ def with_random_weights(net: str, folder: Path) -> tuple[Perceptual, torch.nn.Mo
     peer = theirs(net)
     tensors = {f"features.{name.partition('.')[2]}": value for name, value in peer.net.state_dict().items()}
     torch.save(tensors, folder / "weights.pth")
-    return Perceptual(PerceptualConfig(backbone=net, weights=str(folder / "weights.pth"), size=64)), peer
+    return Perceptual(PerceptualConfig(backbone=net, weights_file=str(folder / "weights.pth"), size=64)), peer
 
 
 @pytest.fixture(scope="module")
 def distance() -> Perceptual:
-    """The random backbone in float64, images at least 32 pixels large."""
-    return Perceptual(PerceptualConfig(backbone="random", size=32)).double()
+    """AlexNet with random weights in float64, images at least 32 pixels large."""
+    return Perceptual(PerceptualConfig(backbone="alex", weights_file=str(random_alexnet()), size=32)).double()
 
 
 @pytest.mark.parametrize("net", LEARNED)
@@ -70,9 +71,13 @@ def test_the_gradient_of_a_reconstruction_without_any_feature_is_finite(distance
     """The mean color of ImageNet is black to a network without biases: every map is zero."""
     reconstruction = distance.backbone.shift.expand(2, 3, 32, 32).clone().requires_grad_()
     assert not any(bool(features.any()) for features in distance.backbone(reconstruction))
-    value = distance(drawn(2, 3, 32, 32), reconstruction)
+    images = drawn(2, 3, 32, 32)
+    value = distance(images, reconstruction)
     value.sum().backward()
-    assert bool((value > 0.5).all())
+    maps = zip(distance.channel_weights, distance.features(images, [[0, 1, 2]]), strict=True)
+    expected = torch.stack([(weight * features.square()).sum(1).mean((1, 2)) for weight, features in maps]).sum(0)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    assert bool((value > 0.1).all())
     assert reconstruction.grad is not None and bool(reconstruction.grad.isfinite().all())
 
 
@@ -168,7 +173,7 @@ def test_without_learned_weights_it_is_the_mean_over_maps_of_the_distance_of_uni
     safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
     pixels = {"mean": [0.5] * 3, "std": [0.5] * 3}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_efficientnet", "pretrained_cfg": pixels}))
-    distance = Perceptual(PerceptualConfig(backbone="features", weights=str(tmp_path), size=32)).double()
+    distance = Perceptual(PerceptualConfig(backbone="features", weights_file=str(tmp_path), size=32)).double()
     images, other = drawn(2, 3, 32, 32), drawn(2, 3, 32, 32, purpose="other")
     maps = zip(distance.backbone(images), distance.backbone(other), strict=True)
     expected = [(2 - 2 * F.cosine_similarity(x, y, dim=1)).mean((1, 2)) for x, y in maps]

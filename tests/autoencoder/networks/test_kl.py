@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm.autoencoder.config import (
+    NETWORKS,
     AutoencoderConfig,
     GaussianConfig,
     IdentityConfig,
@@ -16,23 +17,23 @@ from ldm.autoencoder.config import (
     LinearNetworkConfig,
     MLPNetworkConfig,
     PixelNetworkConfig,
+    PretrainedNetworkConfig,
     SparseConfig,
-    StockNetworkConfig,
     TinyNetworkConfig,
     ViTNetworkConfig,
 )
-from ldm.autoencoder.model import Autoencoder, create, create_trainable, pixel_autoencoder
-from ldm.autoencoder.networks.kl import NETWORKS
+from ldm.autoencoder.model import Autoencoder, create, create_pixels, create_trainable
+from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
 FACTORS = [2, 4, 8, 16, 32]
-CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, StockNetworkConfig]
+CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, PretrainedNetworkConfig]
 ANY_SIZE = [*CONVOLUTIONAL, ViTNetworkConfig]
-DENSE = [LinearNetworkConfig, MLPNetworkConfig]
-TRAINED = [*ANY_SIZE, *DENSE]
+FULLY_CONNECTED = [LinearNetworkConfig, MLPNetworkConfig]
+TRAINED = [*ANY_SIZE, *FULLY_CONNECTED]
 
 
-def stock_folder(folder: Path, levels: int = 2, channels: int = 3, **more: Any) -> Path:
+def pretrained_folder(folder: Path, levels: int = 2, channels: int = 3, **more: Any) -> Path:
     torch.manual_seed(1)
     AutoencoderKL(
         in_channels=channels,
@@ -47,7 +48,7 @@ def stock_folder(folder: Path, levels: int = 2, channels: int = 3, **more: Any) 
     return folder
 
 
-def settings_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
+def config_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
     levels = factor.bit_length() - 1
     if kind is KLNetworkConfig:
         return KLNetworkConfig(widths=(8,) * (levels + 1), norm_groups=4)
@@ -57,9 +58,9 @@ def settings_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any
         return ViTNetworkConfig(
             patch=factor, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2
         )
-    if kind is not StockNetworkConfig:
+    if kind is not PretrainedNetworkConfig:
         return MLPNetworkConfig(widths=(8, 6)) if kind is MLPNetworkConfig else kind()
-    return StockNetworkConfig(path=str(stock_folder(folder, levels + 1, channels)))
+    return PretrainedNetworkConfig(path=str(pretrained_folder(folder, levels + 1, channels)))
 
 
 def built(network: Any, *, channels: int = 3, size: int = 32, **more: Any) -> Autoencoder:
@@ -73,22 +74,22 @@ def images(channels: int = 3, side: int = 32) -> Tensor:
 
 
 def test_every_network_is_in_one_of_these_lists():
-    assert {*TRAINED, PixelNetworkConfig} == set(NETWORKS)
+    assert {kind.kind for kind in (*TRAINED, PixelNetworkConfig)} == set(NETWORKS)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("kind", ANY_SIZE)
 def test_a_network_downsamples_by_its_factor_and_comes_back(kind: type, factor: int, tmp_path: Path):
-    autoencoder = built(settings_of(kind, factor, tmp_path, 1), channels=1).requires_grad_(False)
+    autoencoder = built(config_of(kind, factor, tmp_path, 1), channels=1).requires_grad_(False)
     assert (autoencoder.network.downsampling, autoencoder.network.image_channels) == ((factor, factor), 1)
     assert autoencoder.network.encode(images(1)).shape == (2, 4, 32 // factor, 32 // factor)
     assert autoencoder.reconstruct(images(1, 35)).shape == (2, 1, 35, 35)
 
 
-@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("kind", FULLY_CONNECTED)
 @pytest.mark.parametrize("sides", [(8, 8), (6, 10)])
 def test_a_fully_connected_network_has_one_latent_position_and_comes_back(kind: type, sides: tuple[int, int]):
-    config = AutoencoderConfig(network=settings_of(kind, 0, Path()), bottleneck=GaussianConfig(channels=2))
+    config = AutoencoderConfig(network=config_of(kind, 0, Path()), bottleneck=GaussianConfig(channels=2))
     autoencoder = create_trainable(config, image=(3, *sides)).requires_grad_(False)
     pictures = torch.rand(2, 3, *sides)
     assert autoencoder.network.downsampling == sides and autoencoder.latent_shape(sides) == (2, 1, 1)
@@ -96,9 +97,9 @@ def test_a_fully_connected_network_has_one_latent_position_and_comes_back(kind: 
     assert autoencoder.reconstruct(pictures).shape == pictures.shape
 
 
-@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("kind", FULLY_CONNECTED)
 def test_a_fully_connected_network_refuses_another_size_in_one_line(kind: type):
-    autoencoder = built(settings_of(kind, 0, Path()), size=8)
+    autoencoder = built(config_of(kind, 0, Path()), size=8)
     with pytest.raises(
         ConfigError, match=r"^the fully connected autoencoder\.network\.kind .* size 8 alone, not of 16$"
     ):
@@ -106,7 +107,7 @@ def test_a_fully_connected_network_refuses_another_size_in_one_line(kind: type):
 
 
 def test_pixels_go_through_untouched_and_are_nothing_to_train():
-    pictures, autoencoder = images(3, 7), pixel_autoencoder((3, 7, 7))
+    pictures, autoencoder = images(3, 7), create_pixels((3, 7, 7))
     assert autoencoder.encode(pictures).mean.equal(pictures) and autoencoder.reconstruct(pictures).equal(pictures)
     assert autoencoder.latent_shape((7, 7)) == (3, 7, 7) and not [*autoencoder.network.parameters()]
     with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pixels has nothing to train"):
@@ -114,8 +115,8 @@ def test_pixels_go_through_untouched_and_are_nothing_to_train():
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONAL)
-def test_the_last_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: Path):
-    network = built(settings_of(kind, 2, tmp_path)).requires_grad_(False).network
+def test_the_output_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: Path):
+    network = built(config_of(kind, 2, tmp_path)).requires_grad_(False).network
     latents, last = torch.randn(2, 2, 4, 4), network.output_layer
     assert isinstance(last, nn.Conv2d) and any(last is part for part in network.modules())
     before = network.decode(latents)
@@ -125,9 +126,9 @@ def test_the_last_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("kind", [ViTNetworkConfig, *DENSE])
-def test_a_shift_of_the_last_layer_is_a_shift_of_the_image_also_where_it_is_no_convolution(kind: type):
-    network = built(settings_of(kind, 4, Path()), size=8).requires_grad_(False).network
+@pytest.mark.parametrize("kind", [ViTNetworkConfig, *FULLY_CONNECTED])
+def test_a_shift_of_the_output_layer_is_a_shift_of_the_image_also_where_it_is_no_convolution(kind: type):
+    network = built(config_of(kind, 4, Path()), size=8).requires_grad_(False).network
     latents, last = torch.randn(2, 2, *(8 // factor for factor in network.downsampling)), network.output_layer
     before = network.decode(latents)
     last.bias += 3.0
@@ -135,9 +136,9 @@ def test_a_shift_of_the_last_layer_is_a_shift_of_the_image_also_where_it_is_no_c
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_the_code_meets_the_first_decoding_first(kind: type, tmp_path: Path):
+def test_the_decoder_in_weight_is_what_the_code_meets_first(kind: type, tmp_path: Path):
     """Scaling its columns up and the code down is the same image."""
-    network = built(settings_of(kind, 4, tmp_path), size=8).requires_grad_(False).network
+    network = built(config_of(kind, 4, tmp_path), size=8).requires_grad_(False).network
     latents, scale = torch.randn(2, 2, *(8 // factor for factor in network.downsampling)), torch.tensor([0.5, 4.0])
     before = network.decode(latents)
     weight = network.decoder_in_weight
@@ -148,7 +149,7 @@ def test_the_code_meets_the_first_decoding_first(kind: type, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_every_weight_of_a_network_learns(kind: type, tmp_path: Path):
-    autoencoder = built(settings_of(kind, 4, tmp_path))
+    autoencoder = built(config_of(kind, 4, tmp_path))
     hidden = torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 3 == 0 if kind is ViTNetworkConfig else None
     posterior = autoencoder.encode(images(), hidden)
     loss = (autoencoder.decode(posterior.mean, hidden) - images()).square().mean() + posterior.logvar.square().mean()
@@ -158,14 +159,14 @@ def test_every_weight_of_a_network_learns(kind: type, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ANY_SIZE)
-def test_a_size_that_the_factor_does_not_divide_is_refused_with_the_setting(kind: type, tmp_path: Path):
+def test_a_size_that_the_downsampling_does_not_divide_is_refused_with_the_setting(kind: type, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"data\.size 30 is not divisible by 4.*autoencoder\.network\..*28 or 32"):
-        built(settings_of(kind, 4, tmp_path), size=30)
+        built(config_of(kind, 4, tmp_path), size=30)
 
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_the_output_variance_waits_for_an_objective_that_learns_it(kind: type, tmp_path: Path):
-    autoencoder = built(settings_of(kind, 2, tmp_path))
+    autoencoder = built(config_of(kind, 2, tmp_path))
     assert autoencoder.output_logvar.shape == (3, 1, 1) and not autoencoder.output_logvar.requires_grad
     assert "output_logvar" in autoencoder.state_dict()
     before = autoencoder.reconstruct(images())
@@ -202,17 +203,17 @@ def test_a_tiny_autoencoder_comes_back_with_its_statistics(tmp_path: Path):
     autoencoder.save(tmp_path / "vae")
     for source in (tmp_path, tmp_path / "vae"):
         found = Autoencoder.load(source)
-        assert not found.training and found.network.config == autoencoder.network.config
+        assert not found.training and found.config == autoencoder.config and found.image == autoencoder.image == (4, 32, 32)
         assert all(torch.equal(found.state_dict()[name], value) for name, value in autoencoder.state_dict().items())
 
 
-@pytest.mark.parametrize("damage", ["config", "settings", "weights", "no weights"])
+@pytest.mark.parametrize("damage", ["config.json", "levels", "weights", "no weights"])
 def test_a_damaged_tiny_folder_is_refused_in_one_line(damage: str, tmp_path: Path):
     built(TinyNetworkConfig(width=8, levels=2, blocks=1)).save(tmp_path)
     config, weights = tmp_path / "config.json", tmp_path / "diffusion_pytorch_model.safetensors"
-    if damage == "config":
+    if damage == "config.json":
         config.write_text(config.read_text()[:20])
-    elif damage == "settings":
+    elif damage == "levels":
         config.write_text(config.read_text().replace('"levels": 2', '"levels": 3'))
     elif damage == "weights":
         weights.write_bytes(weights.read_bytes()[:-1])
@@ -235,7 +236,7 @@ COMBINATIONS = [
         SparseConfig(channels=6, k=2),
         SparseConfig(channels=6),
     )
-    if kind is not StockNetworkConfig or isinstance(bottleneck, GaussianConfig)
+    if kind is not PretrainedNetworkConfig or isinstance(bottleneck, GaussianConfig)
 ]
 
 
@@ -244,7 +245,7 @@ def test_every_network_and_bottleneck_comes_back_from_disk_with_its_statistics(
     kind: type, bottleneck: Any, tmp_path: Path
 ):
     torch.manual_seed(0)
-    config = AutoencoderConfig(network=settings_of(kind, 2, tmp_path / "stock"), bottleneck=bottleneck)
+    config = AutoencoderConfig(network=config_of(kind, 2, tmp_path / "pretrained"), bottleneck=bottleneck)
     autoencoder, pictures = create_trainable(config, image=(3, 8, 8), classes=0).eval(), images(3, 8)
     channels = bottleneck.channels
     autoencoder.standardize(torch.linspace(-2, 2, channels), torch.linspace(0.5, 3, channels))
@@ -254,20 +255,19 @@ def test_every_network_and_bottleneck_comes_back_from_disk_with_its_statistics(
         assert not found.training and found.bottleneck.config == bottleneck
         before, after = autoencoder.encode(pictures), found.encode(pictures)
         torch.testing.assert_close(after.mean, before.mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(after.logvar, before.logvar, rtol=1e-4, atol=1e-5)
+        assert (after.logvar is None) == (before.logvar is None)
+        torch.testing.assert_close(after.variance, before.variance, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.reconstruct(pictures), autoencoder.reconstruct(pictures), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("kind", FULLY_CONNECTED)
 def test_a_tied_network_comes_back_tied(kind: type, tmp_path: Path):
     network = kind(tied=True) if kind is LinearNetworkConfig else kind(widths=(8,), tied=True)
     config = AutoencoderConfig(network=network, bottleneck=IdentityConfig(channels=3))
     autoencoder = create_trainable(config, image=(3, 8, 8)).eval()
     autoencoder.save(tmp_path)
     found = Autoencoder.load(tmp_path).requires_grad_(False)
-    assert found.network.config == network and found.reconstruct(images(3, 8)).equal(
-        autoencoder.reconstruct(images(3, 8))
-    )
+    assert found.config == config and found.reconstruct(images(3, 8)).equal(autoencoder.reconstruct(images(3, 8)))
     found.network.encoder[0].weight += 1
     assert found.network.matrix(1).equal(found.network.encoder[0].weight.T)
 
@@ -281,19 +281,19 @@ def test_a_head_comes_back_with_its_classes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("bottleneck", [IdentityConfig(channels=2), SparseConfig(channels=2, k=1)])
-def test_a_stock_network_is_refused_another_bottleneck_in_one_line(bottleneck: Any, tmp_path: Path):
-    config = AutoencoderConfig(network=StockNetworkConfig(path=str(stock_folder(tmp_path))), bottleneck=bottleneck)
-    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind stock needs .*bottleneck\.kind gaussian$"):
+def test_a_pretrained_network_is_refused_another_bottleneck_in_one_line(bottleneck: Any, tmp_path: Path):
+    config = AutoencoderConfig(network=PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path))), bottleneck=bottleneck)
+    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pretrained needs .*bottleneck\.kind gaussian$"):
         create_trainable(config, image=(3, 32, 32))
 
 
 # ---- from what exists
 
 
-def test_a_stock_network_starts_as_the_autoencoder_it_names(tmp_path: Path):
+def test_a_pretrained_network_starts_as_the_autoencoder_it_names(tmp_path: Path):
     mean, std = [0.5, -1.0], [2.0, 4.0]
-    folder = stock_folder(tmp_path, scaling_factor=0.5, latents_mean=mean, latents_std=std)
-    autoencoder, kl = built(StockNetworkConfig(path=str(folder))).eval(), AutoencoderKL.from_pretrained(folder).eval()
+    folder = pretrained_folder(tmp_path, scaling_factor=0.5, latents_mean=mean, latents_std=std)
+    autoencoder, kl = built(PretrainedNetworkConfig(path=str(folder))).eval(), AutoencoderKL.from_pretrained(folder).eval()
     with torch.no_grad():
         raw, expected = kl.encode(images()).latent_dist.mean, kl.decode(kl.encode(images()).latent_dist.mean).sample
         scaled = (raw - torch.tensor(mean).view(2, 1, 1)) * 0.5 / torch.tensor(std).view(2, 1, 1)
@@ -303,11 +303,11 @@ def test_a_stock_network_starts_as_the_autoencoder_it_names(tmp_path: Path):
 
 def test_statistics_of_another_length_are_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="instead of 2 numbers"):
-        Autoencoder.load(stock_folder(tmp_path, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+        Autoencoder.load(pretrained_folder(tmp_path, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
 
 
 def test_channels_that_are_not_those_of_the_file_are_refused_with_both(tmp_path: Path):
-    network = StockNetworkConfig(path=str(stock_folder(tmp_path)))
+    network = PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path)))
     with pytest.raises(ConfigError, match=r"data\.channels is 1, but .*has 3"):
         built(network, channels=1)
     config = AutoencoderConfig(network=network, bottleneck=GaussianConfig(channels=4))
@@ -317,23 +317,27 @@ def test_channels_that_are_not_those_of_the_file_are_refused_with_both(tmp_path:
 
 def test_a_path_that_has_gone_is_named_with_its_setting(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"^autoencoder\.network\.path: .*gone does not exist"):
-        built(StockNetworkConfig(path=str(tmp_path / "gone")))
+        built(PretrainedNetworkConfig(path=str(tmp_path / "gone")))
 
 
-def test_a_tiny_autoencoder_is_nothing_to_start_a_stock_network_from(tmp_path: Path):
+def test_a_tiny_autoencoder_is_nothing_to_start_a_pretrained_network_from(tmp_path: Path):
     built(TinyNetworkConfig(width=8, levels=2, blocks=1)).save(tmp_path)
     with pytest.raises(CheckpointError, match=r"an autoencoder of ldm that diffusers does not know"):
-        built(StockNetworkConfig(path=str(tmp_path)))
+        built(PretrainedNetworkConfig(path=str(tmp_path)))
 
 
-def test_training_the_decoder_alone_leaves_the_latents_without_gradient(tmp_path: Path):
-    autoencoder = built(StockNetworkConfig(path=str(stock_folder(tmp_path))), trains="decoder")
+def test_freezing_the_encoder_leaves_the_latents_without_gradient(tmp_path: Path):
+    autoencoder = built(PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path))), freeze_encoder=True)
     learning = {name.split(".")[1] for name, p in autoencoder.named_parameters() if p.requires_grad}
     assert learning == {"decoder", "post_quant_conv"}
     assert not autoencoder.encode(images()).mean.requires_grad
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not StockNetworkConfig])
-def test_training_only_the_decoder_of_a_new_network_is_refused(kind: type, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"autoencoder\.trains decoder .*kind stock"):
-        built(settings_of(kind, 2, tmp_path), trains="decoder")
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not PretrainedNetworkConfig])
+def test_freezing_the_encoder_of_a_new_network_is_refused(kind: type, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^freeze_encoder .*use kind pretrained") as refused:
+        built(config_of(kind, 2, tmp_path), freeze_encoder=True)
+    assert "\n" not in str(refused.value)
+    values = reader.to_dict(AutoencoderConfig(network=config_of(kind, 2, tmp_path)))
+    with pytest.raises(ConfigError, match=r"freeze_encoder .*use kind pretrained"):
+        reader.from_dict(AutoencoderConfig, values | {"freeze_encoder": True})

@@ -96,7 +96,7 @@ def test_layers_put_together_are_the_network():
     network = built(MLPNetworkConfig(widths=(8, 7))).network
     x = images()
     for layer in (1, 2, 3):
-        assert network.below(layer, images()).equal(x)
+        assert network.layer_input(layer, images()).equal(x)
         x = network.encode_layer(layer, x)
     assert x.equal(network.encode(images()))
     for layer in (3, 2, 1):
@@ -107,7 +107,7 @@ def test_layers_put_together_are_the_network():
 def test_a_layer_gives_back_the_shape_it_was_given():
     network = built(MLPNetworkConfig(widths=(8, 7))).network
     for layer, width in ((1, None), (2, 8), (3, 7)):
-        given = network.below(layer, images())
+        given = network.layer_input(layer, images())
         assert given.shape == (images().shape if width is None else (4, width, 1, 1))
         assert network.decode_layer(layer, network.encode_layer(layer, given)).shape == given.shape
 
@@ -157,7 +157,14 @@ def test_an_over_complete_linear_network_can_be_the_identity():
     torch.testing.assert_close(autoencoder.reconstruct(images()), images(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("widths", [(), (8, 0), (-1,)])
-def test_an_mlp_without_widths_is_refused_and_told_what_has_none(widths: tuple[int, ...]):
-    with pytest.raises(ValueError, match=r"^widths must be .*kind linear has none$"):
+@pytest.mark.parametrize(
+    ("widths", "says"),
+    [
+        ((), "^widths must be .*kind linear has no layers between$"),
+        ((8, 0), "^widths must be at least 1"),
+        ((-1,), "^widths must be at least 1"),
+    ],
+)
+def test_an_mlp_without_widths_is_refused_with_the_kind_that_has_none(widths: tuple[int, ...], says: str):
+    with pytest.raises(ValueError, match=says):
         MLPNetworkConfig(widths=widths)

@@ -17,6 +17,7 @@ from ldm.batch import ImageBatch
 from ldm.corruption import GaussianNoise, Mask
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
+from tests.support.losses import losses_of
 
 SMALL = ViTNetworkConfig(patch=2, width=16, depth=2, heads=4, decoder_width=8, decoder_depth=2, decoder_heads=2)
 
@@ -134,10 +135,10 @@ def test_a_patch_and_its_latent_have_the_same_place():
         block.self_attn.out_proj.weight.zero_()
     pictures = images(1).requires_grad_()
     (gradient,) = torch.autograd.grad(network.encode(pictures)[0, 3, 1, 2], pictures)
-    corrupted_elements = gradient.abs().sum((0, 1)) > 0
+    read = gradient.abs().sum((0, 1)) > 0
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:4, 4:6] = True
-    assert corrupted_elements.equal(expected)
+    assert read.equal(expected)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
@@ -231,9 +232,8 @@ def objective_of(**config: Any) -> tuple[ReconstructionObjective, ImageBatch]:
 def test_the_loss_of_a_masked_autoencoder_is_that_of_hidden_patches_with_mean_0_and_variance_1():
     mask = Mask(fraction=0.75)
     objective, batch = objective_of(corruption=mask, emphasis=1.0, target="normalized-patches")
-    rng = StepRandom(0, 3, 3)
-    found = objective(batch, rng)
-    hidden = mask(batch.images, rng, name="input", patch=(2, 2)).hidden
+    found = losses_of(objective, batch, 3)
+    hidden = mask(batch.images, StepRandom(0, 3, 3), name="input", patch=(2, 2)).hidden
     network = objective.autoencoder.network
     answer = network.decode(network.encode(batch.images, hidden), hidden)
     cut = lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3)  # noqa: E731
@@ -255,7 +255,7 @@ def test_normalized_patches_have_mean_0_and_variance_1():
 
 def test_everything_learns_from_hidden_patches_and_without_a_mask_the_mask_token_rests():
     objective, batch = objective_of(corruption=Mask(fraction=0.75), emphasis=1.0)
-    objective(batch, StepRandom(0, 0, 3)).total.backward()
+    losses_of(objective, batch).total.backward()
     for name, parameter in objective.autoencoder.network.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
     plain, _ = objective_of()
@@ -268,7 +268,7 @@ def test_everything_learns_from_hidden_patches_and_without_a_mask_the_mask_token
 def test_the_mask_token_rests_where_a_corruption_hides_no_patch(corruption: Any):
     """Otherwise a parameter without gradient is among those that several processes wait for."""
     objective, batch = objective_of(corruption=corruption)
-    objective(batch, StepRandom(0, 0, 3)).total.backward()
+    losses_of(objective, batch).total.backward()
     for name, parameter in objective.autoencoder.network.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
 
@@ -278,7 +278,7 @@ def test_the_mask_token_rests_where_a_corruption_hides_no_patch(corruption: Any)
     [
         (Mask(patch=4), "objective.corruption hides patches of 4, and autoencoder.network.patch is 2"),
         (Mask(fraction=(0.2, 0.5)), "must hide as many patches of every image"),
-        (Mask(whole=0.1), "must hide as many patches of every image"),
+        (Mask(p_clean=0.1), "must hide as many patches of every image"),
         (Mask(fraction=0.01), "hides none of them"),
         (Mask(fraction=0.99), "hides all of them"),
     ],
@@ -295,7 +295,8 @@ def test_a_mask_that_the_encoder_cannot_leave_out_is_refused_in_one_line(mask: M
         ({"heads": 5}, "heads 5 does not divide width 128"),
         ({"decoder_heads": 3}, "decoder_heads 3 does not divide decoder_width 64"),
         ({"width": 30, "heads": 2}, "width must be a multiple of 4, not 30"),
-        ({"decoder_width": 2}, "decoder_width must be a multiple of 4"),
+        ({"decoder_width": 6, "decoder_heads": 2}, "decoder_width must be a multiple of 4, not 6"),
+        ({"decoder_width": 2}, "decoder_width must be at least 4, not 2"),
         *(({name: 0}, f"{name} must be at least 1") for name in ("patch", "depth", "heads", "decoder_depth")),
         ({"decoder_heads": 0}, "decoder_heads must be at least 1"),
     ],

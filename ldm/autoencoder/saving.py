@@ -1,0 +1,68 @@
+"""Loads and saves autoencoders: a run, a diffusers folder, a CompVis-keyed file, or a folder of our own format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+
+from ldm.autoencoder.bottleneck import GaussianBottleneck
+from ldm.autoencoder.config import GaussianConfig
+from ldm.autoencoder.formats import diffusers, ours
+from ldm.autoencoder.model import Autoencoder, create
+from ldm.autoencoder.networks.kl import AutoencoderKLNetwork
+from ldm.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+def load(source: str | Path) -> Autoencoder:
+    """The autoencoder in a finished run, in a diffusers AutoencoderKL folder, in a CompVis-keyed .safetensors file, or
+    under a hub id; on the CPU.
+
+    Raises CheckpointError if there is none. The scaling and shift of an AutoencoderKL become the statistics.
+    """
+    folder = diffusers.resolve_path(source)
+    return load_ours(folder) if diffusers.is_ours(folder) else from_diffusers(diffusers.read(source))
+
+
+def load_ours(folder: Path) -> Autoencoder:
+    """The autoencoder in a folder of our own format, or CheckpointError."""
+    try:
+        saved = ours.read(folder)
+        autoencoder = create(saved.config, image=saved.image, classes=saved.classes)
+        autoencoder.load_state_dict(saved.tensors)
+        autoencoder.decodes_images = saved.decodes_images
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
+    return autoencoder.eval()
+
+
+def save(autoencoder: Autoencoder, folder: Path) -> None:
+    """Write what `load` reads, and diffusers too where it has a class for it.
+
+    It is then a stock AutoencoderKL folder with the statistics folded in; otherwise, a folder of our own.
+    """
+    if autoencoder.is_autoencoder_kl:
+        kl = diffusers.fold(to_diffusers(autoencoder), autoencoder.latent_mean, autoencoder.latent_std)
+        kl.save_pretrained(str(folder), safe_serialization=True)
+    else:
+        config, image = autoencoder.config, autoencoder.image
+        assert config is not None and image is not None
+        ours.write(folder, ours.Saved(config, image, autoencoder.decodes_images, autoencoder.state_dict()))
+
+
+def from_diffusers(kl: "AutoencoderKL") -> Autoencoder:
+    """Any AutoencoderKL of diffusers as an autoencoder of ours, around the same weights."""
+    channels = kl.config["latent_channels"]
+    autoencoder = Autoencoder(AutoencoderKLNetwork(kl), GaussianBottleneck(GaussianConfig(channels=channels)))
+    autoencoder.standardize(*diffusers.statistics(kl.config))
+    return autoencoder.to(kl.device).eval()
+
+
+def to_diffusers(autoencoder: Autoencoder) -> "AutoencoderKL":
+    """A copy in diffusers' own class, on the CPU in float32, its latents not standardized."""
+    network: object = autoencoder.network
+    assert isinstance(network, AutoencoderKLNetwork) and autoencoder.is_autoencoder_kl
+    return network.to_diffusers()
