@@ -67,7 +67,8 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     for step in run.steps(batches):
         losses = objective(step.batch, step)
         step.update(losses.total)
-        autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
+        if "code" in losses.outputs:
+            autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
         terms = losses.terms
         if discriminator is not None and discriminator.learns(step.number):
             discriminator_losses = discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])

@@ -56,7 +56,7 @@ def upscaled(image: Image.Image, about: int = 640) -> Image.Image:
 
 
 def curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Every figure of a run's log over its steps, one small plot each."""
+    """Every metric of a run's log over its steps, one small plot each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

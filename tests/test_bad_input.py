@@ -130,7 +130,7 @@ STAGES = "--objective.stages"
         (("--objective.penalties.l1.weight", 0), ("--objective.penalties.l1.weight is 0", "(above 0)")),
         (("--objective.penalties.aux_k.weight", 1), ("objective.penalties.aux_k", "kind sparse")),
         (("--objective.penalties.jacobian.probes", -1), ("jacobian.probes is -1", "(at least 0)")),
-        (("--objective.penalties.l3.weight", 1), ("--objective.penalties.l3.weight is not a flag",)),
+        (("--objective.penalties.l3.weight", 1), ("did you mean --objective.penalties.l2.weight",)),
         ((*SPARSE, "--autoencoder.bottleneck.k", 5, "--autoencoder.bottleneck.channels", 4), ("k must be from 0 to",)),
         ((*SPARSE, "--autoencoder.bottleneck.activation", "sigmoid", "--autoencoder.bottleneck.k", 1), ("use relu",)),
         ((*SPARSE, "--autoencoder.bottleneck.dead_after", 0), ("dead_after is 0", "(at least 1)")),

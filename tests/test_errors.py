@@ -33,12 +33,12 @@ def test_a_failure_is_its_exit_code_and_one_line(failure: type[LDMError], capsys
     assert capsys.readouterr() == ("", "error: the file x is two lines long\n")
 
 
-def test_a_failure_that_another_process_told_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_that_another_process_reported_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     error = DataError("no images")
-    error.told = True
+    error.was_reported = True
     assert exit_code_of(raising(error), []) == 3
     assert capsys.readouterr() == ("", "")
-    assert not DataError("another").told
+    assert not DataError("another").was_reported
 
 
 def test_success_is_zero_and_gets_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,9 +78,9 @@ def test_ctrl_c_outside_the_training_loop_is_no_traceback(capsys: pytest.Capture
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("told", [("x", "y", "--num 3 is wrong", "--seed is wrong: use 4")])
-def test_messages_survive_word_for_word(told: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    for message in told:
+@pytest.mark.parametrize("messages", [("x", "y", "--num 3 is wrong", "--seed is wrong: use 4")])
+def test_messages_survive_word_for_word(messages: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    for message in messages:
         exit_code_of(raising(ConfigError(message)), [])
         assert capsys.readouterr().err == f"error: {message}\n"
 
@@ -97,10 +97,10 @@ WRONG_SETTINGS = {
 
 @pytest.mark.parametrize("arguments", WRONG_SETTINGS)
 def test_a_wrong_setting_is_one_line(stage: Stage, tmp_path: Path, arguments: tuple[object, ...]) -> None:
-    code, told = WRONG_SETTINGS[arguments]
+    code, says = WRONG_SETTINGS[arguments]
     outcome = stage.run(tmp_path / "run", *arguments)
     assert outcome.code == code, outcome
-    assert told in only_line(outcome.err)
+    assert says in only_line(outcome.err)
 
 
 def test_missing_data_exit_3(stage: Stage, tmp_path: Path) -> None:

@@ -13,18 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import Autoencoder, LatentDiffusion
-from ldm.autoencoder.dictionary import has_features
+from ldm.autoencoder.dictionary import has_dictionary
 from ldm.autoencoder.restoration import restore
 from ldm.config import reader
 from ldm.data.config import MNIST5kConfig
 from ldm.data.datasets import Dataset, open_dataset
-from ldm.data.split import split
-from ldm.evaluation.held_out import eval_images
 from ldm.evaluation.metrics import psnr
 from ldm.export.reopen import load_run
 from ldm.randomness import StepRandom
 from ldm.settings import TrainVAEConfig
-from tests.export.test_diffusers_pipeline import pixels
+from ldm.shapes import rounded
+from tests.support.diffusers_process import pixels
 from tests.support.scripts import ROOT, Outcome, ran
 
 CONFIGS = sorted((ROOT / "configs" / "autoencoder").glob("*.yaml"))
@@ -34,7 +33,13 @@ CLASSES = ("--objective.penalties.classification.weight", 0.1)
 every = pytest.mark.parametrize("name", [file.stem for file in CONFIGS])
 CORRUPTING = {"denoising", "masked"}
 RESTORING = {"denoising"}  # to images, and not to patches without their mean
-FIGURES = {"corrupted_psnr", "restored_psnr", "linear_restoration_psnr", "gain_over_corrupted", "gain_over_linear"}
+RESTORATION_METRICS = {
+    "corrupted_psnr",
+    "restored_psnr",
+    "linear_restoration_psnr",
+    "gain_over_corrupted",
+    "gain_over_linear",
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +71,8 @@ def dataset() -> Dataset:
 
 def held_out(dataset: Dataset) -> tuple[list[int], Tensor]:
     """Which images no run was trained on, and those images."""
-    _, indices = split(dataset.groups, DATA.held_out, DATA.split_seed)
-    return indices.tolist(), eval_images(dataset, DATA, indices.tolist())
+    _, images = dataset.split()
+    return images.indices, images.images()
 
 
 def report_of(run: Path) -> dict[str, Any]:
@@ -98,7 +103,9 @@ def test_what_is_exported_reconstructs_like_what_was_trained_in_standardized_lat
     with torch.no_grad():
         expected, found = trained.reconstruct(images[:32]), exported.reconstruct(images[:32])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(exported.code(images).mean, trained.code(images).mean, rtol=0, atol=0)
+        torch.testing.assert_close(
+            exported.raw_posterior(images).mean, trained.raw_posterior(images).mean, rtol=0, atol=0
+        )
     report = report_of(run)
     assert max(map(abs, report["latent_mean"])) < 1e-3
     assert all(abs(std - 1) < 1e-3 or std == 0 for std in report["latent_std"]), "a unit that is never used has none"
@@ -115,7 +122,7 @@ def test_saved_once_more_it_is_the_same_to_the_bit(name, family, dataset, tmp_pa
 @every
 def test_the_report_holds_finite_figures_and_those_of_restoration_only_where_something_is_corrupted(name, family):
     report = report_of(family(name))
-    assert FIGURES & report.keys() == (FIGURES if name in RESTORING else set())
+    assert RESTORATION_METRICS & report.keys() == (RESTORATION_METRICS if name in RESTORING else set())
     assert {"latent_mean", "latent_std", "pca_psnr", "patch_pca_psnr"} <= report.keys()
     assert ("held_out_psnr" in report) == (name != "masked"), "what is decoded there are no images"
     assert "head_accuracy" not in report
@@ -132,7 +139,7 @@ def test_the_report_holds_finite_figures_and_those_of_restoration_only_where_som
 def test_the_psnr_of_the_report_is_that_of_the_exported_autoencoder(name, family, dataset):
     run, (_, images) = family(name), held_out(dataset)
     with torch.no_grad():
-        found = psnr(images, Autoencoder.load(run).reconstruct(images)).mean().item()
+        found = psnr(rounded(images), rounded(Autoencoder.load(run).reconstruct(images))).mean().item()
     assert report_of(run)["held_out_psnr"] == pytest.approx(found, abs=1e-3)
 
 
@@ -150,9 +157,9 @@ def test_the_figures_of_restoration_are_those_of_another_draw_of_the_noise(name,
 def test_panels_show_what_units_stand_for_where_that_is_worth_a_picture(name, family):
     run, steps = family(name), STEPS.get(name, 3)
     autoencoder = Autoencoder.load(run)
-    names = {f"step-{steps:08d}.png"} | ({f"features-{steps:08d}.png"} if has_features(autoencoder) else set())
+    names = {f"step-{steps:08d}.png"} | ({f"features-{steps:08d}.png"} if has_dictionary(autoencoder) else set())
     assert {path.name for path in (run / "samples").iterdir()} == names
-    assert has_features(autoencoder) == (name != "masked")
+    assert has_dictionary(autoencoder) == (name != "masked")
     with Image.open(run / "samples" / f"step-{steps:08d}.png") as panel:
         rows = 4 if name in CORRUPTING else 3  # what the encoder saw is shown too
         assert panel.height * (2 + 8 * 18) == panel.width * (2 + rows * 18)
@@ -170,7 +177,7 @@ def test_a_head_that_reads_classes_is_exported_and_reads_better_than_chance(data
     trained("plain", tmp_path / "run", 80, *CLASSES, "--optim.warmup", 5)
     (indices, images), autoencoder = held_out(dataset), Autoencoder.load(tmp_path / "run")
     with torch.no_grad():
-        read = autoencoder.head(autoencoder.code(images).mean.mean((2, 3))).argmax(1).numpy()
+        read = autoencoder.head(autoencoder.raw_posterior(images).mean.mean((2, 3))).argmax(1).numpy()
     accuracy = report_of(tmp_path / "run")["head_accuracy"]
     assert accuracy == pytest.approx((read == dataset.labels[indices]).mean(), abs=0.003) and accuracy > 0.3
 
@@ -206,7 +213,7 @@ def test_stage_two_learns_its_latents_and_samples_are_drawn(name, latent, family
     out, many = tmp_path / "two", tmp_path / "many"
     assert (drawn := ran("sample", out, "--out", many, "--num", 2, "--steps", 2, "--device", "cpu")).code == 0, drawn
     model = LatentDiffusion.load(out)
-    assert model.description.latent_shape == latent and len(model.classes) == (2 if name == "masked" else 10)
+    assert model.config.latent_shape == latent and len(model.classes) == (2 if name == "masked" else 10)
     images = pixels(model.sample(2, steps=2))
     for path, image in zip(sorted(many.iterdir()), images, strict=True):
         with Image.open(path) as picture:
@@ -237,8 +244,8 @@ def test_an_autoencoder_that_gives_no_images_back_is_neither_measured_nor_sample
         "ldm.cli.main", "evaluate", run, "--data", shapes_folder, "--images", 3, "--out", tmp_path / "e.json"
     )
     assert measured.code == 0, measured.err
-    figures = json.loads((tmp_path / "e.json").read_text())["figures"]
-    assert [figures[each] for each in ("psnr", "ssim", "explained_variance")] == [None] * 3
+    measured_metrics = json.loads((tmp_path / "e.json").read_text())["metrics"]
+    assert [measured_metrics[each] for each in ("psnr", "ssim", "explained_variance")] == [None] * 3
     assert str(run) in one_line(stage_two(run, tmp_path), 4)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm import checkpoint
 from ldm.autoencoder.formats import compvis
 from ldm.autoencoder.model import Autoencoder
-from tests.export.test_diffusers_pipeline import in_another_process
+from tests.support.diffusers_process import in_another_process
 from tests.support.scripts import ROOT, Stage, metrics, ran, weights
 
 ENCODER = ("encoder.", "quant_conv.")
@@ -39,9 +39,9 @@ def fine_tuning(data: Path, source: Path, folder: Path, trains: str) -> Stage:
     (folder / "config.yaml").write_text(f"""
 data: {{kind: folder, path: "{data}", size: 16}}
 autoencoder:
-  network: {{kind: stock, path: "{source}"}}
+  network: {{kind: pretrained, path: "{source}"}}
   bottleneck: {{channels: 3}}
-  trains: {trains}
+  freeze_encoder: {str(trains == "decoder").lower()}
 optim: {{lr: 2e-3, warmup: 2}}
 run: {{steps: 4, batch_size: 8, log_every: 2, checkpoint_every: 2, precision: fp32}}
 """)
@@ -104,7 +104,7 @@ def test_a_resumed_fine_tuning_ends_with_the_same_bytes(run, tmp_path: Path):
         path = tmp_path / "run" / name
         path.unlink() if path.is_file() else shutil.rmtree(path)
     outcome = stage.run(tmp_path / "run")
-    assert outcome.code == 0 and "going on from step 2" in outcome.out, outcome
+    assert outcome.code == 0 and "resuming from step 2" in outcome.out, outcome
     assert weights(tmp_path / "run") == weights(folder) and metrics(tmp_path / "run") == metrics(folder)
 
 
@@ -130,9 +130,9 @@ def test_a_run_begins_from_a_compvis_file_or_from_a_run_of_ours(run, source: Pat
         (("--autoencoder.network.path", "/gone"), 4, ("autoencoder.network.path", "/gone does not exist")),
         (("--data.size", 17), 2, ("data.size 17", "autoencoder.network.path", "16 or 18")),
         (
-            ("--autoencoder.network.kind", "tiny", "--autoencoder.trains", "decoder"),
+            ("--autoencoder.network.kind", "tiny", "--autoencoder.freeze-encoder", "true"),
             2,
-            ("trains decoder", "kind stock"),
+            ("freeze_encoder", "kind pretrained"),
         ),
     ],
 )

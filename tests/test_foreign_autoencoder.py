@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from ldm import Autoencoder
-from ldm.data.batches import iter_batches
 from ldm.data.config import FolderConfig
-from ldm.data.datasets import open_dataset
-from ldm.data.split import split
+from ldm.data.datasets import Dataset, open_dataset
 from ldm.evaluation.held_out import latent_statistics
 from tests.support.miniatures import STAGE_TWO
 from tests.support.scripts import Stage, ran
@@ -53,18 +51,21 @@ def run(foreign: Path, flat_folder: Path, tmp_path_factory: pytest.TempPathFacto
     return folder / "out"
 
 
-def test_its_latents_are_measured_on_the_data_and_standardized(run, flat_folder):
-    config = FolderConfig(path=str(flat_folder), size=16)
-    dataset = open_dataset(config)
-    training, _ = split(dataset.groups, config.held_out, config.split_seed)
-    kept = latent_statistics(Autoencoder.load(run), dataset, config, training.tolist(), torch.device("cpu"))
+@pytest.fixture(scope="module")
+def dataset(flat_folder: Path) -> Dataset:
+    return open_dataset(FolderConfig(path=str(flat_folder), size=16))
+
+
+def test_its_latents_are_measured_on_the_data_and_standardized(run, dataset):
+    training, _ = dataset.split()
+    kept = latent_statistics(Autoencoder.load(run), training, torch.device("cpu"))
     assert kept.mean.abs().max() < 0.02
     assert (kept.std - 1).abs().max() < 0.02
 
 
-def test_it_reconstructs_as_it_did(run, foreign, flat_folder):
-    config = FolderConfig(path=str(flat_folder), size=16)
-    _, images = next(iter_batches(open_dataset(config), config, [0, 1, 2]))
+def test_it_reconstructs_as_it_did(run, foreign, dataset):
+    training, _ = dataset.split()
+    images = training.evenly_spaced(3).images()
     with torch.no_grad():
         before, after = (Autoencoder.load(source).reconstruct(images) for source in (foreign, run))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)

@@ -96,9 +96,9 @@ MISSPELT = {
 
 
 @pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in MISSPELT.items() for flag in flags])
-def test_a_misspelt_flag_exits_2_and_is_told_its_neighbor(name: str, flag: str) -> None:
-    told = refusal(watched(name, CONFIGS.get(name, "run"), "--out", "x", flag, 5))
-    assert flag in told and f"did you mean {MISSPELT[name][flag]}?" in told.replace("batch-size", "batch_size")
+def test_a_misspelt_flag_exits_2_and_its_neighbor_is_suggested(name: str, flag: str) -> None:
+    said = refusal(watched(name, CONFIGS.get(name, "run"), "--out", "x", flag, 5))
+    assert flag in said and f"did you mean {MISSPELT[name][flag]}?" in said.replace("batch-size", "batch_size")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -116,7 +116,7 @@ def test_a_config_that_is_not_there_exits_2_and_is_named(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "says"),
     [
         ("data: {kind: mnist5k}\nrun: {stepz: 3}", "run.stepz"),
         ("data: {kind: mnist5k}\nrun: [1, 2]", "run"),
@@ -127,16 +127,16 @@ def test_a_config_that_is_not_there_exits_2_and_is_named(name: str, tmp_path: Pa
     ],
 )
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_wrong_config_exits_2_and_names_file_and_key(name: str, text: str, told: str, tmp_path: Path) -> None:
+def test_a_wrong_config_exits_2_and_names_file_and_key(name: str, text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     more = ("--autoencoder", "x") if name == "train_diffusion" else ()
     said = refusal(watched(name, file, "--out", tmp_path / "run", *more))
-    assert str(file) in said and told in said
+    assert str(file) in said and says in said
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "says"),
     [
         ("train_vae", (), "config file"),
         ("train_vae", (CONFIGS["train_vae"],), "--out"),
@@ -148,5 +148,5 @@ def test_a_wrong_config_exits_2_and_names_file_and_key(name: str, text: str, tol
         ("sample", ("run",), "--out"),
     ],
 )
-def test_a_command_line_with_something_missing_says_what(name: str, arguments: tuple[str, ...], told: str) -> None:
-    assert told in refusal(watched(name, *arguments))
+def test_a_command_line_with_something_missing_says_what(name: str, arguments: tuple[str, ...], says: str) -> None:
+    assert says in refusal(watched(name, *arguments))

@@ -16,15 +16,16 @@ from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder, create_trainable
-from ldm.data.batches import BatchSampler, eval_view
+from ldm.batch import LatentBatch
+from ldm.condition import NULL
+from ldm.data.batches import BatchSampler
 from ldm.data.config import FolderConfig
-from ldm.data.datasets import Dataset, open_dataset
+from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.diffusion.config import DenoisingObjectiveConfig, LogNormalConfig
 from ldm.diffusion.noise import sample_sigmas
 from ldm.errors import CheckpointError
 from ldm.latents import LatentBatches, LatentCache, build_cache, cache_lock, fingerprint, open_autoencoder, open_cache
 from ldm.randomness import generator
-from ldm.shapes import to_float
 from tests.support.scripts import Stage
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def dataset(shapes_folder: Path) -> Dataset:
 
 def cached(folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
     expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
-    build_cache(folder, expected, autoencoder, dataset, dataset.config, CPU)
+    build_cache(folder, expected, autoencoder, dataset, CPU)
     cache = open_cache(folder, expected, autoencoder.latent_channels)
     assert cache is not None
     return cache
@@ -65,7 +66,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, autoencoder: Autoencoder, da
 
 
 def plain(dataset: Dataset, indices: list[int]) -> Tensor:
-    return to_float(torch.stack([eval_view(dataset, dataset.config, index) for index in indices]))
+    return Subset(dataset, indices).images()
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -96,9 +97,9 @@ def test_the_cache_holds_moments_of_every_image_memory_mapped_and_read_only(cach
 
 
 def test_without_flips_only_plain_views_are_encoded(tmp_path, autoencoder, dataset):
-    config = replace(dataset.config, flip=False)
+    never_flipped = replace(dataset, config=replace(dataset.config, flip=False))
     expected = fingerprint(autoencoder, dataset.fingerprint, 1)
-    build_cache(tmp_path, expected, autoencoder, dataset, config, CPU)
+    build_cache(tmp_path, expected, autoencoder, never_flipped, CPU)
     found = open_cache(tmp_path, expected, 2)
     assert found.moments.shape[0] == 1
     close(found.posterior([4, 2]).mean, autoencoder.encode(plain(dataset, [4, 2])).mean)
@@ -205,7 +206,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_cache(tmp_path, cache, autoencode
     """Writing through a memory map would end in SIGBUS, which no program survives."""
     (tmp_path / "moments.npy").symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
-        build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, dataset.config, CPU)
+        build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, CPU)
     assert caught.value.errno == errno.ENOSPC and str(tmp_path) in caught.value.filename
     assert open_cache(tmp_path, cache.fingerprint, 2) is None
 
@@ -254,8 +255,8 @@ def test_standardizing_leaves_the_weights_and_the_file_alone(cache, autoencoder)
 # ---- what a step sees
 
 
-def batches(cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **order: int) -> LatentBatches:
-    given = {"seed": 0, "batch_size": 12, **order}
+def batches(cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **sampler: int) -> LatentBatches:
+    given = {"seed": 0, "batch_size": 12, **sampler}
     return LatentBatches(
         cache, dataset, objective or DenoisingObjectiveConfig(), BatchSampler(tuple(range(samples)), **given)
     )
@@ -276,7 +277,7 @@ def test_the_noise_of_the_posterior_is_not_the_noise_of_diffusion(cache, dataset
     only, pairs = replace(cache, moments=cache.moments[:1]), []
     given = batches(only, dataset)
     for step in range(20):
-        batch, posterior = given[step], only.posterior(given.order.draw(step).indices)
+        batch, posterior = given[step], only.posterior(given.sampler.spec(step).indices)
         inner = (batch.latents - posterior.mean) / (posterior.logvar / 2).exp()
         pairs.append(torch.stack([inner.flatten(), batch.noise.flatten()]))
     both = torch.cat(pairs, dim=1).double()
@@ -287,10 +288,10 @@ def test_the_noise_of_the_posterior_is_not_the_noise_of_diffusion(cache, dataset
 def test_a_latent_is_the_one_of_the_image_or_of_its_mirror_image_half_of_the_time(cache, dataset):
     given, mirrored = batches(cache, dataset), 0
     for step in range(50):
-        draw = given.order.draw(step)
-        flips = given.flips(draw.epochs, draw.indices)
-        noise = draw.rng.normal("posterior", *cache.shape)
-        assert torch.equal(given[step].latents, cache.posterior(draw.indices, flips).at(noise))
+        spec = given.sampler.spec(step)
+        flips = given.flips(spec.epochs, spec.indices)
+        noise = spec.rng.normal("posterior", *cache.shape)
+        assert torch.equal(given[step].latents, cache.posterior(spec.indices, flips).reparameterize(noise))
         mirrored += sum(flips)
     assert abs(mirrored - 300) < 4 * math.sqrt(150)
 
@@ -305,28 +306,31 @@ def test_whether_a_latent_is_mirrored_depends_on_epoch_and_image_alone(cache, da
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_labels_are_dropped_at_the_stated_rate_to_the_number_of_classes(cache, dataset, probability: float):
+def test_labels_are_dropped_at_the_stated_rate_to_the_null_label(cache, dataset, probability: float):
     given = batches(cache, dataset, objective=DenoisingObjectiveConfig(condition_dropout=probability))
-    assert given.no_label == len(dataset.classes) == 2
-    labels = torch.cat([given[step].labels for step in range(100)])
-    true = torch.tensor([dataset.labels[index] for step in range(100) for index in given.order.draw(step).indices])
-    dropped = labels == given.no_label
+    labels = torch.cat([given[step].condition.values["label"] for step in range(100)])
+    true = torch.tensor([dataset.labels[index] for step in range(100) for index in given.sampler.spec(step).indices])
+    dropped = labels == NULL
     assert torch.equal(labels[~dropped], true[~dropped])
     assert abs(dropped.double().mean() - probability) <= 4 * math.sqrt(probability * (1 - probability) / len(labels))
 
 
-def test_images_without_classes_have_only_the_label_that_says_so(cache, dataset):
-    unlabelled = replace(dataset, classes=[], labels=np.zeros(60, dtype=np.int64))
-    assert not batches(cache, unlabelled)[0].labels.any()
+def test_images_without_classes_have_an_empty_condition(cache, dataset):
+    unlabeled = replace(dataset, classes=[], labels=np.zeros(60, dtype=np.int64))
+    assert not batches(cache, unlabeled)[0].condition.values and not unlabeled.schema.attributes
 
 
-def test_noise_levels_follow_the_density(cache, dataset):
-    density = LogNormalConfig(mean=-0.7, std=0.9)
-    given = batches(cache, dataset, objective=DenoisingObjectiveConfig(density=density))
+def test_noise_levels_follow_the_noise_distribution(cache, dataset):
+    distribution = LogNormalConfig(mean=-0.7, std=0.9)
+    given = batches(cache, dataset, objective=DenoisingObjectiveConfig(noise_distribution=distribution))
     logs = torch.cat([given[step].sigma for step in range(200)]).double().log()
     assert abs(logs.mean() + 0.7) < 4 * 0.9 / math.sqrt(len(logs))
     assert abs(logs.std() - 0.9) < 4 * 0.9 / math.sqrt(2 * len(logs))
-    assert torch.equal(given[7].sigma, sample_sigmas(density, 12, generator(0, "sigma", 7)))
+    assert torch.equal(given[7].sigma, sample_sigmas(distribution, 12, generator(0, "sigma", 7)))
+
+
+def tensors(batch: LatentBatch) -> list[Tensor]:
+    return [batch.latents, batch.noise, batch.sigma, *batch.condition.values.values()]
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 4), (2, 2)])
@@ -340,7 +344,7 @@ def test_the_parts_of_a_step_tile_the_same_global_batch_bit_for_bit(cache, datas
             for micro_step in range(accumulation)
             for rank in range(processes)
         ]
-        for expected, *found in zip(whole, *parts, strict=True):
+        for expected, *found in zip(tensors(whole), *map(tensors, parts), strict=True):
             assert torch.equal(torch.cat(found), expected)
 
 

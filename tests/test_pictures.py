@@ -97,7 +97,7 @@ def test_a_panel_shows_images_reconstructions_and_four_times_their_difference(ch
 NAN, INFINITY = float("nan"), float("inf")
 LOGS = {
     "many": [
-        {"step": step, "images": 8 * step, "l1": 1 / step, "lr": 1e-4, "gradient": -step} for step in range(1, 60)
+        {"step": step, "images": 8 * step, "l1": 1 / step, "lr": 1e-4, "gradient_norm": -step} for step in range(1, 60)
     ],
     "one point": [{"step": 1, "l1": 0.3}],
     "one point each": [{"step": 1, "l1": 0.3}, {"step": 2, "panel_psnr": 20.0}],
@@ -120,6 +120,6 @@ def test_curves_are_drawn_from_any_log_without_a_warning(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("lines", [[], [{"step": 1, "images": 8}], [{"step": 1, "pca_psnr": None}]])
-def test_a_log_without_figures_gives_no_curves(lines: list[dict[str, object]], tmp_path: Path):
+def test_a_log_without_metrics_gives_no_curves(lines: list[dict[str, object]], tmp_path: Path):
     curves(lines, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()

@@ -12,15 +12,12 @@ from torch import Tensor
 
 from ldm import Autoencoder, LatentDiffusion
 from ldm.data.config import FolderConfig
-from ldm.data.datasets import Dataset, open_dataset
-from ldm.data.split import split
-from ldm.evaluation.held_out import eval_images
-from tests.export.test_diffusers_pipeline import USE_PIPELINE, in_another_process, pixels
+from ldm.data.datasets import Dataset, Subset, open_dataset
 from tests.support.backbones import random_alexnet
+from tests.support.diffusers_process import USE_PIPELINE, in_another_process, pixels
 from tests.support.miniatures import STAGE_ONE, STAGE_TWO
+from tests.support.runs import lose_everything_after, train_alike
 from tests.support.scripts import Outcome, Stage, metrics, ran, weights
-from tests.test_distributed import train_alike
-from tests.test_resume import lose_everything_after
 
 DATA = 'data: {{kind: folder, path: "{path}", size: 16, flip: true}}\n'
 
@@ -47,10 +44,9 @@ def dataset(shapes_folder: Path) -> Dataset:
 
 
 def training_images(dataset: Dataset) -> Tensor:
-    config = dataset.config
-    indices, _ = split(dataset.groups, config.held_out, config.split_seed)
-    assert 0 < len(indices) < len(dataset)
-    return eval_images(dataset, config, indices.tolist())  # type: ignore[arg-type]
+    training, _ = dataset.split()
+    assert 0 < len(training) < len(dataset)
+    return training.images()
 
 
 def one_line(outcome: Outcome, code: int) -> str:
@@ -88,7 +84,7 @@ def test_its_latents_are_the_pixels_with_mean_0_and_std_1_in_each_channel_of_the
 def test_the_cache_holds_the_codes_alone_which_are_the_images_and_their_mirror_images(run, dataset):
     moments = np.load(run / "latents" / "moments.npy")
     assert moments.shape == (2, 60, 3, 16, 16) and moments.dtype == np.float32
-    images = eval_images(dataset, dataset.config, list(range(60)))
+    images = Subset(dataset, list(range(60))).images()
     assert (moments[0] == images.numpy()).all() and (moments[1] == images.flip(-1).numpy()).all()
 
 
@@ -101,7 +97,7 @@ def test_a_run_on_pixels_that_restarts_in_the_middle_equals_one_that_does_not(ru
     lose_everything_after(again, step=3)
     shutil.rmtree(again / "latents")  # it can be made again
     outcome = pixel_stage.run(again)
-    assert outcome.code == 0 and "going on from step 3" in outcome.out + outcome.err, outcome
+    assert outcome.code == 0 and "resuming from step 3" in outcome.out + outcome.err, outcome
     assert weights(again) == weights(run) and metrics(again) == metrics(run)
     assert {"vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} < weights(run).keys()
 
@@ -133,7 +129,7 @@ def test_sample_draws_what_the_library_draws(run: Path, tmp_path: Path):
     outcome = ran("sample", run, "--out", tmp_path / "many", "--num", 2, "--steps", 3, "--device", "cpu")
     assert outcome.code == 0, outcome.err
     model = LatentDiffusion.load(run)
-    assert model.description.latent_shape == (3, 16, 16) and model.classes == ("disc", "square")
+    assert model.config.latent_shape == (3, 16, 16) and model.classes == ("disc", "square")
     images = pixels(model.sample(2, steps=3))
     assert len(np.unique(images)) > 20
     for number, name in enumerate(("00000-disc.png", "00001-square.png")):
@@ -143,8 +139,8 @@ def test_sample_draws_what_the_library_draws(run: Path, tmp_path: Path):
 
 def test_diffusers_draws_the_same_images_pixel_for_pixel_and_saves_what_opens_again(run: Path, tmp_path: Path):
     in_another_process(USE_PIPELINE, tmp_path, run, tmp_path)
-    drawn, said = np.load(tmp_path / "images.npz"), json.loads((tmp_path / "said.json").read_text())
-    assert said["class"] == "LatentDiffusionPipeline" and said["parts"]["vae"] == "AutoencoderModel"
+    drawn, facts = np.load(tmp_path / "images.npz"), json.loads((tmp_path / "facts.json").read_text())
+    assert facts["class"] == "LatentDiffusionPipeline" and facts["components"]["vae"] == "AutoencoderModel"
     model = LatentDiffusion.load(run)
     assert (drawn["plain"] == pixels(model.sample(5, steps=3))).all() and (drawn["again"] == drawn["plain"]).all()
     chosen = model.sample(4, ["square", "disc", 0], steps=4, sampler="dpm++2m", guidance=1.5, seed=7)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ldm import checkpoint
+from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, metrics, weights
 
 SETTINGS = ("--run.steps", 12, "--run.checkpoint-every", 3, "--run.log-every", 1)
@@ -23,16 +24,6 @@ def uninterrupted(stage: Stage, out: Path, *more: object) -> Path:
     return out
 
 
-def lose_everything_after(run: Path, step: int) -> None:
-    """Bring a finished run back to where it was when it had just saved `step`."""
-    for name in ("vae", "unet"):
-        shutil.rmtree(run / name, ignore_errors=True)
-    (run / "finished.json").unlink()
-    for later in checkpoint.steps(run / "checkpoints"):
-        if later > step:
-            shutil.rmtree(run / "checkpoints" / f"step-{later:08d}")
-
-
 @pytest.mark.parametrize("variant", [(), ("--run.workers", 2), ("--run.accumulation", 2)])
 def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_path, variant):
     whole = uninterrupted(stage, tmp_path / "whole", *variant)
@@ -41,7 +32,7 @@ def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_p
     lose_everything_after(again, step=9)
     outcome = stage.run(again, *SETTINGS, *variant)
     assert outcome.code == 0, outcome.err
-    assert "going on from step 9" in outcome.out + outcome.err
+    assert "resuming from step 9" in outcome.out + outcome.err
     assert metrics(again) == metrics(whole)
     assert weights(again) == weights(whole)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.diffusion.config import SAMPLERS
 from ldm.pipeline import LatentDiffusion
-from ldm.shapes import to_uint8
+from tests.support.diffusers_process import pixels
 from tests.support.scripts import Outcome, ran
 
 
@@ -30,8 +31,7 @@ def refusal(outcome: Outcome, code: int) -> str:
 
 def expected(run: Path, *arguments: object, **options: object) -> np.ndarray:
     """What the library draws, as count x height x width x 3."""
-    images = LatentDiffusion.load(run).sample(*arguments, steps=2, **options)  # type: ignore[arg-type]
-    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+    return pixels(LatentDiffusion.load(run).sample(*arguments, steps=2, **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["grid.png", "GRID.PNG", "new/folder/grid.Png"])
@@ -42,13 +42,24 @@ def test_a_png_is_one_grid_that_says_how_it_was_made(finished_diffusion: Path, t
         assert grid.format == "PNG" and grid.mode == "RGB"
         factor = 640 // (2 + 3 * 18)
         assert grid.size == (factor * (2 + 3 * 18), factor * (2 + 2 * 18))
-        told = {"run": str(finished_diffusion), "num": "6", "seed": "4", "steps": "2", "guidance": "1.5"}
-        assert told.items() <= grid.text.items()
-        pixels = np.asarray(grid)[::factor, ::factor]
+        request = {"run": str(finished_diffusion), "num": "6", "seed": "4", "steps": "2", "guidance": "1.5"}
+        assert request.items() <= grid.text.items()
+        shown = np.asarray(grid)[::factor, ::factor]
     images = expected(finished_diffusion, 6, seed=4, guidance=1.5)
     for place, image in enumerate(images):
         top, left = 2 + 18 * (place // 3), 2 + 18 * (place % 3)
-        assert (pixels[top : top + 16, left : left + 16] == image).all()
+        assert (shown[top : top + 16, left : left + 16] == image).all()
+
+
+@pytest.mark.parametrize("sampler", [name for name, facts in SAMPLERS.items() if facts.stochastic])
+def test_images_of_a_stochastic_sampler_are_those_of_the_library(
+    finished_diffusion: Path, tmp_path: Path, sampler: str
+) -> None:
+    sampled(finished_diffusion, tmp_path / "many", "--num", 3, "--sampler", sampler, "--batch-size", 3)
+    images = expected(finished_diffusion, 3, sampler=sampler)
+    for image, file in zip(images, sorted((tmp_path / "many").iterdir()), strict=True):
+        with Image.open(file) as picture:
+            assert (np.asarray(picture) == image).all()
 
 
 def test_a_grid_has_a_column_for_each_class(finished_diffusion: Path, tmp_path: Path) -> None:
@@ -80,7 +91,7 @@ def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (("--nmu", 3), "--nmu is not understood; did you mean --num?"),
         (("--batch_size", 3), "--batch_size is not understood; did you mean --batch-size?"),
@@ -94,7 +105,7 @@ def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number
         (("--batch-size", 0), "--batch-size 0 must be at least 1"),
         (("--columns", 0), "--columns 0 must be at least 1"),
         (("--columns", -2), "--columns -2 must be at least 1"),
-        (("--sampler", "ddim"), "--sampler ddim is not one of euler, heun, dpm++2m"),
+        (("--sampler", "ddim"), f"--sampler ddim is not one of {', '.join(SAMPLERS)}"),
         (("--labels", "circle"), "--labels circle is not a class of this model: disc, square"),
         (("--labels", ""), "--labels  is not a class"),
         (("--guidance", "nan"), "--guidance nan must be a finite number"),
@@ -103,10 +114,10 @@ def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number
     ],
 )
 def test_a_wrong_command_line_is_refused_in_one_line(
-    finished_diffusion: Path, tmp_path: Path, arguments: tuple[object, ...], told: str
+    finished_diffusion: Path, tmp_path: Path, arguments: tuple[object, ...], words: str
 ) -> None:
     out = tmp_path / "grid.png"
-    assert " ".join(told.split()) in refusal(ran("sample", finished_diffusion, "--out", out, *arguments), 2)
+    assert " ".join(words.split()) in refusal(ran("sample", finished_diffusion, "--out", out, *arguments), 2)
     assert not out.exists()
 
 
@@ -119,12 +130,12 @@ def test_without_a_run_or_a_place_to_write_to_there_is_nothing_to_do(finished_di
 def test_what_is_no_finished_run_exits_4(tmp_path: Path, made) -> None:
     made(tmp_path / "run")
     outcome = ran("sample", tmp_path / "run", "--out", tmp_path / "grid.png")
-    assert f"{tmp_path / 'run'} is not a finished stage-two run" in refusal(outcome, 4)
+    assert f"{tmp_path / 'run'} is not a finished run of train_diffusion.py" in refusal(outcome, 4)
     assert not (tmp_path / "grid.png").exists()
 
 
 def test_a_run_of_stage_one_is_not_one_of_stage_two(finished_vae: Path, tmp_path: Path) -> None:
-    assert "not a finished stage-two run" in refusal(ran("sample", finished_vae, "--out", tmp_path / "grid.png"), 4)
+    assert "not a finished run of train_diffusion.py" in refusal(ran("sample", finished_vae, "--out", tmp_path / "grid.png"), 4)
 
 
 @pytest.mark.parametrize("name", ["taken/grid.png", "taken", "folder.png"])
@@ -156,7 +167,7 @@ def test_a_class_whose_name_is_a_path_stays_in_the_folder(finished_diffusion: Pa
     run = tmp_path / "run"
     shutil.copytree(finished_diffusion, run)
     config = json.loads((run / "unet" / "config.json").read_text())
-    config["classes"] = ["../../disc", "cats/tabby"]
+    config["schema"]["attributes"][0]["classes"] = ["../../disc", "cats/tabby"]
     (run / "unet" / "config.json").write_text(json.dumps(config))
     sampled(run, tmp_path / "deep" / "many", "--num", 2)
     assert sorted(path.name for path in (tmp_path / "deep").rglob("*")) == [

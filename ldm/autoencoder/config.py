@@ -276,7 +276,7 @@ class ReconstructionObjectiveConfig(Checked):
     """distance + perceptual + kl * KL, all per image value, + the penalties + the adversarial loss."""
 
     distance: Annotated[str, OneOf(DISTANCES)] = "l1"  # gaussian: a likelihood whose variance is learned
-    kl: Weight = 1e-6  # weight of the KL, summed over the latent and divided by the number of image values
+    kl: Weight = 1e-6  # weight of what the code costs, the KL, summed over the latent and divided by the image values
     corruption: Corruption | None = None  # of the images, before the encoder sees them; null: none
     latent_corruption: Corruption | None = None  # of the latent, before the decoder sees it; null: none
     emphasis: Fraction | None = None  # weight of corrupted elements in the distance, of others the rest; null: equal

@@ -120,7 +120,9 @@ class ReconstructionObjective(nn.Module):
                 terms[name] = penalty.weight * penalty(forward)
                 total = total + terms[name]
         terms |= code_statistics(forward, self.autoencoder.bottleneck, code.latents, is_code=stage.has_code)
-        outputs = {"images": target, "reconstruction": reconstruction.detach(), "code": code.posterior.mean.detach()}
+        outputs = {"images": target, "reconstruction": reconstruction.detach()}
+        if stage.has_code:  # and not the output of a layer below it
+            outputs["code"] = code.posterior.mean.detach()
         return Losses(total, terms, outputs)
 
     def corrupt(self, given: Tensor, stage: Stage, rng: StepRandom) -> Corrupted:

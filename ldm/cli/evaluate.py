@@ -42,7 +42,7 @@ def parser() -> Parser:
     add("--probe", choices=PROBES, default="none", help=probe)
     add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
-    add("--out", type=Path, metavar="FILE.json", help="where the figures and the protocol are written")
+    add("--out", type=Path, metavar="FILE.json", help="where the metrics and the protocol are written")
     add("--panel", type=Path, metavar="FILE.png", help="where eight images and their reconstructions are drawn")
     return parser
 

@@ -73,8 +73,8 @@ class Checked:
     def __post_init__(self) -> None:
         """Raise ValueError for the first setting that is out of bounds."""
         for name, kind in types_of(type(self)).items():
-            for bounds in violated(kind, getattr(self, name)):
-                raise ValueError(f"{name} must be {bounds}, not {getattr(self, name)}")
+            for expected in violated(kind, getattr(self, name)):
+                raise ValueError(f"{name} must be {expected}, not {getattr(self, name)}")
 
 
 _types: dict[type, dict[str, Any]] = {}
@@ -101,11 +101,11 @@ def declared_ranges(kind: Any) -> list[str]:
     return list(dict.fromkeys([*own, *inner]))
 
 
-def violated(kind: Any, value: Any) -> Iterator[Interval | OneOf]:
-    """The bounds of a type that a value of it breaks; of a union those of the members that it could be."""
+def violated(kind: Any, value: Any) -> Iterator[str]:
+    """What a type declares and a value of it breaks, in words; of a union what the members do that it could be."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        yield from (bounds for bounds in bounds_of(kind) if not bounds.admits(value))
+        yield from (str(bounds) for bounds in bounds_of(kind) if not bounds.admits(value))
     elif origin in (Union, UnionType):
         options = [option for option in args if could_be(option, value)]
         broken = [list(violated(option, value)) for option in options]
@@ -113,6 +113,8 @@ def violated(kind: Any, value: Any) -> Iterator[Interval | OneOf]:
             yield from broken[0]
     elif origin is tuple and isinstance(value, tuple):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            yield f"{len(kinds)} values"
         for inner, item in zip(kinds, value, strict=False):
             yield from violated(inner, item)
 

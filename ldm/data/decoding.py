@@ -41,12 +41,12 @@ class UnreadableImage(Exception):
 
 
 def decode(file: str | Path | IO[bytes], config: DataConfig, *, pixel_limit: int) -> np.ndarray:
-    """The image in a file as [channels, height, width] of the depth of `settings`, upright as its EXIF says.
+    """The image in a file as [channels, height, width] of the depth of `config`, upright as its EXIF says.
 
     Only the first frame of an animation or page of a document is read (of five channels and more: all pages), and
     color profiles are ignored. The size is checked before anything is decoded; Pillow's own limit of 178,956,970 pixels
-    holds above `pixel_limit`. Truncated files are bad, and so is whatever makes a decoder raise. An unreadable EXIF
-    block only costs the orientation. `to_array` and `levels` say what becomes of each kind of pixel.
+    holds above `pixel_limit`. Truncated files are unreadable, and so is whatever makes a decoder raise. An unreadable EXIF
+    block only costs the orientation. `to_array` and `to_bit_depth` say what becomes of each kind of pixel.
     """
     for library in ("PIL", "tifffile"):  # what is wrong with a file is raised; it would also be logged, line by line
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
@@ -59,11 +59,11 @@ def decode(file: str | Path | IO[bytes], config: DataConfig, *, pixel_limit: int
 
 
 def to_array(image: Image.Image, config: DataConfig) -> np.ndarray:
-    """A Pillow image of any mode as [channels, height, width] of the depth of `settings`, for up to four channels.
+    """A Pillow image of any mode as [channels, height, width] of the depth of `config`, for up to four channels.
 
     - 1, L, P, RGB, RGBX, YCbCr, CMYK, LAB, HSV: as Pillow converts them to RGB.
     - I;16 in either byte order, and I: 16 bits, 0 to 65535; I beyond that range is refused.
-    - F: as `levels` has floats.
+    - F: as `to_bit_depth` has floats.
     - PNG of 16 bits with alpha or color: Pillow keeps the upper eight, at most one level of 256 away from rounding.
     - Transparency is an alpha channel (LA, PA, RGBA; divided out of La, RGBa), a palette's, or one transparent color.
     """

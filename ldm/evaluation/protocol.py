@@ -176,7 +176,7 @@ def report(
         "image": image,
         "latent": latent,
         "reconstruction": "from the mode of the posterior, clamped",
-        "rounding": "images and reconstructions to 8 bits, before every figure",
+        "rounding": "images and reconstructions to 8 bits, before every metric",
         "psnr": "dB, of each image with a peak of 255, at most 100; mean over the images",
         "ssim": "Gaussian window of 11 pixels, sigma 1.5, range 255, mean over channels; smaller for smaller images",
         "baselines": f"PCA fitted to {len(evaluated.training)} training images" if evaluated.training else None,

@@ -62,7 +62,8 @@ def train(
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        objective.autoencoder.bottleneck.update_usage(losses.outputs["code"], step)
+        if "code" in losses.outputs:
+            objective.autoencoder.bottleneck.update_usage(losses.outputs["code"], step)
         if on_step is not None:
             on_step(step, losses)
 

@@ -78,9 +78,13 @@ def test_a_sample_is_a_function_of_its_generator():
 def test_a_sample_is_the_mean_plus_the_std_times_the_noise():
     given = posterior(4, 2, 3, 3)
     noise = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    torch.testing.assert_close(given.reparameterize(noise), given.mean + given.logvar.exp().sqrt() * noise, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        given.reparameterize(noise), given.mean + given.logvar.exp().sqrt() * noise, rtol=1e-12, atol=1e-12
+    )
     assert torch.equal(given.sample(torch.Generator().manual_seed(5)), given.reparameterize(noise))
-    assert torch.equal(given.reparameterize(torch.zeros_like(noise)), given.mode()) and torch.equal(given.mode(), given.mean)
+    assert torch.equal(given.reparameterize(torch.zeros_like(noise)), given.mode()) and torch.equal(
+        given.mode(), given.mean
+    )
 
 
 def test_standardizing_a_posterior_standardizes_its_samples():
@@ -88,7 +92,9 @@ def test_standardizing_a_posterior_standardizes_its_samples():
     mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor([0.1, 3.0, 1.0], dtype=torch.float64).view(3, 1, 1)
     standardized = given.standardized(mean, std)
-    torch.testing.assert_close(standardized.reparameterize(noise), (given.reparameterize(noise) - mean) / std, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        standardized.reparameterize(noise), (given.reparameterize(noise) - mean) / std, rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(as_normal(standardized).stddev, as_normal(given).stddev / std, rtol=1e-12, atol=0)
 
 
@@ -241,7 +247,9 @@ def test_a_unit_is_dead_that_was_above_0_nowhere_for_longer_than_dead_after():
     code[2, 1, 0, 1] = 0.1  # one position of one image is enough
     bottleneck.update_usage(code, 10)
     assert bottleneck.last_active.tolist() == [0, 10, 0]
-    assert bottleneck.dead_units(15).tolist() == [True, False, True] and bottleneck.dead_units(16).tolist() == [True] * 3
+    assert (
+        bottleneck.dead_units(15).tolist() == [True, False, True] and bottleneck.dead_units(16).tolist() == [True] * 3
+    )
     code[0, 0] = 1
     bottleneck.update_usage(code, 16)
     assert bottleneck.last_active.tolist() == [16, 16, 0]
@@ -265,19 +273,19 @@ def sparse_objective(**config: object) -> tuple[ReconstructionObjective, ImageBa
 
 def test_what_is_logged_of_a_sparse_code_is_what_it_is_said_to_be():
     objective, batch = sparse_objective(k=2)
-    objective.autoencoder.network.encoder[-1].bias.data[4] = -100  # a unit that never fires
+    objective.autoencoder.network.encoder[-1].bias.data[4] = -100  # a unit that is never active
     bottleneck = objective.autoencoder.bottleneck
     objective.schedule.begin_step(0)
     for step in (0, 9):
         losses = losses_of(objective, batch, step)
         bottleneck.update_usage(losses.outputs["code"], step)
     code, again = objective.autoencoder.encode(batch.images).mean, losses.outputs["reconstruction"]
-    fires = (code > 0).flatten(2).any(2).any(0)
+    active = (code > 0).flatten(2).any(2).any(0)
     terms, mean = losses.terms, batch.images.mean(0)
-    assert bottleneck.last_active.equal(torch.where(fires, 9, 0)) and not fires[4]
+    assert bottleneck.last_active.equal(torch.where(active, 9, 0)) and not active[4]
     close = {"rtol": 1e-9, "atol": 0.0}
     torch.testing.assert_close(terms["l0"], (code > 0).double().sum(1).mean(), **close)
-    torch.testing.assert_close(terms["dead_fraction"], (~fires).double().mean(), **close)
+    torch.testing.assert_close(terms["dead_fraction"], (~active).double().mean(), **close)
     explained = 1 - (batch.images - again).square().sum() / (batch.images - mean).square().sum()
     torch.testing.assert_close(terms["explained_variance"], explained, **close)
     torch.testing.assert_close(terms["latent_std"], code.std(correction=0), **close)

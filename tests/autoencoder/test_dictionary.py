@@ -1,4 +1,4 @@
-"""A unit's picture is what the unit adds to an image: of a linear decoder, its column."""
+"""The image of a unit in the dictionary is what the unit adds to an image: of a linear decoder, its column."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from ldm.autoencoder.config import (
     TinyNetworkConfig,
     ViTNetworkConfig,
 )
-from ldm.autoencoder.dictionary import decoder_features, has_features
+from ldm.autoencoder.dictionary import dictionary_images, has_dictionary
 from ldm.autoencoder.model import Autoencoder, create_trainable
 
 SHAPE = (2, 4, 6)
@@ -48,7 +48,7 @@ LINEAR = {
 
 
 @pytest.mark.parametrize("what", LINEAR)
-def test_the_features_of_a_linear_decoder_are_its_columns_the_most_used_first(what: str):
+def test_the_dictionary_of_a_linear_decoder_is_its_columns_the_most_used_first(what: str):
     autoencoder = built(*LINEAR[what])
     network = autoencoder.network
     torch.nn.init.normal_(network.decoder[0].bias)
@@ -56,38 +56,38 @@ def test_the_features_of_a_linear_decoder_are_its_columns_the_most_used_first(wh
     autoencoder.standardize(torch.full((9,), 0.3), torch.linspace(0.5, 2, 9))  # which is not what a unit adds
     columns = network.matrix(1).T.reshape(9, *SHAPE)
     columns = columns / columns.abs().amax((1, 2, 3), keepdim=True)
-    use = autoencoder.code(images()).mean.abs().mean((0, 2, 3))
+    use = autoencoder.raw_posterior(images()).mean.abs().mean((0, 2, 3))
     order = sorted(range(9), key=lambda unit: -use[unit].item())
     assert order != list(range(9)) and len(set(use.tolist())) > 5
-    found = decoder_features(autoencoder, images())
+    found = dictionary_images(autoencoder, images())
     used = int((use > 0).sum())
     close(found[:used], columns[order[:used]])
     assert len(found) == 9 and found.abs().amax((1, 2, 3)).sub(1).abs().max() < 1e-12
-    close(decoder_features(autoencoder, images(), count=4), columns[order[:4]])
+    close(dictionary_images(autoencoder, images(), count=4), columns[order[:4]])
 
 
-def test_a_feature_keeps_the_sign_of_what_the_unit_adds():
+def test_a_dictionary_image_keeps_the_sign_of_what_the_unit_adds():
     autoencoder = built(*LINEAR["free"])
-    before = decoder_features(autoencoder, images())
+    before = dictionary_images(autoencoder, images())
     autoencoder.network.decoder[0].weight.neg_()
-    close(decoder_features(autoencoder, images()), -before)
+    close(dictionary_images(autoencoder, images()), -before)
 
 
 def test_a_unit_that_adds_nothing_is_gray():
     autoencoder = built(*LINEAR["free"])
     autoencoder.network.decoder[0].weight[:, 3] = 0
-    found = decoder_features(autoencoder, images())
+    found = dictionary_images(autoencoder, images())
     assert found.isfinite().all() and sorted(found.abs().amax((1, 2, 3)).round().tolist()) == [0.0] + [1.0] * 8
 
 
-def test_the_features_of_an_mlp_are_what_one_unit_changes():
+def test_the_dictionary_of_an_mlp_is_what_one_unit_changes():
     autoencoder = built(MLPNetworkConfig(widths=(8,)), IdentityConfig(channels=3))
     autoencoder.standardize(torch.full((3,), 2.0), torch.tensor([3.0, 0.2, 5.0]))
     zero, one = torch.zeros(1, 3, 1, 1, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:, :, None, None]
     changes = autoencoder.decode_raw(one) - autoencoder.decode_raw(zero)
     changes = changes / changes.abs().amax((1, 2, 3), keepdim=True)
-    order = autoencoder.code(images()).mean.abs().mean((0, 2, 3)).argsort(descending=True)
-    close(decoder_features(autoencoder, images()), changes[order])
+    order = autoencoder.raw_posterior(images()).mean.abs().mean((0, 2, 3)).argsort(descending=True)
+    close(dictionary_images(autoencoder, images()), changes[order])
 
 
 @pytest.mark.parametrize("sides", [(32, 32), (32, 48)])
@@ -95,38 +95,35 @@ def test_a_unit_of_a_convolutional_code_stands_in_the_middle(sides: tuple[int, i
     """What it adds ends before the border, and lies as far from the left as from the right, to within a position."""
     shape = (1, *sides)
     autoencoder = built(TinyNetworkConfig(width=6, levels=1, blocks=1), SparseConfig(channels=4), shape)
-    found = decoder_features(autoencoder, images(shape))
+    found = dictionary_images(autoencoder, images(shape))
     assert found.shape == (4, *shape)
     for axis, side in ((1, sides[0]), (2, sides[1])):
-        corrupted_elements = found.abs().sum(0).sum(3 - axis).squeeze(0).nonzero().flatten()
-        assert corrupted_elements.min() > 0 and corrupted_elements.max() < side - 1
-        assert abs(corrupted_elements.min() + corrupted_elements.max() - (side - 1)) <= 4
+        reached = found.abs().sum(0).sum(3 - axis).squeeze(0).nonzero().flatten()
+        assert reached.min() > 0 and reached.max() < side - 1
+        assert abs(reached.min() + reached.max() - (side - 1)) <= 4
 
 
 def test_a_convolutional_unit_is_used_as_much_as_it_is_on_average_over_positions():
     shape = (1, 16, 16)
     autoencoder = built(TinyNetworkConfig(width=6, levels=1, blocks=1), SparseConfig(channels=4), shape)
-    code = autoencoder.code(images(shape)).mean
+    code = autoencoder.raw_posterior(images(shape)).mean
     one = torch.zeros(1, 4, 8, 8, dtype=torch.float64)
     one[0, int(code.mean((0, 2, 3)).argmax()), 4, 4] = 1
     expected = autoencoder.decode_raw(one) - autoencoder.decode_raw(torch.zeros_like(one))
-    close(decoder_features(autoencoder, images(shape), count=1), expected / expected.abs().max())
+    close(dictionary_images(autoencoder, images(shape), count=1), expected / expected.abs().max())
 
 
-def test_sparse_codes_and_fully_connected_networks_have_features_worth_a_picture():
-    shape, kl, sparse = (
-        (1, 8, 8),
-        KLNetworkConfig(widths=(4, 4), norm_groups=2, mid_attention=False),
-        SparseConfig(channels=4),
-    )
+def test_sparse_codes_and_fully_connected_networks_have_a_dictionary():
+    shape, sparse = (1, 8, 8), SparseConfig(channels=4)
+    kl = KLNetworkConfig(widths=(4, 4), norm_groups=2, mid_attention=False)
     vit = ViTNetworkConfig(patch=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1)
-    with_features = [
+    with_dictionary = [
         (kl, sparse),
         (vit, sparse),
         (LinearNetworkConfig(), IdentityConfig()),
         (MLPNetworkConfig(widths=(4,)), GaussianConfig()),
     ]
-    for network, bottleneck in with_features:
+    for network, bottleneck in with_dictionary:
         autoencoder = built(network, bottleneck, shape)
-        assert has_features(autoencoder) and decoder_features(autoencoder, images(shape)).shape == (4, *shape)
-    assert not any(has_features(built(network, IdentityConfig(channels=2), shape)) for network in (kl, vit))
+        assert has_dictionary(autoencoder) and dictionary_images(autoencoder, images(shape)).shape == (4, *shape)
+    assert not any(has_dictionary(built(network, IdentityConfig(channels=2), shape)) for network in (kl, vit))

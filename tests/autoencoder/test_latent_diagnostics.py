@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.autoencoder.bottleneck import BOTTLENECKS
+from ldm.autoencoder.bottleneck import GaussianBottleneck
 from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
 from ldm.autoencoder.latent_diagnostics import encoder_jacobian, power_spectrum, slope_of, spectrum_slope
 from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.network import AutoencoderNetwork
 from ldm.randomness import generator
 
 
@@ -54,7 +55,7 @@ def test_tiny_or_constant_latents_have_no_slope():
     assert spectrum_slope(torch.full((5, 2, 8, 8), math.nan)) is None
 
 
-class Patches(nn.Module):
+class Patches(AutoencoderNetwork):
     """A linear encoder: each 2 x 2 patch times a matrix; with certain posteriors and no decoder."""
 
     downsampling, image_channels = (2, 2), 1
@@ -69,7 +70,7 @@ class Patches(nn.Module):
 
 
 def linear(weight: Tensor) -> Autoencoder:
-    return Autoencoder(Patches(weight), BOTTLENECKS[GaussianConfig](GaussianConfig(channels=len(weight))))  # type: ignore[arg-type]
+    return Autoencoder(Patches(weight), GaussianBottleneck(GaussianConfig(channels=len(weight))))
 
 
 def white_images(count: int, size: int = 32, channels: int = 1) -> Tensor:

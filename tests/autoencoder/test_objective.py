@@ -1,15 +1,14 @@
-"""The objective is the evidence lower bound it is said to be, and each of its terms trains what it should."""
+"""The weights and the corruptions of the objective mean what they say, and each of its terms trains what it should."""
 
-import math
 from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
-from ldm.autoencoder.bottleneck import GaussianBottleneck
 from ldm.autoencoder.config import (
+    DISTANCES,
     AutoencoderConfig,
     EquivarianceConfig,
     GaussianConfig,
@@ -20,114 +19,21 @@ from ldm.autoencoder.config import (
     PerceptualConfig,
     ReconstructionObjectiveConfig,
     SparseConfig,
+    StageConfig,
 )
-from ldm.autoencoder.losses.distance import DISTANCES
-from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.model import create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.penalty import L1Penalty, L2Penalty, PenaltiesConfig
 from ldm.batch import ImageBatch
 from ldm.corruption import Blur, Corruption, GaussianNoise, Interpolation, Mask, SaltAndPepper
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
-
-SPECTRUM = torch.tensor([4.0, 2.0, 1.0, 0.4, 0.2, 0.1], dtype=torch.float64)
-VARIANCE = 0.5  # of the decoder: keeps the first three directions
-LATENT = 5
-
-
-class Linear(nn.Module):
-    """Vectors as images of one pixel, encoded and decoded by one matrix each."""
-
-    downsampling, image_channels = (1, 1), 6
-
-    def __init__(self, values: int, latent: int):
-        super().__init__()
-        self.image_channels = values
-        self.encoder = nn.Conv2d(values, 2 * latent, 1)
-        self.decoder = self.output_layer = nn.Conv2d(latent, values, 1)
-
-    def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-        return self.encoder(images)
-
-    def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
-        return self.decoder(latents)
-
-
-def gaussian_rows(count: int) -> Tensor:
-    """Rows whose sample covariance has exactly this spectrum, along random directions, and whose mean is not zero."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(count, len(SPECTRUM), generator=generator, dtype=torch.float64)
-    whitened = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).U * math.sqrt(count)
-    directions = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
-    return whitened * SPECTRUM.sqrt() @ directions.T + torch.linspace(-1, 1, 6, dtype=torch.float64)
+from tests.support.backbones import random_alexnet
+from tests.support.losses import losses_of
 
 
 def batch_of(images: Tensor) -> ImageBatch:
     return ImageBatch(images, torch.zeros(len(images), dtype=torch.int64))
-
-
-@pytest.fixture(scope="module")
-def rows() -> Tensor:
-    return gaussian_rows(256)
-
-
-@pytest.fixture(scope="module")
-def probabilistic_pca(rows: Tensor) -> ReconstructionObjective:
-    """A linear KL autoencoder with fixed decoder variance, trained to its optimum."""
-    torch.manual_seed(0)
-    autoencoder = Autoencoder(Linear(6, LATENT), GaussianBottleneck(GaussianConfig(channels=LATENT))).double()
-    objective = ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(distance="mse", kl=2 * VARIANCE))
-    batch, steps = batch_of(rows[:, :, None, None]), 3000
-    optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-5)
-    for step in range(steps):
-        optimizer.zero_grad()
-        objective(batch, StepRandom(0, step, len(rows))).total.backward()
-        optimizer.step()
-        schedule.step()
-    return objective.requires_grad_(False)
-
-
-def posterior_variances(objective: ReconstructionObjective, rows: Tensor) -> Tensor:
-    """Mean posterior variance of each latent, in increasing order."""
-    return objective.autoencoder.encode(rows[:, :, None, None]).logvar.exp().mean((0, 2, 3)).sort().values
-
-
-def test_posterior_variances_of_probabilistic_pca_are_the_noise_over_the_eigenvalues(probabilistic_pca, rows):
-    expected = VARIANCE / SPECTRUM[SPECTRUM > VARIANCE]
-    found = posterior_variances(probabilistic_pca, rows)[: len(expected)]
-    torch.testing.assert_close(found, expected.sort().values, rtol=0.03, atol=0)
-
-
-def test_latents_collapse_exactly_where_the_eigenvalue_is_below_the_noise(probabilistic_pca, rows):
-    kept = int((SPECTRUM > VARIANCE).sum())
-    found = posterior_variances(probabilistic_pca, rows)
-    assert bool((found[:kept] < 0.6).all()) and bool((found[kept:] > 0.98).all()), found
-    posterior = probabilistic_pca.autoencoder.encode(rows[:, :, None, None])
-    spread = posterior.mean.flatten(1).std(0, correction=0).sort().values
-    assert bool((spread[: LATENT - kept] < 0.03).all()) and bool((spread[LATENT - kept :] > 0.6).all()), spread
-
-
-def test_the_loss_is_the_negative_log_likelihood_of_probabilistic_pca(probabilistic_pca, rows):
-    batch = batch_of(rows[:, :, None, None])
-    totals = [probabilistic_pca(batch, StepRandom(1, step, len(rows))).total for step in range(200)]
-    constant = 0.5 * math.log(2 * math.pi * VARIANCE)
-    bound = 6 * (torch.stack(totals).mean() / (2 * VARIANCE) + constant)
-    covariance = (rows - rows.mean(0)).T @ (rows - rows.mean(0)) / len(rows)
-    values, directions = torch.linalg.eigh(covariance)
-    model = MultivariateNormal(rows.mean(0), directions * values.clamp_min(VARIANCE) @ directions.T)
-    likelihood = -model.log_prob(rows).mean()
-    assert abs(bound - likelihood) < 0.01 * likelihood, (bound, likelihood)
-
-
-def test_decoder_columns_span_the_principal_directions(probabilistic_pca, rows):
-    kept = int((SPECTRUM > VARIANCE).sum())
-    principal = torch.linalg.svd(rows - rows.mean(0)).Vh[:kept]
-    columns = probabilistic_pca.autoencoder.network.decoder.weight[:, :, 0, 0]
-    lengths, expected = torch.linalg.svdvals(columns)[:kept], (SPECTRUM[:kept] - VARIANCE).sqrt()
-    torch.testing.assert_close(lengths, expected, rtol=0.03, atol=0)
-    window = torch.linalg.svd(columns).U[:, :kept]
-    assert torch.linalg.svdvals(principal @ window).min() > 0.999
 
 
 def small(size: int = 8, bottleneck: Any = None, **objective: object) -> tuple[ReconstructionObjective, ImageBatch]:
@@ -136,13 +42,13 @@ def small(size: int = 8, bottleneck: Any = None, **objective: object) -> tuple[R
     config = AutoencoderConfig(network=network, bottleneck=bottleneck or GaussianConfig(channels=2))
     autoencoder = create_trainable(config, image=(3, size, size)).double()
     images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
-    return ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(**objective)), batch_of(images)
+    return ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(**objective), steps=4), batch_of(images)
 
 
 def test_a_kl_weight_is_the_weight_of_latent_diffusion():
     """Rombach et al. minimize the summed distance plus 1e-6 times the summed KL, averaged over the batch."""
     objective, batch = small(distance="l1", kl=1e-6)
-    losses = objective(batch, StepRandom(0, 0, 4))
+    losses = losses_of(objective, batch)
     posterior = objective.autoencoder.encode(batch.images)
     kl = kl_divergence(Normal(posterior.mean, (posterior.logvar / 2).exp()), Normal(0.0, 1.0)).sum() / 4
     distance = (batch.images - losses.outputs["reconstruction"]).abs().sum() / 4
@@ -154,11 +60,12 @@ def test_a_kl_weight_is_the_weight_of_latent_diffusion():
 
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
     objective, batch = small(distance="mse", kl=0.1)
-    whole = objective(batch, StepRandom(0, 7, 4)).total
+    whole = losses_of(objective, batch, 7).total
     parts = [
-        objective(
+        losses_of(
+            objective,
             ImageBatch(*(values[2 * part : 2 * part + 2] for values in batch)),
-            StepRandom.of_part(0, 7, total=4, parts=2, part=part),
+            rng=StepRandom.of_part(0, 7, total=4, parts=2, part=part),
         )
         for part in range(2)
     ]
@@ -168,7 +75,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_distance_alone_trains_every_weight(distance: str):
     objective, batch = small(distance=distance, kl=0.0)
-    losses = objective(batch, StepRandom(0, 0, 4))
+    losses = losses_of(objective, batch)
     losses.total.backward()
     assert losses.total == losses.terms[distance]
     for name, parameter in objective.named_parameters():
@@ -181,7 +88,7 @@ def test_the_distance_alone_trains_every_weight(distance: str):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_kl_alone_trains_the_encoder_and_nothing_of_the_decoder(distance: str):
     objective, batch = small(distance=distance, kl=1.0)
-    objective(batch, StepRandom(0, 0, 4)).terms["kl"].backward()
+    losses_of(objective, batch).terms["kl"].backward()
     for name, parameter in objective.autoencoder.network.named_parameters():
         if name.startswith(("encoder", "quant_conv")):
             assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
@@ -191,15 +98,15 @@ def test_the_kl_alone_trains_the_encoder_and_nothing_of_the_decoder(distance: st
 
 def test_the_perceptual_term_alone_trains_decoder_and_encoder():
     """Computed under no_grad it would be logged and added, and train nothing."""
-    objective, batch = small(perceptual=PerceptualConfig(backbone="random", size=32))
-    objective(batch, StepRandom(0, 0, 4)).terms["perceptual"].backward()
+    objective, batch = small(perceptual=PerceptualConfig(backbone="alex", weights_file=str(random_alexnet()), size=32))
+    losses_of(objective, batch).terms["perceptual"].backward()
     for name, parameter in objective.autoencoder.network.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
     assert not any(parameter.grad is not None for parameter in objective.perceptual.parameters())
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "config",
     [
         {"corruption": Mask(fraction=0.5)},
         {"latent_corruption": Interpolation(strength=1.0)},
@@ -209,8 +116,8 @@ def test_the_perceptual_term_alone_trains_decoder_and_encoder():
 def test_what_makes_latents_robust_changes_the_loss_and_still_trains_everything(config):
     plain, batch = small(kl=0.0)
     changed, _ = small(kl=0.0, **config)
-    losses = changed(batch, StepRandom(0, 1, 4))
-    assert not losses.total.equal(plain(batch, StepRandom(0, 1, 4)).total)
+    losses = losses_of(changed, batch, 1)
+    assert not losses.total.equal(losses_of(plain, batch, 1).total)
     losses.total.backward()
     for name, parameter in changed.autoencoder.network.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
@@ -223,19 +130,20 @@ CUTS = [
     {"corruption": Mask(fraction=0.5), "emphasis": 0.9},
     {"latent_corruption": Interpolation(), "distance": "huber"},
     {"latent_corruption": Blur(sigma=(0.2, 1.0))},
-    {"penalties": PenaltiesConfig(l1=L1Penalty(), decay=L2Penalty())},
+    {"penalties": PenaltiesConfig(l1=L1Penalty(), l2=L2Penalty())},
 ]
 
 
 @pytest.mark.parametrize("config", CUTS, ids=str)
-def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts(config):
+def test_the_loss_of_a_corrupted_or_penalized_batch_is_the_mean_of_the_losses_of_its_parts(config):
     """Otherwise two processes, or two micro-batches, train something else than one."""
     objective, batch = small(**config)
-    whole = objective(batch, StepRandom(0, 7, 4)).total
+    whole = losses_of(objective, batch, 7).total
     parts = [
-        objective(
+        losses_of(
+            objective,
             ImageBatch(*(values[2 * part : 2 * part + 2] for values in batch)),
-            StepRandom.of_part(0, 7, total=4, parts=2, part=part),
+            rng=StepRandom.of_part(0, 7, total=4, parts=2, part=part),
         ).total
         for part in range(2)
     ]
@@ -246,7 +154,7 @@ def test_whatever_is_asked_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_
 def test_a_corrupted_image_is_encoded_and_the_clean_one_is_the_target(kind: type):
     corruption, rng = kind(), StepRandom(0, 2, 4)
     objective, batch = small(distance="mse", kl=0.0, corruption=corruption, bottleneck=IdentityConfig(channels=2))
-    losses = objective(batch, rng)
+    losses = losses_of(objective, batch, 2)
     seen = corruption(batch.images, rng, name="input", patch=(2, 2)).values
     assert not seen.equal(batch.images)
     again = objective.autoencoder.decode(objective.autoencoder.encode(seen).mean)
@@ -265,7 +173,7 @@ def test_a_corrupted_code_is_decoded_and_the_penalties_see_the_clean_one(kind: t
         "penalties": PenaltiesConfig(l1=L1Penalty(weight=1.0)),
     }
     objective, batch = small(bottleneck=IdentityConfig(channels=2), **config)
-    losses, code = objective(batch, rng), objective.autoencoder.encode(batch.images).mean
+    losses, code = losses_of(objective, batch, 2), objective.autoencoder.encode(batch.images).mean
     decoded = objective.autoencoder.decode(corruption(code, rng, name="latent", patch=(1, 1)).values)
     torch.testing.assert_close(losses.outputs["reconstruction"], decoded, rtol=1e-12, atol=1e-12)
     values = batch.images[0].numel()
@@ -274,7 +182,7 @@ def test_a_corrupted_code_is_decoded_and_the_penalties_see_the_clean_one(kind: t
 
 def test_the_spread_of_the_code_is_logged_as_it_is():
     objective, batch = small(bottleneck=IdentityConfig(channels=2))
-    terms, code = objective(batch, StepRandom(0, 0, 4)).terms, objective.autoencoder.encode(batch.images).mean
+    terms, code = losses_of(objective, batch).terms, objective.autoencoder.encode(batch.images).mean
     spread = code.transpose(0, 1).flatten(1).std(1, correction=0)
     for name, expected in (
         ("latent_std", code.std(correction=0)),
@@ -285,7 +193,7 @@ def test_the_spread_of_the_code_is_logged_as_it_is():
         assert not terms[name].requires_grad
 
 
-def dense(bottleneck: Any, network: Any = None, **objective: Any) -> ReconstructionObjective:
+def fully_connected(bottleneck: Any, network: Any = None, **objective: Any) -> ReconstructionObjective:
     config = AutoencoderConfig(network=network or LinearNetworkConfig(), bottleneck=bottleneck)
     return ReconstructionObjective(
         create_trainable(config, image=(1, 4, 4)), ReconstructionObjectiveConfig(**objective)
@@ -305,23 +213,23 @@ def dense(bottleneck: Any, network: Any = None, **objective: Any) -> Reconstruct
 @pytest.mark.parametrize("network", [LinearNetworkConfig(), MLPNetworkConfig(widths=(40,))], ids=lambda each: each.kind)
 def test_a_code_that_holds_the_whole_image_is_refused_with_the_reason(network: Any, bottleneck: Any):
     with pytest.raises(ConfigError, match=r"holds all 16 of the image, so that copying is the best answer") as refused:
-        dense(bottleneck, network)
+        fully_connected(bottleneck, network)
     assert "\n" not in str(refused.value) and f"lower autoencoder.bottleneck.channels {bottleneck.channels} " in str(
         refused.value
     )
 
 
 def test_whatever_holds_a_large_code_back_makes_it_possible():
-    dense(IdentityConfig(channels=15))
-    dense(IdentityConfig(channels=16), corruption=GaussianNoise())
-    dense(IdentityConfig(channels=16), latent_corruption=GaussianNoise())
-    dense(IdentityConfig(channels=16), penalties=PenaltiesConfig(l1=L1Penalty()))
-    dense(SparseConfig(channels=64, k=3))
+    fully_connected(IdentityConfig(channels=15))
+    fully_connected(IdentityConfig(channels=16), corruption=GaussianNoise())
+    fully_connected(IdentityConfig(channels=16), latent_corruption=GaussianNoise())
+    fully_connected(IdentityConfig(channels=16), penalties=PenaltiesConfig(l1=L1Penalty()))
+    fully_connected(SparseConfig(channels=64, k=3))
     with pytest.raises(ConfigError, match="copying"):
-        dense(IdentityConfig(channels=16), penalties=PenaltiesConfig(decay=L2Penalty()))
-    dense(GaussianConfig(channels=16), kl=1e-6)
+        fully_connected(IdentityConfig(channels=16), penalties=PenaltiesConfig(l2=L2Penalty()))
+    fully_connected(GaussianConfig(channels=16), kl=1e-6)
     with pytest.raises(ConfigError, match="copying"):
-        dense(GaussianConfig(channels=16), kl=0.0)
+        fully_connected(GaussianConfig(channels=16), kl=0.0)
 
 
 def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():
@@ -329,7 +237,7 @@ def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():
     parameters = [*objective.autoencoder.network.encoder.parameters()]
 
     def gradient(of: str) -> list[Tensor]:
-        losses = objective(batch, StepRandom(0, 0, 4))
+        losses = losses_of(objective, batch)
         return list(torch.autograd.grad(losses.total if of == "total" else losses.terms[of], parameters))
 
     for total, distance, kl in zip(gradient("total"), gradient("l1"), gradient("kl"), strict=True):
@@ -338,19 +246,30 @@ def test_the_gradient_of_the_total_is_the_sum_of_those_of_its_terms():
 
 def test_the_reconstruction_that_is_handed_out_carries_no_gradient():
     objective, batch = small()
-    losses = objective(batch, StepRandom(0, 0, 4))
+    losses = losses_of(objective, batch)
     assert not losses.outputs["reconstruction"].requires_grad
+
+
+def test_an_objective_changes_nothing_of_the_autoencoder():
+    """Freezing and usage are other calls: the loss of a step can be computed again."""
+    config = {"stages": (StageConfig(trains="encoder"), StageConfig()), "penalties": PenaltiesConfig(l1=L1Penalty())}
+    objective, batch = small(bottleneck=SparseConfig(channels=6, k=2), distance="mse", **config)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    first, again = (losses_of(objective, batch, 0) for _ in range(2))
+    assert first.total.equal(again.total) and first.terms.keys() == again.terms.keys()
+    assert all(value.equal(before[name]) for name, value in objective.state_dict().items())
+    assert all(each.requires_grad for each in objective.autoencoder.network.parameters())
 
 
 def test_losses_are_float32_where_the_network_runs_in_half_precision():
     objective, batch = small(kl=1.0)
     objective.float()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = objective(ImageBatch(batch.images.float(), batch.labels), StepRandom(0, 0, 4))
+        losses = losses_of(objective, ImageBatch(batch.images.float(), batch.labels))
     assert {value.dtype for value in (losses.total, *losses.terms.values())} == {torch.float32}
 
 
 @pytest.mark.parametrize("value", [-1e-6, float("nan"), float("inf")])
 def test_a_kl_weight_without_a_meaning_is_refused_by_name(value: float):
-    with pytest.raises(ValueError, match="kl must be 0 or more"):
+    with pytest.raises(ValueError, match="kl must be at least 0"):
         ReconstructionObjectiveConfig(kl=value)

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.autoencoder import bottleneck
+from ldm.autoencoder.bottleneck import IdentityBottleneck
 from ldm.autoencoder.config import (
     AutoencoderConfig,
     IdentityConfig,
     LinearNetworkConfig,
     ReconstructionObjectiveConfig,
-    StageConfig,
     TinyNetworkConfig,
     ViTNetworkConfig,
 )
 from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.network import AutoencoderNetwork
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.restoration import restore
 from ldm.corruption import Blur, GaussianNoise, Interpolation, Mask, SaltAndPepper
@@ -61,8 +61,8 @@ def normalized(clean: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     return target, means
 
 
-class Knows(nn.Module):
-    """A network that answers one thing, whatever it is asked."""
+class Constant(AutoencoderNetwork):
+    """A network whose decoder gives one answer, whatever the latent."""
 
     def __init__(self, answer: Tensor, patch: int):
         super().__init__()
@@ -76,8 +76,8 @@ class Knows(nn.Module):
         return self.answer
 
 
-def knowing(answer: Tensor, patch: int) -> Autoencoder:
-    return Autoencoder(Knows(answer, patch), bottleneck.IdentityBottleneck(IdentityConfig(channels=1)))
+def answering(answer: Tensor, patch: int) -> Autoencoder:
+    return Autoencoder(Constant(answer, patch), IdentityBottleneck(IdentityConfig(channels=1)))
 
 
 # ---- what the encoder sees
@@ -86,7 +86,8 @@ def knowing(answer: Tensor, patch: int) -> Autoencoder:
 @every
 def test_the_encoder_sees_what_it_sees_in_training_at_this_step(corruption: Any):
     autoencoder, config = built(TINY).requires_grad_(True), ReconstructionObjectiveConfig(corruption=corruption)
-    expected = ReconstructionObjective(autoencoder, config).corrupted(images(), StageConfig(), RANDOM).values
+    objective = ReconstructionObjective(autoencoder, config)
+    expected = objective.corrupt(images(), objective.schedule.at(RANDOM.step), RANDOM).values
     found = restore(autoencoder, config, images(), RANDOM).corrupted
     assert found.equal(expected) and not found.equal(images())
     assert not restore(autoencoder, config, images(), replace(RANDOM, step=8)).corrupted.equal(found)
@@ -112,7 +113,7 @@ def test_what_comes_back_is_made_of_the_corrupted_image_alone(corruption: Any):
     assert found.images.equal(autoencoder.reconstruct(found.corrupted))
 
 
-def test_a_transformer_is_told_which_patches_are_hidden():
+def test_a_transformer_is_given_the_patches_that_are_hidden():
     autoencoder, config = built(VIT), ReconstructionObjectiveConfig(corruption=Mask(fraction=0.75))
     found = restore(autoencoder, config, images(), RANDOM)
     hidden = config.corruption(images(), RANDOM, name="input", patch=(2, 2)).hidden
@@ -143,21 +144,21 @@ def test_without_a_corruption_it_is_the_reconstruction():
 @pytest.mark.parametrize("corruption", [each for each in CORRUPTIONS if isinstance(each, Mask)], ids=str)
 def test_with_emphasis_1_what_was_not_hidden_comes_from_the_image(corruption: Any):
     autoencoder = built(TINY)
-    corrupted_elements = corruption(images(), RANDOM, name="input", patch=(4, 4)).corrupted_elements.expand_as(images())
-    assert 0 < corrupted_elements.double().mean() < 1
+    elements = corruption(images(), RANDOM, name="input", patch=(4, 4)).elements.expand_as(images())
+    assert 0 < elements.double().mean() < 1
     plain, some, only = (
         restore(
             autoencoder, ReconstructionObjectiveConfig(corruption=corruption, emphasis=emphasis), images(), RANDOM
         ).images
         for emphasis in (None, 0.9, 1.0)
     )
-    assert only[~corrupted_elements].equal(images()[~corrupted_elements]) and only[corrupted_elements].equal(
-        plain[corrupted_elements]
-    )
-    assert some.equal(plain) and not plain[~corrupted_elements].equal(images()[~corrupted_elements])
+    assert only[~elements].equal(images()[~elements]) and only[elements].equal(plain[elements])
+    assert some.equal(plain) and not plain[~elements].equal(images()[~elements])
+    kept = restore(autoencoder, ReconstructionObjectiveConfig(corruption=corruption, emphasis=1.0), images(), RANDOM)
+    assert kept.keep_mask.equal(~elements)
 
 
-def test_with_emphasis_1_nothing_comes_from_the_image_where_nobody_could_see_what_was_touched():
+def test_with_emphasis_1_nothing_comes_from_the_image_where_nobody_could_see_what_was_corrupted():
     for corruption in (GaussianNoise(), Blur(), Interpolation(), SaltAndPepper()):
         plain, only = (
             restore(
@@ -173,7 +174,7 @@ def test_with_emphasis_1_nothing_comes_from_the_image_where_nobody_could_see_wha
 def test_the_right_answer_about_normalized_patches_is_the_image(patch: int, corruption: Any):
     """Each patch gets the mean and deviation back that it had in the image itself, and not in the corrupted one."""
     clean = images() * torch.linspace(0.1, 0.6, 8, dtype=torch.float64) + 0.3
-    autoencoder = knowing(normalized(clean, patch)[0], patch)
+    autoencoder = answering(normalized(clean, patch)[0], patch)
     config = ReconstructionObjectiveConfig(corruption=corruption, target="normalized-patches")
     found = restore(autoencoder, config, clean, RANDOM).images
     torch.testing.assert_close(found, clean, rtol=1e-12, atol=1e-12)
@@ -183,7 +184,7 @@ def test_the_right_answer_about_normalized_patches_is_the_image(patch: int, corr
 
 def test_no_answer_about_a_normalized_patch_is_its_mean():
     clean, config = images(), ReconstructionObjectiveConfig(target="normalized-patches")
-    found = restore(knowing(torch.zeros_like(clean), 4), config, clean, RANDOM).images
+    found = restore(answering(torch.zeros_like(clean), 4), config, clean, RANDOM).images
     torch.testing.assert_close(found, normalized(clean, 4)[1], rtol=1e-12, atol=1e-12)
 
 
@@ -191,11 +192,9 @@ def test_normalized_patches_are_put_back_where_they_were_hidden_and_only_there()
     clean = images()
     mask = Mask(fraction=0.5)
     config = ReconstructionObjectiveConfig(corruption=mask, target="normalized-patches", emphasis=1.0)
-    found = restore(knowing(torch.zeros_like(clean), 2), config, clean, RANDOM).images
-    corrupted_elements = mask(clean, RANDOM, name="input", patch=(2, 2)).corrupted_elements
-    torch.testing.assert_close(
-        found, torch.where(corrupted_elements, normalized(clean, 2)[1], clean), rtol=1e-12, atol=1e-12
-    )
+    found = restore(answering(torch.zeros_like(clean), 2), config, clean, RANDOM).images
+    elements = mask(clean, RANDOM, name="input", patch=(2, 2)).elements
+    torch.testing.assert_close(found, torch.where(elements, normalized(clean, 2)[1], clean), rtol=1e-12, atol=1e-12)
 
 
 def test_restoring_leaves_no_gradient_and_no_random_state_behind():

@@ -44,6 +44,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
         "rates must be at least 0 and below 1, not (0.5, 1.0)",
         "[a finite number, a finite number] (at least 0 and below 1)",
     ),
+    ("rates", [0.5], "rates must be 2 values, not (0.5,)", "[a finite number, a finite number] (at least 0 and below 1)"),
     ("widths", [8, 0], "widths must be at least 1, not (8, 0)", "[a whole number, ...] (at least 1)"),
     (
         "sigma",

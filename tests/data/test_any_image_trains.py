@@ -12,8 +12,7 @@ from PIL import Image
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.config import reader
-from ldm.data.batches import iter_batches
-from ldm.data.datasets import open_dataset
+from ldm.data.datasets import Subset, open_dataset
 from ldm.settings import TrainVAEConfig
 from tests.support.backbones import random_alexnet
 from tests.support.miniatures import STAGE_ONE, STAGE_TWO
@@ -43,14 +42,14 @@ def tiff(file: Path, pixels: np.ndarray) -> None:
 
 KINDS: dict[str, tuple[Any, int, str, dict[str, object]]] = {
     "gray": (png, 1, "uint8", {"channels": 1}),
-    "RGBA": (png, 4, "uint8", {"channels": 4, "size": [24, 16], "augment.turns": "true", "augment.brightness": 0.1}),
-    "13 channels": (npy, 13, "float32", {"channels": 13, "depth": "float32", "range": [-10, 30]}),
+    "RGBA": (png, 4, "uint8", {"channels": 4, "size": [24, 16], "augment.rotate90": "true", "augment.brightness": 0.1}),
+    "13 channels": (npy, 13, "float32", {"channels": 13, "depth": "float32", "value_range": [-10, 30]}),
     "16 bits": (tiff, 3, "uint16", {"depth": "uint16", "size": [16, 24]}),
 }
 
 
 def trained(kind: str, folder: Path) -> Path:
-    """A finished miniature run of stage one."""
+    """A finished miniature run of train_vae.py."""
     write, channels, dtype, config = KINDS[kind]
     (folder / "images").mkdir()
     for index, pixels in enumerate(waves(channels, dtype)):
@@ -66,7 +65,7 @@ def trained(kind: str, folder: Path) -> Path:
 def test_a_folder_of_any_images_trains_and_reconstructs_them(kind: str, tmp_path: Path) -> None:
     run = trained(kind, tmp_path)
     data = reader.load(TrainVAEConfig, run / "config.yaml", {}).data
-    ((_, images),) = iter_batches(open_dataset(data), data, [0, 5])
+    images = Subset(open_dataset(data), [0, 5]).images()
     assert images.shape[1:] == data.shape and images.aminmax().min < -0.5 and images.aminmax().max > 0.5
     with torch.no_grad():
         assert Autoencoder.load(run).reconstruct(images).shape == images.shape

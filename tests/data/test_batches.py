@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.batches import BatchSampler, ImageBatches, eval_view, iter_batches, shuffled
+from ldm.data.batches import BatchSampler, ImageBatches, shuffled
 from ldm.data.config import FolderConfig
-from ldm.data.datasets import Dataset
+from ldm.data.datasets import Dataset, Subset
 from ldm.randomness import StepRandom, derived_seed, generator
 from ldm.shapes import to_float
 
@@ -18,7 +18,7 @@ SAMPLES = tuple(range(100, 137))
 DIVISIONS = list(product((1, 2, 4), (1, 2, 4)))  # processes, accumulation
 
 
-def order(**more: Any) -> BatchSampler:
+def sampler(**more: Any) -> BatchSampler:
     return BatchSampler(**{"samples": SAMPLES, "seed": 0, "batch_size": 16, **more})
 
 
@@ -36,8 +36,7 @@ def dataset(count: int = 40, **more: Any) -> Dataset:
 
 
 def batches(seed: int = 0, batch_size: int = 8, samples: int = 40, **more: Any) -> ImageBatches:
-    data = dataset(samples, **more)
-    return ImageBatches(data, data.config, BatchSampler(tuple(range(samples)), seed, batch_size))
+    return ImageBatches(dataset(samples, **more), BatchSampler(tuple(range(samples)), seed, batch_size))
 
 
 # ---- which images
@@ -45,9 +44,9 @@ def batches(seed: int = 0, batch_size: int = 8, samples: int = 40, **more: Any) 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 37])
 def test_each_epoch_sees_each_sample_exactly_once(batch_size: int):
-    draws = [order(batch_size=batch_size).draw(step) for step in range(math.ceil(3 * 37 / batch_size))]
-    indices = [index for draw in draws for index in draw.indices]
-    epochs = [epoch for draw in draws for epoch in draw.epochs]
+    specs = [sampler(batch_size=batch_size).spec(step) for step in range(math.ceil(3 * 37 / batch_size))]
+    indices = [index for spec in specs for index in spec.indices]
+    epochs = [epoch for spec in specs for epoch in spec.epochs]
     passes = [indices[37 * epoch : 37 * (epoch + 1)] for epoch in range(3)]
     assert all(sorted(one) == list(SAMPLES) for one in passes)
     assert epochs == [place // 37 for place in range(len(epochs))]
@@ -55,34 +54,34 @@ def test_each_epoch_sees_each_sample_exactly_once(batch_size: int):
 
 
 def test_the_order_does_not_depend_on_the_batch_size():
-    small = [index for step in range(12) for index in order(batch_size=4).draw(step).indices]
-    large = [index for step in range(3) for index in order(batch_size=16).draw(step).indices]
+    small = [index for step in range(12) for index in sampler(batch_size=4).spec(step).indices]
+    large = [index for step in range(3) for index in sampler(batch_size=16).spec(step).indices]
     assert small == large
 
 
 def test_another_seed_is_another_order():
-    assert order(seed=1).draw(0).indices != order(seed=0).draw(0).indices
+    assert sampler(seed=1).spec(0).indices != sampler(seed=0).spec(0).indices
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), DIVISIONS)
 def test_the_parts_of_a_step_tile_the_same_global_batch(processes: int, accumulation: int):
     for step in range(5):
-        whole = order().draw(step)
+        whole = sampler().spec(step)
         parts = [
-            order(processes=processes, accumulation=accumulation, rank=rank).draw(step * accumulation + micro_step)
+            sampler(processes=processes, accumulation=accumulation, rank=rank).spec(step * accumulation + micro_step)
             for micro_step in range(accumulation)
             for rank in range(processes)
         ]
         assert [index for part in parts for index in part.indices] == whole.indices
         assert [epoch for part in parts for epoch in part.epochs] == whole.epochs
         for draw in ("normal", "uniform"):
-            numbers = [getattr(part.random, draw)("noise", 3, 2) for part in parts]
-            assert torch.equal(torch.cat(numbers), getattr(whole.random, draw)("noise", 3, 2))
+            numbers = [getattr(part.rng, draw)("noise", 3, 2) for part in parts]
+            assert torch.equal(torch.cat(numbers), getattr(whole.rng, draw)("noise", 3, 2))
 
 
 def test_a_batch_does_not_depend_on_what_was_drawn_before():
-    forward = [order().draw(step) for step in range(8)]
-    backward = [order().draw(step) for step in reversed(range(8))][::-1]
+    forward = [sampler().spec(step) for step in range(8)]
+    backward = [sampler().spec(step) for step in reversed(range(8))][::-1]
     assert forward == backward
 
 
@@ -120,8 +119,8 @@ def test_what_an_epoch_shows_of_an_image_does_not_depend_on_its_neighbors():
     def views(batch_size: int) -> dict[tuple[int, int], torch.Tensor]:
         found, given = {}, batches(batch_size=batch_size, flip=True, crop="random")
         for step in range(80 // batch_size):
-            draw = given.order.draw(step)
-            found |= dict(zip(zip(draw.epochs, draw.indices, strict=True), given[step].images, strict=True))
+            spec = given.sampler.spec(step)
+            found |= dict(zip(zip(spec.epochs, spec.indices, strict=True), given[step].images, strict=True))
         return found
 
     small, large = views(4), views(16)
@@ -141,7 +140,7 @@ def test_another_epoch_or_seed_shows_an_image_in_another_way():
 def test_about_half_of_the_views_are_exact_mirror_images():
     given, mirrored = batches(flip=True), 0
     for epoch, index in product(range(25), range(40)):
-        view, plain = given.view(epoch, index), eval_view(given.dataset, given.config, index)
+        view, plain = given.view(epoch, index), given.dataset.eval_view(index)
         is_mirrored = torch.equal(view, plain.flip(-1))
         assert is_mirrored != torch.equal(view, plain)
         mirrored += is_mirrored
@@ -151,7 +150,7 @@ def test_about_half_of_the_views_are_exact_mirror_images():
 def test_without_augmentation_every_view_is_the_plain_one():
     given = batches()
     for epoch, index in product(range(3), range(40)):
-        assert torch.equal(given.view(epoch, index), eval_view(given.dataset, given.config, index))
+        assert torch.equal(given.view(epoch, index), given.dataset.eval_view(index))
 
 
 def test_random_crops_are_squares_of_the_image_and_reach_every_place():
@@ -167,8 +166,7 @@ def test_random_crops_are_squares_of_the_image_and_reach_every_place():
 
 def test_the_plain_view_is_the_center_and_never_mirrored():
     for crop in ("center", "random"):
-        data = dataset(flip=True, crop=crop)
-        view = eval_view(data, data.config, 5)
+        view = dataset(flip=True, crop=crop).eval_view(5)
         top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
         assert abs(top - 1.5) <= 0.5 and abs(left - 0.5) <= 0.5
         assert torch.equal(view, torch.tensor(pixels(5))[:, top : top + 8, left : left + 8])
@@ -177,24 +175,25 @@ def test_the_plain_view_is_the_center_and_never_mirrored():
 def test_a_batch_holds_the_views_in_range_with_their_labels():
     given = batches(flip=True)
     for step in range(10):
-        draw, batch = given.order.draw(step), given[step]
-        views = [given.view(*place) for place in zip(draw.epochs, draw.indices, strict=True)]
+        spec, batch = given.sampler.spec(step), given[step]
+        views = [given.view(*place) for place in zip(spec.epochs, spec.indices, strict=True)]
         assert torch.equal(batch.images, to_float(torch.stack(views)))
         assert batch.images.dtype == torch.float32 and batch.images.min() >= -1 and batch.images.max() <= 1
-        assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == [index % 3 for index in draw.indices]
+        assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == [index % 3 for index in spec.indices]
 
 
 def test_chunks_hold_every_image_once_in_its_plain_view():
     data, asked = dataset(), [7, 3, 3, 39, 0, 12, 1]
-    chunks = list(iter_batches(data, data.config, asked, size=3))
-    assert [index for indices, _ in chunks for index in indices] == asked
-    assert [len(images) for _, images in chunks] == [3, 3, 1]
-    expected = torch.stack([eval_view(data, data.config, index) for index in asked])
-    assert torch.equal(torch.cat([images for _, images in chunks]), to_float(expected))
+    chunks = list(Subset(data, asked).chunks(3))
+    assert [index for chunk in chunks for index in chunk.indices] == asked
+    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+    expected = torch.stack([data.eval_view(index) for index in asked])
+    assert torch.equal(torch.cat([chunk.images() for chunk in chunks]), to_float(expected))
+    assert torch.equal(Subset(data, asked).images(), to_float(expected))
 
 
 def test_a_late_step_is_drawn_as_fast_as_an_early_one() -> None:
     """Resuming at step 10,000 shuffles the one pass it stands in, not the hundreds before it."""
     shuffled.cache_clear()
-    BatchSampler(tuple(range(100)), seed=0, batch_size=8).draw(10_000)
+    BatchSampler(tuple(range(100)), seed=0, batch_size=8).spec(10_000)
     assert shuffled.cache_info().misses <= 2

@@ -65,9 +65,9 @@ def test_a_file_comes_back_within_the_rounding_of_its_bit_depth(name: str, depth
     write, native, channels, cut = FILES[name]
     values = drawn(native, channels)
     write(values, tmp_path / name)
-    config = FolderConfig(path=str(tmp_path), size=(6, 8), channels=channels, depth=depth, range=(-2, 3))
+    config = FolderConfig(path=str(tmp_path), size=(6, 8), channels=channels, depth=depth, value_range=(-2, 3))
     decoded, dataset = decode(tmp_path / name, config, pixel_limit=48), open_dataset(config)
-    assert dataset.bad == [] and decoded.dtype == depth and np.array_equal(dataset.image(0).numpy(), decoded)
+    assert dataset.unreadable == [] and decoded.dtype == depth and np.array_equal(dataset.image(0).numpy(), decoded)
 
     images = to_float(dataset.image(0)).double()
     most = DEPTHS[native]
@@ -93,7 +93,7 @@ def test_every_level_of_every_depth_survives_the_way_through_floats() -> None:
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_transparency_and_gray_mean_the_same_at_every_depth(depth: str, tmp_path: Path) -> None:
-    """As at depth uint8, which test_images.py holds to the documented values, and nearer to the exact mixture."""
+    """As at depth uint8, which test_decoding.py holds to the documented values, and nearer to the exact mixture."""
     values = drawn("uint8", 4)
     for name, given in (("8.png", values), ("16.tif", values.astype(np.uint16) * 257)):
         if name == "8.png":
@@ -118,11 +118,11 @@ def test_floats_above_1_in_a_picture_mean_255_unless_the_range_was_set(depth: st
     np.save(tmp_path / "1.npy", values)
     found = decode(tmp_path / "1.tif", FolderConfig(path="x", **asked), pixel_limit=9)[0, 0]
     assert (found / DEPTHS[depth] * 255).tolist() == [0, 51, 255]
-    with pytest.raises(UnreadableImage, match=r"to 255; they must lie in data\.range, 0 to 1"):
+    with pytest.raises(UnreadableImage, match=r"to 255; they must lie in data\.value_range, 0 to 1"):
         decode(tmp_path / "1.npy", FolderConfig(path="x", **asked), pixel_limit=9)
-    with pytest.raises(UnreadableImage, match=r"to 255; they must lie in data\.range, 0 to 100"):
-        decode(tmp_path / "1.tif", FolderConfig(path="x", range=(0, 100), **asked), pixel_limit=9)
-    with pytest.raises(UnreadableImage, match=r"to 255; they must lie in data\.range, 0 to 1"):
+    with pytest.raises(UnreadableImage, match=r"to 255; they must lie in data\.value_range, 0 to 100"):
+        decode(tmp_path / "1.tif", FolderConfig(path="x", value_range=(0, 100), **asked), pixel_limit=9)
+    with pytest.raises(UnreadableImage, match=r"to 255; they must lie in data\.value_range, 0 to 1"):
         decode(tmp_path / "1.tif", FolderConfig(path="x", channels=1, depth="float32"), pixel_limit=9)
 
 
@@ -150,7 +150,7 @@ def test_floats_outside_their_range_are_named_with_their_own(depth: str, values:
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.complex64, "U3"])
-def test_pixels_of_other_types_are_bad(dtype: Any) -> None:
+def test_pixels_of_other_types_are_unreadable(dtype: Any) -> None:
     file = io.BytesIO()
     np.save(file, np.zeros((2, 2), dtype=dtype))
     file.seek(0)

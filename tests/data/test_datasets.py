@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.config import AugmentConfig, DataSourceConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
-from ldm.data.datasets import SOURCES, Dataset, open_dataset
-from ldm.data.split import split
+from ldm.data.config import SOURCES, AugmentConfig, DataSourceConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
+from ldm.data.datasets import Dataset, Subset, open_dataset
+from ldm.data.split import split_groups
 from ldm.errors import DataError
 from ldm.shapes import to_float, to_uint8
 
@@ -48,10 +48,10 @@ def levels(dataset: Dataset) -> list[int]:
     return [int(dataset.image(index)[0, 0, 0]) for index in range(len(dataset))]
 
 
-def test_a_flat_folder_is_unlabelled_and_in_order(tmp_path: Path) -> None:
+def test_a_flat_folder_is_unlabeled_and_in_order(tmp_path: Path) -> None:
     dataset = opened(write(tmp_path, {"b.png": 2, "a.jpg": 1, "c.tiff": 3}))
     assert (dataset.names, dataset.classes, dataset.labels.tolist()) == (["a.jpg", "b.png", "c.tiff"], [], [0, 0, 0])
-    assert dataset.groups == dataset.names and levels(dataset) == [1, 2, 3] and dataset.bad == []
+    assert dataset.groups == dataset.names and levels(dataset) == [1, 2, 3] and dataset.unreadable == []
     assert dataset.labels.dtype == np.int64 and dataset.image(0).dtype == torch.uint8
 
 
@@ -114,19 +114,19 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     assert opened(copy).fingerprint == fingerprint
     assert opened(copy, cache_gb=0).fingerprint == fingerprint
     shaping: list[dict[str, Any]] = [{"size": 7}, {"channels": 3}, {"crop": "random"}, {"resize": False}]
-    shaping += [{"background": (0, 0, 0)}, {"size": (8, 10)}, {"size": (10, 8)}, {"depth": "uint16"}, {"range": (0, 2)}]
+    shaping += [{"background": (0, 0, 0)}, {"size": (8, 10)}, {"size": (10, 8)}, {"depth": "uint16"}, {"value_range": (0, 2)}]
     assert len({fingerprint, *(opened(copy, **config).fingerprint for config in shaping)}) == len(shaping) + 1
     assert opened(copy, size=(8, 8), augment=AugmentConfig(rotate90=True)).fingerprint == fingerprint
     write(copy, {"b.png": 3})
     assert opened(copy).fingerprint != fingerprint
 
 
-@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_the_next_readable_image_of_the_same_class_replaces_a_bad_one(tmp_path: Path, cache_gb: float) -> None:
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_the_next_readable_image_of_the_same_class_replaces_an_unreadable_one(tmp_path: Path, cache_gb: float) -> None:
     images = {"a/1.png": 1, "a/2.png": None, "a/3.png": None, "a/4.png": 4, "b/1.png": 5, "b/2.png": None}
     dataset = opened(write(tmp_path, images), max_unreadable=0.5, cache_gb=cache_gb)
     assert levels(dataset) == [1, 4, 4, 4, 5, 5] == levels(dataset)
-    assert [line.split(": ")[0] for line in dataset.bad] == [
+    assert [line.split(": ")[0] for line in dataset.unreadable] == [
         str(tmp_path / n) for n in ("a/2.png", "a/3.png", "b/2.png")
     ]
 
@@ -136,14 +136,14 @@ def test_a_substitute_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
     assert dataset.groups == ["1.png", "3.png", "3.png"]
 
 
-def test_a_bad_file_that_is_met_late_is_named_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_file_that_is_met_late_is_named_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), max_unreadable=0.5, cache_gb=0)
-    assert dataset.bad == [] and levels(dataset) == [1, 1]
+    assert dataset.unreadable == [] and levels(dataset) == [1, 1]
     assert capsys.readouterr().out.count("a.png") == 1
 
 
-@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, cache_gb: float) -> None:
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_more_unreadable_files_than_allowed_stop_the_run(tmp_path: Path, cache_gb: float) -> None:
     folder = write(tmp_path, {f"{index}.png": None if index < 5 else index for index in range(10)})
     assert levels(opened(folder, max_unreadable=0.5, cache_gb=cache_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
     with pytest.raises(DataError, match=r"of 10 images cannot be read.*data.max_unreadable = 0.2.*0\.png") as caught:
@@ -151,18 +151,18 @@ def test_more_bad_files_than_allowed_stop_the_run(tmp_path: Path, cache_gb: floa
     assert "3.png" not in str(caught.value)
 
 
-@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_a_class_without_one_readable_image_is_refused(tmp_path: Path, cache_gb: float) -> None:
     folder = write(tmp_path, {"a/1.png": 1, "b/1.png": None, "b/2.png": None})
     with pytest.raises(DataError, match=r"no image of class b can be read.*1\.png"):
         levels(opened(folder, max_unreadable=1.0, cache_gb=cache_gb))
 
 
-def test_an_image_that_would_grow_beyond_the_pixel_limit_is_bad(tmp_path: Path) -> None:
+def test_an_image_that_would_grow_beyond_the_pixel_limit_is_unreadable(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": 1})
     Image.new("L", (2000, 1)).save(tmp_path / "thread.png")
     dataset = opened(tmp_path, max_unreadable=0.5, pixel_limit=100_000)
-    assert levels(dataset) == [1, 1] and "2000 x 1 pixels" in dataset.bad[0]
+    assert levels(dataset) == [1, 1] and "2000 x 1 pixels" in dataset.unreadable[0]
 
 
 def test_a_central_crop_is_exact_and_a_random_one_is_still_due(tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_memory_is_counted_in_bytes_of_the_depth_and_holds_crops_alone(tmp_path:
     folder = write(tmp_path, {f"{index}.png": index for index in range(10)})
     room = 10 * 64e-9  # ten images of 8 x 8 bytes
     for depth, kept in (("uint8", 10), ("uint16", 0), ("float32", 0)):
-        assert len(opened(folder, depth=depth, cache_gb=room)._kept) == kept
-    assert len(opened(folder, depth="float32", cache_gb=4 * room)._kept) == 10
-    assert all(image.base is None for image in opened(folder, size=4, resize=False)._kept.values())
+        assert len(opened(folder, depth=depth, cache_gb=room)._cached) == kept
+    assert len(opened(folder, depth="float32", cache_gb=4 * room)._cached) == 10
+    assert all(image.base is None for image in opened(folder, size=4, resize=False)._cached.values())
 
 
 def test_bundled_pictures_have_the_depth_that_was_asked_for() -> None:
@@ -250,7 +250,7 @@ def test_a_torchvision_data_set_that_cannot_be_downloaded_is_refused(
 def test_a_group_is_never_divided_and_the_fraction_is_met() -> None:
     groups = [f"group {index // 3}" for index in range(3000)]
     for seed in range(5):
-        train, held_out = split(groups, 0.1, seed)
+        train, held_out = split_groups(groups, 0.1, seed)
         assert not {groups[index] for index in train} & {groups[index] for index in held_out}
         assert sorted([*train, *held_out]) == list(range(3000)) and 300 <= len(held_out) < 303
         assert (
@@ -262,16 +262,16 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order() -> None:
     groups = [f"group {index // 2}" for index in range(200)]
 
     def held_out(names: list[str], seed: int) -> set[str]:
-        return {names[index] for index in split(names, 0.2, seed)[1]}
+        return {names[index] for index in split_groups(names, 0.2, seed)[1]}
 
     assert held_out(groups, 0) == held_out(groups[::-1], 0) == held_out(groups, 0)
     assert held_out(groups, 0) != held_out(groups, 1)
 
 
 def test_small_splits_leave_something_on_both_sides() -> None:
-    sizes = {fraction: len(split(["a", "b", "c"], fraction, 0)[1]) for fraction in (0.0, 0.01, 0.5, 0.99)}
+    sizes = {fraction: len(split_groups(["a", "b", "c"], fraction, 0)[1]) for fraction in (0.0, 0.01, 0.5, 0.99)}
     assert sizes == {0.0: 0, 0.01: 1, 0.5: 2, 0.99: 2}
-    assert len(split(["one"] * 5, 0.5, 0)[1]) == 0
+    assert len(split_groups(["one"] * 5, 0.5, 0)[1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -280,20 +280,20 @@ def test_small_splits_leave_something_on_both_sides() -> None:
         ("size", 0),
         ("size", (8, 0)),
         ("channels", 0),
-        ("range", (1.0, 1.0)),
-        ("range", (0.0, float("nan"))),
+        ("value_range", (1.0, 1.0)),
+        ("value_range", (0.0, float("nan"))),
         ("background", (0, 0, 256)),
         ("background", (0, 0)),
         ("held_out", 1.0),
         ("held_out", float("nan")),
         ("max_unreadable", 1.1),
-        ("memory_gb", -1.0),
+        ("cache_gb", -1.0),
         ("path", " "),
         ("pixel_limit", 0),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is "):
+def test_config_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is empty" if name == "path" else f"^{name} must be "):
         FolderConfig(**{"path": "images", name: value})
 
 
@@ -301,19 +301,42 @@ def test_settings_out_of_range_are_refused_by_name(name: str, value: Any) -> Non
     ("name", "value"), [("zoom", 0.9), ("zoom", float("inf")), ("brightness", -0.1), ("contrast", 1.1)]
 )
 def test_augmentation_out_of_range_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is {value}: "):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {value}$"):
         AugmentConfig(**{name: value})
 
 
 @pytest.mark.parametrize("kind", [MNIST5kConfig, TorchvisionConfig])
 def test_only_a_folder_has_images_of_many_channels(kind: type[MNIST5kConfig | TorchvisionConfig]) -> None:
     assert kind(channels=4).shape == (4, 32, 32)
-    with pytest.raises(ValueError, match=r"^channels is 5: only a folder"):
+    with pytest.raises(ValueError, match=r"^channels must be from 1 to 4, not 5$"):
         kind(channels=5)
 
 
-def test_every_kind_of_settings_has_its_opener() -> None:
-    assert set(SOURCES) == set(get_args(DataSourceConfig))
+def test_every_kind_of_config_has_its_source() -> None:
+    assert list(SOURCES) == [config.kind for config in get_args(DataSourceConfig)]
+    assert all(callable(source.load()) for source in SOURCES.values())
+
+
+def test_the_schema_and_conditions_are_the_classes(tmp_path: Path) -> None:
+    dataset = opened(write(tmp_path / "classes", {"dog/1.png": 1, "cat/2.png": 2, "cat/3.png": 3}))
+    (attribute,) = dataset.schema.attributes
+    assert (attribute.name, attribute.classes) == ("label", ("cat", "dog"))
+    assert dataset.condition([2, 0]).values["label"].tolist() == [1, 0]
+    flat = opened(write(tmp_path / "flat", {"1.png": 1}))
+    assert flat.schema.attributes == () and dict(flat.condition([0]).values) == {}
+
+
+def test_a_subset_keeps_its_images_labels_and_conditions_together(tmp_path: Path) -> None:
+    names = {f"{kind}/{index}.png": 10 * index for kind in ("a", "b") for index in range(5)}
+    dataset = opened(write(tmp_path, names), held_out=0.3)
+    training, held_out = dataset.split()
+    assert sorted(training.indices + held_out.indices) == list(range(10)) and len(held_out) == 3
+    subset = Subset(dataset, [9, 0, 1, 8, 7])
+    assert subset.shape == (1, 8, 8) and subset.labels.tolist() == [1, 0, 0, 1, 1]
+    assert torch.equal(subset.condition.values["label"], subset.labels)
+    assert to_uint8(subset.images())[:, 0, 0, 0].tolist() == [40, 0, 10, 30, 20]
+    assert subset.evenly_spaced(3).indices == [9, 1, 7] and subset.evenly_spaced(99).indices == subset.indices
+    assert subset.every(2).indices == [9, 1, 7]
 
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason=f"the emoji are not at {EMOJI}")
@@ -321,8 +344,8 @@ def test_the_emoji_open_quickly_and_their_variants_stay_together() -> None:
     start = time.perf_counter()
     dataset = open_dataset(FolderConfig(path=str(EMOJI)))
     assert time.perf_counter() - start < 30
-    assert len(dataset) == 3781 and len(dataset.classes) == 9 and len(set(dataset.groups)) == 1906 and dataset.bad == []
-    train, held_out = split(dataset.groups, 0.1, 0)
+    assert len(dataset) == 3781 and len(dataset.classes) == 9 and len(set(dataset.groups)) == 1906 and dataset.unreadable == []
+    train, held_out = split_groups(dataset.groups, 0.1, 0)
     assert not {dataset.groups[index] for index in train} & {dataset.groups[index] for index in held_out}
     lazy = open_dataset(FolderConfig(path=str(EMOJI), cache_gb=0))
     for index in held_out[:50]:

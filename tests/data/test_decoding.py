@@ -1,4 +1,4 @@
-"""Every kind of pixel arrives with its documented value, and a damaged file is a BadImage and nothing else."""
+"""Every kind of pixel arrives with its documented value, and a damaged file is an UnreadableImage and nothing else."""
 
 import io
 import struct
@@ -170,13 +170,13 @@ def test_a_float_image_up_to_1_is_not_black() -> None:
 
 
 @pytest.mark.parametrize("values", [(-0.1, 0.5), (0, 256), (0, np.nan), (0, np.inf)])
-def test_floats_on_no_known_scale_are_bad(values: tuple[float, ...]) -> None:
+def test_floats_on_no_known_scale_are_unreadable(values: tuple[float, ...]) -> None:
     with pytest.raises(UnreadableImage, match="float pixels"):
         decoded(floats(*values))
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
-def test_integers_beyond_16_bits_are_bad(value: int) -> None:
+def test_integers_beyond_16_bits_are_unreadable(value: int) -> None:
     with pytest.raises(UnreadableImage, match="integer pixels"):
         decoded(saved(Image.fromarray(np.array([[0, value]], dtype=np.int32)), "TIFF"))
 
@@ -264,7 +264,7 @@ WHOLE |= {name: saved(Image.merge("RGBA", [Image.fromarray(SMOOTH)] * 4), name) 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_truncated_file_is_bad(name: str) -> None:
+def test_a_truncated_file_is_unreadable(name: str) -> None:
     assert decoded(WHOLE[name]).shape == (3, 40, 48)
     for length in (0, 1, 8, len(WHOLE[name]) // 2):
         with pytest.raises(UnreadableImage):
@@ -272,7 +272,7 @@ def test_a_truncated_file_is_bad(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
-def test_mutated_bytes_give_an_image_or_bad_image_and_nothing_else(name: str) -> None:
+def test_mutated_bytes_give_an_image_or_are_unreadable_and_nothing_else(name: str) -> None:
     rng = np.random.default_rng(0)
     outcomes = set()
     for _ in range(60):
@@ -286,8 +286,8 @@ def test_mutated_bytes_give_an_image_or_bad_image_and_nothing_else(name: str) ->
             outcomes.add("image")
         except UnreadableImage as error:
             assert error.reason and "\n" not in str(error)
-            outcomes.add("bad")
-    assert outcomes == {"image", "bad"}
+            outcomes.add("unreadable")
+    assert outcomes == {"image", "unreadable"}
 
 
 @pytest.mark.parametrize("side", [11_000, 60_000])
@@ -312,7 +312,7 @@ def test_formats_outside_the_list_are_not_opened() -> None:
             decoded(saved(flat("RGB", 0), name))
 
 
-def test_a_missing_file_is_a_bad_image_with_its_path(tmp_path) -> None:
+def test_a_missing_file_is_unreadable_with_its_path(tmp_path) -> None:
     with pytest.raises(UnreadableImage, match=r"gone\.png: .*No such file") as caught:
         decode(tmp_path / "gone.png", config(), pixel_limit=100)
     assert caught.value.path == str(tmp_path / "gone.png")

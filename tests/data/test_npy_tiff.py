@@ -92,7 +92,7 @@ def test_a_deep_tiff_is_as_upright_as_a_shallow_one(orientation: int) -> None:
     assert np.array_equal(decoded(deep, 3, depth="uint16"), decoded(shallow, 3).astype(np.uint16) * 257)
 
 
-def test_a_deep_tiff_that_would_be_misread_is_bad() -> None:
+def test_a_deep_tiff_that_would_be_misread_is_unreadable() -> None:
     deep = VALUES[:4].transpose(1, 2, 0).astype(np.uint16)
     with pytest.raises(UnreadableImage, match="multiplied by their alpha"):
         decoded(tiff(deep, photometric="rgb", extrasamples=["assocalpha"]), 4, depth="uint16")
@@ -106,7 +106,7 @@ def test_a_deep_tiff_that_would_be_misread_is_bad() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (1, 2, 3, 4), (0, 4), (4, 0, 3)])
-def test_arrays_that_are_no_image_are_bad(shape: tuple[int, ...]) -> None:
+def test_arrays_that_are_no_image_are_unreadable(shape: tuple[int, ...]) -> None:
     with pytest.raises(UnreadableImage):
         decoded(npy(np.zeros(shape, dtype=np.uint8)), 3 if len(shape) == 3 else 1)
 
@@ -136,23 +136,23 @@ MUTATED = {
 
 
 @pytest.mark.parametrize("name", MUTATED)
-def test_mutated_bytes_give_an_image_or_bad_image_and_nothing_else(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_mutated_bytes_give_an_image_or_are_unreadable_and_nothing_else(name: str, caplog: pytest.LogCaptureFixture) -> None:
     whole, config = MUTATED[name]
     rng, outcomes = np.random.default_rng(0), set()
     asked = {"channels": 3, **config}
-    for micro_step in range(80):
+    for attempt in range(80):
         data = np.frombuffer(whole, dtype=np.uint8).copy()
-        reach = len(data) if micro_step % 2 else min(len(data), 250)  # half of them in the header
+        reach = len(data) if attempt % 2 else min(len(data), 250)  # half of them in the header
         places = rng.integers(0, reach, size=rng.integers(1, 12))
         data[places] = rng.integers(0, 256, size=len(places))
-        kept = data.tobytes() if micro_step % 4 else data.tobytes()[: rng.integers(len(data))]
+        kept = data.tobytes() if attempt % 4 else data.tobytes()[: rng.integers(len(data))]
         try:
             assert len(decoded(kept, **asked)) == asked["channels"]
             outcomes.add("image")
         except UnreadableImage as error:
             assert error.reason and "\n" not in str(error)
-            outcomes.add("bad")
-    assert outcomes == {"image", "bad"}
+            outcomes.add("unreadable")
+    assert outcomes == {"image", "unreadable"}
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 

@@ -19,21 +19,24 @@ from torch import Tensor
 from ldm.autoencoder.formats import compvis
 from ldm.autoencoder.model import Autoencoder
 from ldm.cli import export
-from ldm.data.batches import iter_batches
 from ldm.data.config import FolderConfig
-from ldm.data.datasets import open_dataset
-from ldm.data.split import split
+from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import exit_code_of
 from ldm.evaluation.held_out import latent_statistics
 from ldm.export.autoencoder import FORMATS
 from ldm.export.final import write_folder_atomically
 from ldm.export.reopen import load_run
-from tests.export.test_diffusers_pipeline import in_another_process
+from tests.support.diffusers_process import in_another_process
+from tests.support.fine_tuning import fine_tuning, save_foreign_autoencoder
 from tests.support.scripts import Outcome, Stage
-from tests.test_fine_tuning import fine_tuning, source
 
-assert source  # the fixture: an AutoencoderKL that somebody else made, scaling factor 0.7, shift 0.2
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AutoencoderKL that somebody else made, scaling factor 0.7, shift 0.2."""
+    return save_foreign_autoencoder(tmp_path_factory.mktemp("source"))
 
 
 def exported(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
@@ -130,7 +133,7 @@ def test_comfyui_gets_the_network_it_takes_for_granted_at_the_scale_it_multiplie
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "words"),
     [
         ({}, ("widths 8, 8", "1 block(s) per level", "4 norm groups")),
         ({"in_channels": 1, "out_channels": 1}, ("1 image channels",)),
@@ -138,10 +141,10 @@ def test_comfyui_gets_the_network_it_takes_for_granted_at_the_scale_it_multiplie
         ({"mid_block_add_attention": False}, ("no attention in the middle",)),
     ],
 )
-def test_a_shape_that_comfyui_cannot_load_is_refused_with_what_it_takes_for_granted(shape, told, tmp_path, capsys):
+def test_a_shape_that_comfyui_cannot_load_is_refused_with_what_it_takes_for_granted(shape, words, tmp_path, capsys):
     kl(**shape).save_pretrained(tmp_path / "given")
     outcome = exported(capsys, tmp_path / "given", "--format", "comfyui", "--out", tmp_path / "out")
-    refusal(outcome, 2, "128, 256, 512, 512", "--format diffusers or compvis", *told)
+    refusal(outcome, 2, "128, 256, 512, 512", "--format diffusers or compvis", *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +154,7 @@ def test_a_shape_that_comfyui_cannot_load_is_refused_with_what_it_takes_for_gran
 def test_source_leaves_the_encoder_of_a_decoder_run_bit_equal_to_its_source(shapes_folder, source, tmp_path, capsys):
     """So that a diffusion model of the source's latents goes on working, with a better decoder."""
     run = tmp_path / "run"
-    assert fine_tuning(shapes_folder, source, tmp_path, "decoder").run(run).code == 0
+    assert fine_tuning(shapes_folder, source, tmp_path, freeze_encoder=True).run(run).code == 0
     for name in ("diffusers", "compvis"):
         outcome = exported(capsys, run, "--format", name, "--latent-scale", "source", "--out", tmp_path / name)
         assert outcome.code == 0, outcome.err
@@ -175,13 +178,12 @@ def test_a_checkpoint_is_exported_by_its_step_and_measured_on_the_data(finished_
         facts = json.loads((out / "export.json").read_text())
         assert (facts["step"], facts["ema"]) == (step, average)
     data = FolderConfig(path=str(shapes_folder), size=16, flip=True)
-    dataset = open_dataset(data)
-    training, _ = split(dataset.groups, data.held_out, data.split_seed)
+    training, _ = open_dataset(data).split()
     early = Autoencoder.load(tmp_path / "3-0.10")
-    found = latent_statistics(early, dataset, data, training.tolist(), torch.device("cpu"))
+    found = latent_statistics(early, training, torch.device("cpu"))
     assert found.mean.abs().max() < 1e-4 and (found.std - 1).abs().max() < 1e-4
     raw = load_run(str(finished_vae), step=3, ema="0.10", raw_latents=True).autoencoder
-    _, few = next(iter_batches(dataset, data, [0, 1]))
+    few = Subset(training.dataset, [0, 1]).images()
     with torch.no_grad():
         torch.testing.assert_close(early.reconstruct(few), raw.reconstruct(few), rtol=1e-4, atol=1e-4)
     finished, same, other = (
@@ -204,7 +206,7 @@ def test_a_run_that_is_not_finished_gives_its_newest_checkpoint(stage_one: Stage
     step = json.loads((tmp_path / "out" / "export.json").read_text())["step"]
     assert step == max(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"after {step:,} of 5,000 steps" in card and "## Figures" not in card
+    assert f"after {step:,} of 5,000 steps" in card and "## Metrics" not in card
 
 
 # ---- what lies beside the weights
@@ -261,7 +263,7 @@ def test_a_card_states_no_latent_statistics_of_another_scale(scale, there, finis
     assert "| held_out_psnr |" in card and ("| latent_std |" in card) == there == ("| latent_mean |" in card)
 
 
-def test_a_card_tells_neither_where_things_lay_nor_a_figure_none(finished_vae, tmp_path, capsys):
+def test_a_card_says_neither_where_things_lay_nor_none(finished_vae, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished_vae, run)
     report = json.loads((run / "report.json").read_text()) | {"pca_psnr": None}
@@ -327,8 +329,8 @@ def test_an_autoencoder_that_no_host_knows_is_refused_by_every_format(
         width = ("--autoencoder.network.width", 8, "--autoencoder.network.levels", 1)
         shape += ("--autoencoder.network.kind", "tiny", *width)
     assert run.exists() or stage_one.run(run, *shape).code == 0
-    told = exported(capsys, run, "--format", name, "--out", tmp_path / "out")
-    refusal(told, 2, f"an autoencoder of {network} and {bottleneck}", str(run))
+    outcome = exported(capsys, run, "--format", name, "--out", tmp_path / "out")
+    refusal(outcome, 2, f"an autoencoder of {network} and {bottleneck}", str(run))
 
 
 @pytest.mark.parametrize(

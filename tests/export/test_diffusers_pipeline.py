@@ -1,7 +1,6 @@
 """What others see of a run: a diffusers pipeline, and a stock autoencoder that needs nothing of ours."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,38 +13,9 @@ import torch
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.pipeline import LatentDiffusion
-from ldm.shapes import to_uint8
+from tests.support.diffusers_process import USE_PIPELINE, in_another_process, pixels
 from tests.support.scripts import ROOT
 
-USE_PIPELINE = """
-import json, sys
-import numpy as np
-from diffusers import DiffusionPipeline
-
-run, out = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(run, trust_remote_code=True)
-pipe.set_progress_bar_config(disable=True)
-
-def drawn(pipe, *arguments, **options):
-    return np.stack([np.asarray(image) for image in pipe(*arguments, **options).images])
-
-labels = ["square", "disc", 0]
-pipe.save_pretrained(f"{out}/again")
-again = DiffusionPipeline.from_pretrained(f"{out}/again", trust_remote_code=True)
-np.savez(
-    f"{out}/images.npz",
-    plain=drawn(pipe, 5, num_inference_steps=3),
-    again=drawn(again, 5, num_inference_steps=3),
-    chosen=drawn(pipe, 4, labels, num_inference_steps=4, sampler="dpm++2m", guidance_scale=1.5, seed=7),
-)
-try:
-    pipe(2, ["circle"])
-    refusal = ""
-except Exception as error:
-    refusal = f"{type(error).__name__}: {error}"
-said = {name: type(part).__name__ for name, part in pipe.components.items()}
-json.dump({"parts": said, "refusal": refusal, "class": type(pipe).__name__}, open(f"{out}/said.json", "w"))
-"""
 USE_AUTOENCODER = """
 import sys
 sys.modules["ldm"] = None  # importing it is an ImportError now
@@ -65,75 +35,62 @@ for number, run in enumerate(runs):
 """
 
 
-def in_another_process(code: str, folder: Path, *arguments: object) -> None:
-    """Run `code` elsewhere, offline and with a module cache of its own: what it imports does not come back here."""
-    cache = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
-    environment = {**os.environ, **cache, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
-    outcome = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert outcome.returncode == 0, outcome.stderr
-
-
 @dataclass(frozen=True)
-class Drawn:
+class Used:
     """What a user of diffusers got out of a run."""
 
     images: dict[str, np.ndarray]
-    said: dict[str, Any]
+    facts: dict[str, Any]
     again: Path  # where the pipeline was saved once more
 
 
 @pytest.fixture(scope="module")
-def drawn(finished_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    out = tmp_path_factory.mktemp("hub")
+def used(finished_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Used:
+    out = tmp_path_factory.mktemp("pipeline")
     in_another_process(USE_PIPELINE, out, finished_diffusion, out)
-    return Drawn(dict(np.load(out / "images.npz")), json.loads((out / "said.json").read_text()), out / "again")
+    return Used(dict(np.load(out / "images.npz")), json.loads((out / "facts.json").read_text()), out / "again")
 
 
-def pixels(images: torch.Tensor) -> np.ndarray:
-    return to_uint8(images).permute(0, 2, 3, 1).numpy()
-
-
-def test_diffusers_opens_a_run_offline_and_finds_its_parts(drawn: Drawn) -> None:
-    assert drawn.said["class"] == "LatentDiffusionPipeline"
-    assert drawn.said["parts"] == {
+def test_diffusers_opens_a_run_offline_and_finds_its_components(used: Used) -> None:
+    assert used.facts["class"] == "LatentDiffusionPipeline"
+    assert used.facts["components"] == {
         "vae": "AutoencoderKL",
         "unet": "DenoiserModel",
         "scheduler": "EDMDPMSolverMultistepScheduler",
     }
 
 
-def test_diffusers_draws_the_same_images_pixel_for_pixel(drawn: Drawn, finished_diffusion: Path) -> None:
+def test_diffusers_draws_the_same_images_pixel_for_pixel(used: Used, finished_diffusion: Path) -> None:
     model = LatentDiffusion.load(finished_diffusion)
-    assert (drawn.images["plain"] == pixels(model.sample(5, steps=3))).all()
+    assert (used.images["plain"] == pixels(model.sample(5, steps=3))).all()
     options: dict[str, Any] = {"steps": 4, "sampler": "dpm++2m", "guidance": 1.5, "seed": 7}
-    assert (drawn.images["chosen"] == pixels(model.sample(4, ["square", "disc", 0], **options))).all()
+    assert (used.images["chosen"] == pixels(model.sample(4, ["square", "disc", 0], **options))).all()
 
 
-def test_diffusers_hears_the_same_refusals(drawn: Drawn) -> None:
-    assert drawn.said["refusal"] == "ConfigError: --labels circle is not a class of this model: disc, square"
+def test_diffusers_is_given_the_same_refusals(used: Used) -> None:
+    assert used.facts["refusal"] == "ConfigError: --labels circle is not a class of this model: disc, square"
 
 
-def test_a_pipeline_saved_by_diffusers_opens_again_and_draws_the_same(drawn: Drawn) -> None:
+def test_a_pipeline_saved_by_diffusers_opens_again_and_draws_the_same(used: Used) -> None:
     """Left to itself, diffusers saves only parts of classes that it knows, and drops the denoiser without a word."""
-    assert (drawn.images["again"] == drawn.images["plain"]).all()
+    assert (used.images["again"] == used.images["plain"]).all()
 
 
-def test_a_pipeline_saved_by_diffusers_is_a_run_for_sample_too(drawn: Drawn) -> None:
-    assert (pixels(LatentDiffusion.load(drawn.again).sample(5, steps=3)) == drawn.images["plain"]).all()
+def test_a_pipeline_saved_by_diffusers_is_a_run_for_sample_too(used: Used) -> None:
+    assert (pixels(LatentDiffusion.load(used.again).sample(5, steps=3)) == used.images["plain"]).all()
 
 
 def test_the_scheduler_of_a_run_has_the_noise_levels_of_its_own_sampler(finished_diffusion: Path) -> None:
-    description = LatentDiffusion.load(finished_diffusion).description
+    sampling = LatentDiffusion.load(finished_diffusion).config.sampling
     scheduler = json.loads((finished_diffusion / "scheduler" / "scheduler_config.json").read_text())
-    grid = {name: getattr(description.sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
+    grid = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
     assert grid | {"sigma_data": 1.0} == {name: scheduler[name] for name in [*grid, "sigma_data"]}
 
 
 def test_the_code_in_a_run_is_two_imports(finished_diffusion: Path) -> None:
     """What trust_remote_code trusts can be read at a glance."""
     for file in ("pipeline.py", "unet/denoiser.py"):
-        assert (finished_diffusion / file).read_text().startswith("from ldm.hub import ")
+        assert (finished_diffusion / file).read_text().startswith("from ldm.export.diffusers_pipeline import ")
         assert len((finished_diffusion / file).read_text().splitlines()) == 1
     assert sorted(path.name for path in finished_diffusion.rglob("*.py")) == ["denoiser.py", "pipeline.py"]
 

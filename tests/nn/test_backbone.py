@@ -69,7 +69,7 @@ def opened(tmp_path: Path) -> Callable[[str], Backbone]:
     def open_one(kind: str) -> Backbone:
         if kind == "features":
             return open_backbone(kind, str(of_timm(tmp_path / "folder")))
-        return open_backbone(kind, "" if kind == "random" else str(imagenet_file(tmp_path / "weights.pth", kind)))
+        return open_backbone(kind, str(imagenet_file(tmp_path / "weights.pth", kind)))
 
     return open_one
 
@@ -115,21 +115,15 @@ def test_opening_a_backbone_says_nothing_and_draws_no_random_number(kind: str, o
     torch.manual_seed(0)
     opened(kind)
     opened(kind)  # the files of the first were drawn here
-    out, err = capfd.readouterr()
-    assert out == "" and (kind == "random") == ("warning: the random backbone is for tests only" in err)
-    assert err.count("\n") == (2 if kind == "random" else 0)
+    assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", ["random", "features", "alex"])
+@pytest.mark.parametrize("kind", ["features", "alex"])
 def test_the_global_random_state_stays_as_it_is(kind: str, tmp_path: Path) -> None:
-    weights = {"random": lambda: "", "features": lambda: of_timm(tmp_path), "alex": lambda: alex_file(tmp_path)}[kind]()
+    weights = of_timm(tmp_path) if kind == "features" else imagenet_file(tmp_path / "alex.pth", kind)
     before = torch.get_rng_state()
     open_backbone(kind, str(weights))
     assert torch.get_rng_state().equal(before)
-
-
-def alex_file(folder: Path) -> Path:
-    return imagenet_file(folder / "alex.pth", "alex")
 
 
 def test_the_reference_is_of_the_weights_and_of_the_preprocessing(tmp_path: Path) -> None:
@@ -141,10 +135,6 @@ def test_the_reference_is_of_the_weights_and_of_the_preprocessing(tmp_path: Path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": PIXELS | {"std": [0.2, 0.3, 0.5]}}))
     assert open_backbone("features", str(folder)).reference != first.reference
-
-
-def test_random_is_the_same_network_every_time() -> None:
-    assert open_backbone("random").reference == open_backbone("random").reference
 
 
 # Weights for the networks of LPIPS
@@ -173,7 +163,7 @@ def test_missing_weights_without_a_network_are_one_line_that_says_what_to_put_wh
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there, whatever the machine reaches otherwise
     line = refusal(kind, "")
     assert str(tmp_path / "hub" / "checkpoints" / file) in line and f"put {file}" in line
-    assert "--objective.perceptual.weights PATH" in line and "backbone features" in line
+    assert "--objective.perceptual.weights-file PATH" in line and "backbone features" in line
 
 
 def test_weights_in_the_cache_of_torch_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +299,7 @@ def test_a_folder_without_config_or_weights_is_named(tmp_path: Path) -> None:
         '{"architecture": "resnet18", "pretrained_cfg": {"mean": [1]}}',
     ],
 )
-def test_a_config_that_says_too_little_is_told_what_is_wanted(content: str, tmp_path: Path) -> None:
+def test_a_config_that_says_too_little_is_answered_with_what_is_wanted(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     line = refusal("features", tmp_path)
     assert str(tmp_path / "config.json") in line and '"architecture"' in line and '"mean"' in line

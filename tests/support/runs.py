@@ -1,4 +1,4 @@
-"""Runs that are to end alike: by several processes, and after a restart."""
+"""What tests do with whole runs: compare two of them, cut one short, fine-tune from another."""
 
 import json
 import shutil
@@ -22,24 +22,24 @@ def in_float64(action: Callable[[], int]) -> Callable[[], int]:
 
 
 def newest_checkpoint(run: Path) -> checkpoint.Checkpoint:
-    """The last one that a run wrote."""
+    """The newest whole checkpoint of a run."""
     found = checkpoint.newest(run / "checkpoints", print)
     assert found is not None
     return found
 
 
-def train_alike(place: Path, *arguments: object, cut: tuple[object, ...] = (), count: int = 2) -> None:
-    """The same training in float64, by one process into place/one and by `count` of them into place/two: equal weights.
+def train_alike(folder: Path, *arguments: object, cut: tuple[object, ...] = (), count: int = 2) -> None:
+    """The same training in float64, by one process into folder/one and by `count` of them into folder/two: equal weights.
 
     `cut` are the flags with which the latter cut the batch further.
     """
     name, *rest = arguments
-    one, two = ((str(name), *rest, "--out", place / run) for run in ("one", "two"))
+    one, two = ((str(name), *rest, "--out", folder / run) for run in ("one", "two"))
     assert (whole := forked(in_float64(script(*one)))[1]()).code == 0, whole
     outcomes = together([in_float64(script(*two, *cut))] * count)
     assert [outcome.code for outcome in outcomes] == [0] * count, outcomes
-    assert json.loads((place / "two" / "environment.json").read_text())["processes"] == count
-    mine, theirs = newest_checkpoint(place / "one").tensors, newest_checkpoint(place / "two").tensors
+    assert json.loads((folder / "two" / "environment.json").read_text())["processes"] == count
+    mine, theirs = newest_checkpoint(folder / "one").tensors, newest_checkpoint(folder / "two").tensors
     for file in {"model", "discriminator-model"} & mine.keys():
         for key, value in mine[file].items():
             torch.testing.assert_close(theirs[file][key], value, rtol=0, atol=1e-9)

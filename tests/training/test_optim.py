@@ -58,8 +58,8 @@ def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
         loss.backward()
         if broken and place == "gradient":
             module[0].weight.grad[0, 0] = bad
-        told = torch.tensor(bad) if broken and place == "loss" else loss.detach()
-        state.advance(number, 1e-2, told)
+        seen = torch.tensor(bad) if broken and place == "loss" else loss.detach()
+        state.advance(number, 1e-2, seen)
 
     for number in range(1, 4):
         advance(number, broken=False)
@@ -88,7 +88,7 @@ def test_the_exponents_are_those_of_the_paper(length, gamma):
     assert gamma_from_sigma_rel(length) == pytest.approx(gamma, abs=0.01)
 
 
-def test_the_learning_rate_goes_through_its_schedule_once_in_every_span():
+def test_the_learning_rate_goes_through_its_schedule_once_in_every_window():
     config = OptimConfig(lr=2.0, warmup=3)
     state = TrainState(network(), config, None, window=lambda step: (0, 20) if step < 20 else (20, 50))
     first = [learning_rate(config, step, 20) for step in range(20)]
@@ -155,7 +155,7 @@ def test_looking_at_the_averaged_module_does_not_touch_training():
     average = state.ema_model("0.05")
     assert not average.training and module.training
     for mine, theirs, stored in zip(
-        module.parameters(), average.parameters(), state.averages.averages["0.05"], strict=True
+        module.parameters(), average.parameters(), state.ema.averages["0.05"], strict=True
     ):
         assert theirs.equal(stored) and not theirs.equal(mine)
     assert all(map(torch.equal, before, module.parameters()))

@@ -21,7 +21,7 @@ def working(jobs: int, fails_at: int | None = None):
 
     def main(_: list[str]) -> None:
         processes = Processes("cpu")
-        results = list(processes.results(jobs, work))
+        results = list(processes.map(jobs, work))
         print([value for value, _ in results], len({rank for _, rank in results}))
         processes.end()
 
@@ -77,7 +77,7 @@ def test_an_error_of_another_process_is_not_glued_to_the_main_ones_progress_bar(
             return job
 
         with tqdm(total=5, disable=not processes.is_main, mininterval=0) as bar:
-            for _ in processes.results(5, work):
+            for _ in processes.map(5, work):
                 bar.update()
 
     said = [outcome.err for outcome in together([lambda: exit_code_of(main, [])] * 2)]

@@ -26,7 +26,7 @@ from ldm.autoencoder.model import Autoencoder, create, create_pixels, create_tra
 from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
-FACTORS = [2, 4, 8, 16, 32]
+DOWNSAMPLING = [2, 4, 8, 16, 32]
 CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, PretrainedNetworkConfig]
 ANY_SIZE = [*CONVOLUTIONAL, ViTNetworkConfig]
 FULLY_CONNECTED = [LinearNetworkConfig, MLPNetworkConfig]
@@ -77,7 +77,7 @@ def test_every_network_is_in_one_of_these_lists():
     assert {kind.kind for kind in (*TRAINED, PixelNetworkConfig)} == set(NETWORKS)
 
 
-@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("factor", DOWNSAMPLING)
 @pytest.mark.parametrize("kind", ANY_SIZE)
 def test_a_network_downsamples_by_its_factor_and_comes_back(kind: type, factor: int, tmp_path: Path):
     autoencoder = built(config_of(kind, factor, tmp_path, 1), channels=1).requires_grad_(False)
@@ -203,7 +203,11 @@ def test_a_tiny_autoencoder_comes_back_with_its_statistics(tmp_path: Path):
     autoencoder.save(tmp_path / "vae")
     for source in (tmp_path, tmp_path / "vae"):
         found = Autoencoder.load(source)
-        assert not found.training and found.config == autoencoder.config and found.image == autoencoder.image == (4, 32, 32)
+        assert (
+            not found.training
+            and found.config == autoencoder.config
+            and found.image == autoencoder.image == (4, 32, 32)
+        )
         assert all(torch.equal(found.state_dict()[name], value) for name, value in autoencoder.state_dict().items())
 
 
@@ -282,7 +286,9 @@ def test_a_head_comes_back_with_its_classes(tmp_path: Path):
 
 @pytest.mark.parametrize("bottleneck", [IdentityConfig(channels=2), SparseConfig(channels=2, k=1)])
 def test_a_pretrained_network_is_refused_another_bottleneck_in_one_line(bottleneck: Any, tmp_path: Path):
-    config = AutoencoderConfig(network=PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path))), bottleneck=bottleneck)
+    config = AutoencoderConfig(
+        network=PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path))), bottleneck=bottleneck
+    )
     with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pretrained needs .*bottleneck\.kind gaussian$"):
         create_trainable(config, image=(3, 32, 32))
 
@@ -293,7 +299,10 @@ def test_a_pretrained_network_is_refused_another_bottleneck_in_one_line(bottlene
 def test_a_pretrained_network_starts_as_the_autoencoder_it_names(tmp_path: Path):
     mean, std = [0.5, -1.0], [2.0, 4.0]
     folder = pretrained_folder(tmp_path, scaling_factor=0.5, latents_mean=mean, latents_std=std)
-    autoencoder, kl = built(PretrainedNetworkConfig(path=str(folder))).eval(), AutoencoderKL.from_pretrained(folder).eval()
+    autoencoder, kl = (
+        built(PretrainedNetworkConfig(path=str(folder))).eval(),
+        AutoencoderKL.from_pretrained(folder).eval(),
+    )
     with torch.no_grad():
         raw, expected = kl.encode(images()).latent_dist.mean, kl.decode(kl.encode(images()).latent_dist.mean).sample
         scaled = (raw - torch.tensor(mean).view(2, 1, 1)) * 0.5 / torch.tensor(std).view(2, 1, 1)
