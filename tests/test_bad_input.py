@@ -61,7 +61,11 @@ def test_a_wrong_setting_of_train_vae(stage_one, tmp_path, arguments, code, word
         (("--objective.discriminator.start", 2), 2, ("--objective.discriminator.start is 2", "(from 0 to 1)")),
         (("--objective.discriminator.los", "hinge"), 2, ("did you mean --objective.discriminator.loss",)),
         (("--objective.equivariance.min-scale", 0), 2, ("--objective.equivariance.min_scale is 0", "(above 0 and at")),
-        (("--objective.corruption.fraction", 1), 2, ("--objective.corruption.fraction is 1", "(at least 0 and below 1)")),
+        (
+            ("--objective.corruption.fraction", 1),
+            2,
+            ("--objective.corruption.fraction is 1", "(at least 0 and below 1)"),
+        ),
         (("--data.size", "[16, 17]"), 2, ("data.size [16, 17] is not divisible by 2",)),
         (("--data.size", 1), 2, ("data.size 1 is not divisible by 2", "use 2")),
         (("--data.channels", 0), 2, ("--data.channels is 0", "(at least 1)")),
@@ -97,8 +101,14 @@ STAGES = "--objective.stages"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((KIND, "salt-and-pepper", "--objective.corruption.probability", 1.5), ("corruption.probability is 1.5", "(above 0 and at most 1)")),
-        ((KIND, "salt-and-pepper", "--objective.corruption.probability", -0.1), ("corruption.probability is -0.1", "(above 0 and at")),
+        (
+            (KIND, "salt-and-pepper", "--objective.corruption.probability", 1.5),
+            ("corruption.probability is 1.5", "(above 0 and at most 1)"),
+        ),
+        (
+            (KIND, "salt-and-pepper", "--objective.corruption.probability", -0.1),
+            ("corruption.probability is -0.1", "(above 0 and at"),
+        ),
         ((KIND, "salt-and-pepper", "--objective.corruption.low", -2), ("corruption.low is -2", "(from -1 to 1)")),
         ((KIND, "salt-and-pepper", "--objective.corruption.high", -1), ("low must be below high",)),
         ((KIND, "gaussian", "--objective.corruption.sigma", -1), ("corruption.sigma is -1", "(above 0)")),
@@ -134,7 +144,10 @@ STAGES = "--objective.stages"
         ((*SPARSE, "--autoencoder.bottleneck.k", 5, "--autoencoder.bottleneck.channels", 4), ("k must be from 0 to",)),
         ((*SPARSE, "--autoencoder.bottleneck.activation", "sigmoid", "--autoencoder.bottleneck.k", 1), ("use relu",)),
         ((*SPARSE, "--autoencoder.bottleneck.dead_after", 0), ("dead_after is 0", "(at least 1)")),
-        (("--autoencoder.network.kind", "mlp", "--autoencoder.network.widths", "[]"), ("kind linear has no layers between",)),
+        (
+            ("--autoencoder.network.kind", "mlp", "--autoencoder.network.widths", "[]"),
+            ("kind linear has no layers between",),
+        ),
         (("--autoencoder.network.kind", "linear", "--autoencoder.network.tied", "true"), ("tied needs",)),
         (("--autoencoder.network.kind", "pixels"), ("pixels has nothing to train",)),
         ((*VIT, "--autoencoder.network.heads", 3), ("heads 3 does not divide width 128",)),
@@ -152,7 +165,10 @@ STAGES = "--objective.stages"
         ((*PLAIN, *SPARSE, "--autoencoder.bottleneck.channels", 64), ("holds all 768", "corruption or a penalty")),
         ((*MLP, "--objective.equivariance", "null"), ("objective.discriminator.adaptive",)),
         ((*MLP, "--objective.discriminator", "null"), ("objective.equivariance needs",)),
-        ((STAGES, "[{layer: 1}]"), ("objective.perceptual and .discriminator are for images", "a layer stage has none")),
+        (
+            (STAGES, "[{layer: 1}]"),
+            ("objective.perceptual and .discriminator are for images", "a layer stage has none"),
+        ),
         (
             (*PLAIN, STAGES, "[{layer: 1}]"),
             ("objective.stages.0.layer 1 needs autoencoder.network.kind linear or mlp",),

@@ -27,7 +27,7 @@ DTYPES += [torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 def contents(step: int) -> dict[str, dict[str, Tensor]]:
-    """Small tensors from which the step can be told."""
+    """Small tensors that say which step they are of."""
     return {
         "model": {"weight": torch.full((2, 3), float(step)), "scale": torch.tensor(step)},
         "ema": {"weight": torch.full((4,), step + 0.5, dtype=torch.bfloat16)},

@@ -45,8 +45,8 @@ def decode(file: str | Path | IO[bytes], config: DataConfig, *, pixel_limit: int
 
     Only the first frame of an animation or page of a document is read (of five channels and more: all pages), and
     color profiles are ignored. The size is checked before anything is decoded; Pillow's own limit of 178,956,970 pixels
-    holds above `pixel_limit`. Truncated files are unreadable, and so is whatever makes a decoder raise. An unreadable EXIF
-    block only costs the orientation. `to_array` and `to_bit_depth` say what becomes of each kind of pixel.
+    holds above `pixel_limit`. Truncated files are unreadable, and so is whatever makes a decoder raise. An unreadable
+    EXIF block only costs the orientation. `to_array` and `to_bit_depth` say what becomes of each kind of pixel.
     """
     for library in ("PIL", "tifffile"):  # what is wrong with a file is raised; it would also be logged, line by line
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)

@@ -44,7 +44,12 @@ WRONG: list[tuple[str, Any, str, str]] = [
         "rates must be at least 0 and below 1, not (0.5, 1.0)",
         "[a finite number, a finite number] (at least 0 and below 1)",
     ),
-    ("rates", [0.5], "rates must be 2 values, not (0.5,)", "[a finite number, a finite number] (at least 0 and below 1)"),
+    (
+        "rates",
+        [0.5],
+        "rates must be 2 values, not (0.5,)",
+        "[a finite number, a finite number] (at least 0 and below 1)",
+    ),
     ("widths", [8, 0], "widths must be at least 1, not (8, 0)", "[a whole number, ...] (at least 1)"),
     (
         "sigma",
@@ -110,9 +115,9 @@ def test_value_at_its_bounds_is_taken() -> None:
 
 
 def test_relation_between_fields_follows_the_bounds() -> None:
-    with pytest.raises(ValueError, match="^steps must be at least 1"):
+    with pytest.raises(ValueError, match=r"^steps must be at least 1"):
         Bounded(steps=0, lower=1)
-    with pytest.raises(ValueError, match="^lower must be at most steps 10, not 11"):
+    with pytest.raises(ValueError, match=r"^lower must be at most steps 10, not 11"):
         Bounded(lower=11)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ldm.config.command_line import Command, Option, describe, parse
 from ldm.settings import TrainDiffusionConfig
-from tests.support.example_configs import Disk, Optimizer, ExampleConfig, refusal
+from tests.support.example_configs import Disk, ExampleConfig, Optimizer, refusal
 
 OPTIONS = {
     "out": Option("the run folder", "DIR", required=True),

@@ -15,7 +15,7 @@ from ldm.data.config import FolderConfig, MNIST5kConfig
 from ldm.diffusion.config import UNetConfig
 from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import OptimConfig, RunConfig
-from tests.support.example_configs import DISK, Disk, Dream, Optimizer, ExampleConfig, refusal
+from tests.support.example_configs import DISK, Disk, Dream, ExampleConfig, Optimizer, refusal
 
 REAL = [TrainVAEConfig(data=MNIST5kConfig()), TrainDiffusionConfig(data=MNIST5kConfig())]
 
@@ -252,8 +252,8 @@ def test_the_items_of_a_list_have_sections_of_several_kinds(file: Path) -> None:
         ),
         (
             "[{corruption: {kind: mask, fraction: 3}}]",
-            "objective.stages.0.corruption.fraction is 3; expected a finite number or [a finite number, a finite number]"
-            " (at least 0 and below 1)",
+            "objective.stages.0.corruption.fraction is 3; expected a finite number or"
+            " [a finite number, a finite number] (at least 0 and below 1)",
         ),
         ("[{corruption: {kind: mask, fraction: 0}}]", "objective.stages.0.corruption: fraction must be above 0"),
     ],
@@ -262,7 +262,9 @@ def test_a_mistake_in_a_list_is_answered_with_the_number_of_the_item(file: Path,
     assert refusal(stages, file, f"objective: {{stages: {given}}}").startswith(f"{file}: {says}")
 
 
-@pytest.mark.parametrize("given", ["[{layer: 1}, {layr: 2}]", "[{layer: x}]", "[{fraction: 0}]", "[{corruption: {kind: mask, fraction: 0}}]"])
+@pytest.mark.parametrize(
+    "given", ["[{layer: 1}, {layr: 2}]", "[{layer: x}]", "[{fraction: 0}]", "[{corruption: {kind: mask, fraction: 0}}]"]
+)
 def test_a_mistake_in_a_list_that_was_a_flag_is_not_blamed_on_the_file(file: Path, given: str) -> None:
     for text in ("", "objective: {stages: [{layer: 1}]}"):
         message = refusal(stages, file, text, objective__stages=given)
@@ -403,14 +405,18 @@ def test_tags_are_refused_and_run_nothing(
     monkeypatch.chdir(tmp_path)
     file.write_text(f"images: {{kind: disk}}\ntitle: {value}\n")
     assert refusal(reader.load, ExampleConfig, file, {}).startswith(f"{file}: line 2: tags ")
-    assert refusal(reader.load, ExampleConfig, None, {"widths": value, "images.kind": "disk"}).startswith("--widths is ")
+    assert refusal(reader.load, ExampleConfig, None, {"widths": value, "images.kind": "disk"}).startswith(
+        "--widths is "
+    )
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_a_config_itself_refuses_names_file_flags_and_section(file: Path) -> None:
     reason = "optim: lr is negative: use at least 0"
     assert refusal(read, file, "optim: {lr: -1}") == f"{file}: {reason}"
-    assert refusal(reader.load, ExampleConfig, None, {"images.kind": "disk", "optim.lr": "-1"}) == f"--optim.lr: {reason}"
+    assert (
+        refusal(reader.load, ExampleConfig, None, {"images.kind": "disk", "optim.lr": "-1"}) == f"--optim.lr: {reason}"
+    )
     assert refusal(read, file, "", optim__lr="-1") == f"{file}, --optim.lr: {reason}"
     assert refusal(reader.from_dict, Optimizer, {"lr": -1}) == "lr is negative: use at least 0"
 
@@ -474,7 +480,9 @@ def test_the_dictionary_is_plain_complete_and_in_the_order_of_the_fields() -> No
 
 def test_differences_are_the_dotted_names_that_changed_appeared_or_went() -> None:
     old = reader.to_dict(DISK)
-    new = reader.to_dict(ExampleConfig(images=Dream(size=8), optim=Optimizer(lr=1, warmup=9), widths=(32,), extra=Disk()))
+    new = reader.to_dict(
+        ExampleConfig(images=Dream(size=8), optim=Optimizer(lr=1, warmup=9), widths=(32,), extra=Disk())
+    )
     assert reader.differences(old, old) == []
     expected = ["images.kind", "images.place", "images.depth", "noise.depth", "extra", "optim.lr", "widths"]
     new["noise"]["depth"] = 8

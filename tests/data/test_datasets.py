@@ -114,7 +114,13 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     assert opened(copy).fingerprint == fingerprint
     assert opened(copy, cache_gb=0).fingerprint == fingerprint
     shaping: list[dict[str, Any]] = [{"size": 7}, {"channels": 3}, {"crop": "random"}, {"resize": False}]
-    shaping += [{"background": (0, 0, 0)}, {"size": (8, 10)}, {"size": (10, 8)}, {"depth": "uint16"}, {"value_range": (0, 2)}]
+    shaping += [
+        {"background": (0, 0, 0)},
+        {"size": (8, 10)},
+        {"size": (10, 8)},
+        {"depth": "uint16"},
+        {"value_range": (0, 2)},
+    ]
     assert len({fingerprint, *(opened(copy, **config).fingerprint for config in shaping)}) == len(shaping) + 1
     assert opened(copy, size=(8, 8), augment=AugmentConfig(rotate90=True)).fingerprint == fingerprint
     write(copy, {"b.png": 3})
@@ -136,7 +142,9 @@ def test_a_substitute_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
     assert dataset.groups == ["1.png", "3.png", "3.png"]
 
 
-def test_an_unreadable_file_that_is_met_late_is_named_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_file_that_is_met_late_is_named_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), max_unreadable=0.5, cache_gb=0)
     assert dataset.unreadable == [] and levels(dataset) == [1, 1]
     assert capsys.readouterr().out.count("a.png") == 1
@@ -344,7 +352,12 @@ def test_the_emoji_open_quickly_and_their_variants_stay_together() -> None:
     start = time.perf_counter()
     dataset = open_dataset(FolderConfig(path=str(EMOJI)))
     assert time.perf_counter() - start < 30
-    assert len(dataset) == 3781 and len(dataset.classes) == 9 and len(set(dataset.groups)) == 1906 and dataset.unreadable == []
+    assert (
+        len(dataset) == 3781
+        and len(dataset.classes) == 9
+        and len(set(dataset.groups)) == 1906
+        and dataset.unreadable == []
+    )
     train, held_out = split_groups(dataset.groups, 0.1, 0)
     assert not {dataset.groups[index] for index in train} & {dataset.groups[index] for index in held_out}
     lazy = open_dataset(FolderConfig(path=str(EMOJI), cache_gb=0))

@@ -136,7 +136,9 @@ MUTATED = {
 
 
 @pytest.mark.parametrize("name", MUTATED)
-def test_mutated_bytes_give_an_image_or_are_unreadable_and_nothing_else(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_mutated_bytes_give_an_image_or_are_unreadable_and_nothing_else(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     whole, config = MUTATED[name]
     rng, outcomes = np.random.default_rng(0), set()
     asked = {"channels": 3, **config}

@@ -154,9 +154,7 @@ def test_looking_at_the_averaged_module_does_not_touch_training():
     before = [p.detach().clone() for p in module.parameters()]
     average = state.ema_model("0.05")
     assert not average.training and module.training
-    for mine, theirs, stored in zip(
-        module.parameters(), average.parameters(), state.ema.averages["0.05"], strict=True
-    ):
+    for mine, theirs, stored in zip(module.parameters(), average.parameters(), state.ema.averages["0.05"], strict=True):
         assert theirs.equal(stored) and not theirs.equal(mine)
     assert all(map(torch.equal, before, module.parameters()))
 
