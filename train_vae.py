@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> None:
 
 def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
+    from ldm.autoencoder.compatibility import check_compatibility
     from ldm.autoencoder.losses.discriminator import (
         DiscriminatorObjective,
         SaturationMonitor,
@@ -47,9 +48,8 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     head = classes if loss.penalties.classification else 0
     autoencoder = create_trainable(config.autoencoder, image=config.data.shape, classes=head)
     discriminator = create_discriminator(loss.discriminator, image_channels=config.data.channels, steps=steps)
-    reconstruction = run.main_first(
-        lambda: ReconstructionObjective(autoencoder, loss, discriminator, steps=steps, classes=classes)
-    )
+    run.on_main(lambda: check_compatibility(autoencoder, loss, classes))
+    reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, loss, discriminator, steps=steps))
     objective = run.prepare(reconstruction, trains=autoencoder, schedule=reconstruction.schedule)
     if discriminator is not None:
         discriminator_objective = run.prepare(

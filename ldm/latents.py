@@ -114,7 +114,7 @@ def cache_lock(folder: Path) -> Iterator[None]:
 
 
 def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None:
-    """The cache of latents of so many channels, None if there is none, CheckpointError if it is of something else."""
+    """The cache of latents of `channels`, None if there is none, CheckpointError if it is of something else."""
     description = folder / "cache.json"
     if not description.exists():
         return None

@@ -255,7 +255,9 @@ def test_standardizing_leaves_the_weights_and_the_file_alone(cache, autoencoder)
 # ---- what a step sees
 
 
-def batches(cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **sampler: int) -> LatentBatches:
+def batches(
+    cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **sampler: int
+) -> LatentBatches:
     given = {"seed": 0, "batch_size": 12, **sampler}
     return LatentBatches(
         cache, dataset, objective or DenoisingObjectiveConfig(), BatchSampler(tuple(range(samples)), **given)

@@ -32,7 +32,7 @@ def typed(command: str) -> Outcome:
         return ran("ldm.cli.main", *shlex.split(command)[1:])
     name = command.split()[1].removesuffix(".py")
     more = {"train_vae": SHORT, "train_diffusion": SHORT[:4], "sample": ("--steps", 2)}[name]
-    return ran(name, *words_of(command), *(SHORT[:4] if "kind stock" in command else more))
+    return ran(name, *words_of(command), *(SHORT[:4] if "kind pretrained" in command else more))
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,9 @@ def test_what_is_no_finished_run_exits_4(tmp_path: Path, made) -> None:
 
 
 def test_a_run_of_stage_one_is_not_one_of_stage_two(finished_vae: Path, tmp_path: Path) -> None:
-    assert "not a finished run of train_diffusion.py" in refusal(ran("sample", finished_vae, "--out", tmp_path / "grid.png"), 4)
+    assert "not a finished run of train_diffusion.py" in refusal(
+        ran("sample", finished_vae, "--out", tmp_path / "grid.png"), 4
+    )
 
 
 @pytest.mark.parametrize("name", ["taken/grid.png", "taken", "folder.png"])

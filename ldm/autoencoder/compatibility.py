@@ -63,7 +63,7 @@ def problems_of_corruptions(
             yield f"{name}.corruption {wrong}"
         if stage.layer > 1 and isinstance(corruption, Mask) and corruption.unit == "patch":
             yield f"{name}.corruption.unit patch is for images, and layer {stage.layer} has none: use element"
-    if network.can_skip_patches and autoencoder.bottleneck.gives_rates and hides_patches(config):
+    if network.can_skip_patches and autoencoder.bottleneck.gives_rates and config.hides_patches:
         yield "autoencoder.bottleneck.activation sigmoid is 0.5, and not 0, where kind vit hides a patch: use relu"
     latent_sides = autoencoder.latent_shape(image[1:])[1:] if image else None
     corruption = config.latent_corruption
@@ -110,12 +110,6 @@ def problems_of_losses(network: AutoencoderNetwork, config: ReconstructionObject
         yield "objective.equivariance needs a convolutional network, which has a latent for a smaller image"
     if config.emphasis is not None or config.penalties.aux_k:
         yield "objective.equivariance changes the image that is asked for: leave out .emphasis and .penalties.aux_k"
-
-
-def hides_patches(config: ReconstructionObjectiveConfig) -> bool:
-    """Whether some corruption of images is a mask of patches."""
-    corruptions = [config.corruption, *(stage.corruption for stage in config.stages if stage.layer < 2)]
-    return any(isinstance(each, Mask) and each.unit == "patch" for each in corruptions)
 
 
 def mask_problem(corruption: Corruption | None, downsampling: tuple[int, int]) -> str | None:

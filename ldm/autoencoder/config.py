@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 from ldm.autoencoder.penalty import PenaltiesConfig
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
-from ldm.corruption import Corruption
+from ldm.corruption import Corruption, Mask
 from ldm.training.config import OptimConfig
 
 Count = Annotated[int, AtLeast(1)]
@@ -286,3 +286,9 @@ class ReconstructionObjectiveConfig(Checked):
     discriminator: DiscriminatorConfig | None = None  # null: none
     equivariance: EquivarianceConfig | None = None  # null: none
     stages: tuple[StageConfig, ...] = ()  # what trains when: a list of {fraction, layer, trains, ...}; none: all
+
+    @property
+    def hides_patches(self) -> bool:
+        """Whether some corruption of images is a mask of patches."""
+        corruptions = [self.corruption, *(stage.corruption for stage in self.stages if stage.layer < 2)]
+        return any(isinstance(each, Mask) and each.unit == "patch" for each in corruptions)

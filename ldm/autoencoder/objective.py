@@ -7,7 +7,6 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ldm.autoencoder.code_statistics import code_statistics
-from ldm.autoencoder.compatibility import check_compatibility, hides_patches
 from ldm.autoencoder.config import DISTANCES, PERCEPTUAL, DiscriminatorConfig, ReconstructionObjectiveConfig
 from ldm.autoencoder.losses.adaptive_weight import (
     adaptive_weight,
@@ -16,9 +15,8 @@ from ldm.autoencoder.losses.adaptive_weight import (
     summed,
     with_known_gradients,
 )
-from ldm.autoencoder.losses.distance import emphasized
+from ldm.autoencoder.losses.distance import emphasized, normalized_patches
 from ldm.autoencoder.losses.equivariance import transform_together
-from ldm.autoencoder.losses.normalized_patches import normalized_patches
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.penalty import ForwardPass
 from ldm.autoencoder.stages import Stage, StageSchedule
@@ -53,7 +51,7 @@ class ReconstructionObjective(nn.Module):
 
     In a stage about one layer, the image is what the layers below make of it. The latent may also be scaled and rotated
     together with the image. The discriminator is held, not owned: it has an objective of its own. `steps` is the length
-    of the run, over which the stages are laid; `classes` are those of the data.
+    of the run, over which the stages are laid. `check_compatibility` says whether the parts fit together.
     """
 
     def __init__(
@@ -63,17 +61,15 @@ class ReconstructionObjective(nn.Module):
         discriminator: AdversarialLoss | None = None,
         *,
         steps: int = 1,
-        classes: int = 0,
     ):
         super().__init__()
-        check_compatibility(autoencoder, config, classes)
         self.autoencoder, self.config = autoencoder, config
         self.distance = DISTANCES[config.distance].load()
         dtype = autoencoder.output_logvar.dtype
         self.perceptual = None if config.perceptual is None else PERCEPTUAL.load()(config.perceptual).to(dtype)
         self.held_discriminator = [discriminator]  # in a list, or it would become a part of this module
         autoencoder.output_logvar.requires_grad_(DISTANCES[config.distance].learns_variance)
-        autoencoder.network.train_mask_token(hides_patches(config))
+        autoencoder.network.train_mask_token(config.hides_patches)
         self.penalties = config.penalties.chosen
         self.needs_jacobian = any(penalty.needs_jacobian for penalty in self.penalties.values())
         self.schedule = StageSchedule(autoencoder, config.stages, steps)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.config import ReconstructionObjectiveConfig
-from ldm.autoencoder.losses.normalized_patches import patch_statistics
+from ldm.autoencoder.losses.distance import patch_statistics
 from ldm.autoencoder.model import Autoencoder
 from ldm.corruption import Mask
 from ldm.randomness import StepRandom

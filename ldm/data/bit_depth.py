@@ -1,4 +1,4 @@
-"""What a pixel's value becomes at the depth of a data set, and how transparency and color are taken out there.
+"""Converts pixels to the bit depth of a data set, and composites transparency and converts color there.
 
 Values of depth uint8 and uint16 go from 0, black, to their largest, white; those of depth float32 from -1 to 1.
 """

@@ -18,8 +18,8 @@ class Denoiser(nn.Module):
 
     Karras et al. 2022, equation 7: a preconditioned network. F is `network(scaled, noise_condition, vector, tokens)`:
     it keeps the shape of its first argument and is told the noise level as ln(σ) / 4, one number per sample, whatever
-    the parametrization; `embedding` makes vector and tokens of the condition. `sigma_data` is the standard deviation of the
-    clean data. Noise levels are positive: zero has no logarithm.
+    the parametrization; `embedding` makes vector and tokens of the condition. `sigma_data` is the standard deviation
+    of the clean data. Noise levels are positive: zero has no logarithm.
     """
 
     def __init__(

@@ -215,11 +215,11 @@ def report(
     }
 
 
-def finite(figure: Any) -> Any:
-    """The figure, or each of several, as JSON can hold it: None where it is no finite number."""
-    if isinstance(figure, list):
-        return [finite(value) for value in figure]
-    return figure if figure is None or math.isfinite(figure) else None
+def finite(metric: Any) -> Any:
+    """The metric, or each of several, as JSON can hold it: None where it is not a finite number."""
+    if isinstance(metric, list):
+        return [finite(value) for value in metric]
+    return metric if metric is None or math.isfinite(metric) else None
 
 
 def _features(batches: list[BatchMeasurements]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -154,8 +154,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} is not a folder of features: it has no config.json")
     try:
         config = dict(json.loads(path.read_text()))
-        str.strip(config["architecture"])  # a TypeError if it is no text
-        range(config.get("num_classes", 0))  # and here if it is no whole number
+        str.strip(config["architecture"])  # a TypeError if it is not text
+        range(config.get("num_classes", 0))  # and here if it is not a whole number
         mean, std = (torch.tensor(config["pretrained_cfg"][key]) for key in ("mean", "std"))
         if mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
             raise ValueError("three numbers each")

@@ -37,7 +37,7 @@ def cpu_has_bf16() -> bool:
 
 
 def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: bool = False) -> Accelerator:
-    """The Accelerator of a run: device, process group, autocast, trackers; `parts_rest` as `Run` has it."""
+    """The Accelerator of a run: device, process group, autocast, trackers; `find_unused_parameters` as `Run` has it."""
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[config.precision]):
         raise ConfigError("set the precision with --run.precision, not with accelerate's --mixed_precision")
     trackers = [tracker.value for tracker in get_available_trackers()]

@@ -82,7 +82,7 @@ def of_share(name: str, corruption: Corruption, share: float, images: Tensor) ->
     return [
         at_most(f"{name}: share touched, standard deviations off", abs(rate(values != images) - share) / deviation, 4),
         at_most(
-            f"{name}: share that is touched and not told, or told and not touched",
+            f"{name}: fraction changed and not reported, or reported and not changed",
             rate((values != images) != elements),
             0,
         ),

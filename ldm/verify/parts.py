@@ -185,7 +185,7 @@ def of_penalty(name: str) -> list[Check]:
     config = AutoencoderConfig(network=LinearNetworkConfig(), bottleneck=SparseConfig(channels=8, activation="sigmoid"))
     autoencoder, images = create(config, image=IMAGE, classes=2), some_images(4)
     loss = ReconstructionObjectiveConfig(distance="mse", penalties=PenaltiesConfig(**{name: penalty()}))
-    objective = ReconstructionObjective(autoencoder, loss, steps=2 * LATE, classes=2)
+    objective = ReconstructionObjective(autoencoder, loss, steps=2 * LATE)
     batch = ImageBatch(images, torch.tensor([0, 1, 0, 1]))
     losses: Losses = objective(batch, Step(batch, StepRandom(0, LATE, 4)))
     parameters = list(autoencoder.parameters())

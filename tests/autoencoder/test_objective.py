@@ -29,7 +29,7 @@ from ldm.corruption import Blur, Corruption, GaussianNoise, Interpolation, Mask,
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
 from tests.support.backbones import random_alexnet
-from tests.support.losses import losses_of
+from tests.support.losses import checked_objective, losses_of
 
 
 def batch_of(images: Tensor) -> ImageBatch:
@@ -42,7 +42,7 @@ def small(size: int = 8, bottleneck: Any = None, **objective: object) -> tuple[R
     config = AutoencoderConfig(network=network, bottleneck=bottleneck or GaussianConfig(channels=2))
     autoencoder = create_trainable(config, image=(3, size, size)).double()
     images = torch.rand(4, 3, size, size, dtype=torch.float64) * 2 - 1
-    return ReconstructionObjective(autoencoder, ReconstructionObjectiveConfig(**objective), steps=4), batch_of(images)
+    return checked_objective(autoencoder, ReconstructionObjectiveConfig(**objective), steps=4), batch_of(images)
 
 
 def test_a_kl_weight_is_the_weight_of_latent_diffusion():
@@ -195,9 +195,7 @@ def test_the_spread_of_the_code_is_logged_as_it_is():
 
 def fully_connected(bottleneck: Any, network: Any = None, **objective: Any) -> ReconstructionObjective:
     config = AutoencoderConfig(network=network or LinearNetworkConfig(), bottleneck=bottleneck)
-    return ReconstructionObjective(
-        create_trainable(config, image=(1, 4, 4)), ReconstructionObjectiveConfig(**objective)
-    )
+    return checked_objective(create_trainable(config, image=(1, 4, 4)), ReconstructionObjectiveConfig(**objective))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from ldm.autoencoder.penalty import (
 from ldm.batch import ImageBatch
 from ldm.corruption import Mask
 from ldm.errors import ConfigError
-from tests.support.losses import losses_of
+from tests.support.losses import checked_objective, losses_of
 from tests.support.runs import train_alike
 from tests.support.scripts import metrics
 
@@ -59,7 +59,7 @@ def of(
     config = AutoencoderConfig(network=network, bottleneck=bottleneck)
     autoencoder = create_trainable(config, image=(2, size, size), classes=classes).double()
     names = {name: objective.pop(name) for name in list(objective) if name in PenaltiesConfig.__dataclass_fields__}
-    found = ReconstructionObjective(
+    found = checked_objective(
         autoencoder, ReconstructionObjectiveConfig(penalties=PenaltiesConfig(**names), **objective), classes=classes
     )
     generator = torch.Generator().manual_seed(1)
@@ -281,10 +281,10 @@ def test_a_network_that_has_no_jacobian_of_one_image_is_refused(module, says):
     autoencoder = Autoencoder(Foreign(module), IdentityBottleneck(IdentityConfig(channels=3)))
     config = ReconstructionObjectiveConfig(penalties=PenaltiesConfig(jacobian=JacobianPenalty()))
     if says is None:
-        ReconstructionObjective(autoencoder, config)
+        checked_objective(autoencoder, config)
         return
     with pytest.raises(ConfigError, match=rf"^objective\.penalties\.jacobian .*{says}.*$") as refused:
-        ReconstructionObjective(autoencoder, config)
+        checked_objective(autoencoder, config)
     assert "\n" not in str(refused.value)
 
 

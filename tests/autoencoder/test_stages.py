@@ -43,7 +43,7 @@ from ldm.errors import ConfigError
 from ldm.randomness import seed_weights
 from ldm.training.config import OptimConfig
 from ldm.training.optim import learning_rate
-from tests.support.losses import losses_of
+from tests.support.losses import checked_objective, losses_of
 from tests.support.runs import lose_everything_after, train_alike
 from tests.support.scripts import forked, metrics, ran, script, weights
 
@@ -61,7 +61,7 @@ def staged(
     *stages: StageConfig, network: Any = MLP, bottleneck: Any = None, classes: int = 0, **objective: Any
 ) -> ReconstructionObjective:
     config = ReconstructionObjectiveConfig(**{"distance": "mse", "stages": stages, **objective})
-    return ReconstructionObjective(built(network, bottleneck, classes), config, steps=STEPS, classes=classes)
+    return checked_objective(built(network, bottleneck, classes), config, steps=STEPS, classes=classes)
 
 
 def batch() -> ImageBatch:
@@ -317,7 +317,7 @@ def test_a_stage_that_trains_nothing_is_refused():
     for name, each in autoencoder.named_parameters():
         each.requires_grad_("decoder" in name)
     with pytest.raises(ConfigError, match=r"^objective\.stages\.1 trains nothing: its encoder is frozen or empty$"):
-        ReconstructionObjective(
+        checked_objective(
             autoencoder, ReconstructionObjectiveConfig(stages=(StageConfig(), StageConfig(trains="encoder"))), steps=12
         )
 

@@ -50,10 +50,10 @@ def denoiser_around(network: UNet, parametrization: str = "edm") -> Denoiser:
     return Denoiser(network, ConditionEmbedding(SCHEMA, network.vector_channels), parametrization=parametrization)
 
 
-def denoiser_of(config: UNetConfig = SMALL, *, awake: bool = False, parametrization: str = "edm") -> Denoiser:
-    """As at the start of training or, awake, with no zero left in it."""
+def denoiser_of(config: UNetConfig = SMALL, *, perturbed: bool = False, parametrization: str = "edm") -> Denoiser:
+    """As at the start of training or, perturbed, with random weights and no zero left."""
     denoiser, rng = denoiser_around(UNet(config, channels=4), parametrization), generator(0, "weights")
-    for parameter in denoiser.parameters() if awake else ():
+    for parameter in denoiser.parameters() if perturbed else ():
         nn.init.normal_(parameter, std=0.2, generator=rng)
     return denoiser.eval()
 
@@ -75,7 +75,7 @@ def test_an_untrained_denoiser_scores_the_variance_of_its_target_at_every_noise_
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_the_objective_is_the_squared_error_of_the_network_itself(parametrization: str) -> None:
     """Karras et al. 2022, equation 8: the weight 1 / c_out² cancels the scale of the network's output."""
-    batch, denoiser = batch_of(8, torch.float64), denoiser_of(awake=True, parametrization=parametrization).double()
+    batch, denoiser = batch_of(8, torch.float64), denoiser_of(perturbed=True, parametrization=parametrization).double()
     given: list[Tensor] = []
     denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
     loss = DenoisingObjective(denoiser)(batch).total
@@ -85,7 +85,7 @@ def test_the_objective_is_the_squared_error_of_the_network_itself(parametrizatio
 
 
 def test_the_objective_of_a_batch_is_the_mean_over_its_samples() -> None:
-    batch, objective = batch_of(6, torch.float64), DenoisingObjective(denoiser_of(awake=True).double())
+    batch, objective = batch_of(6, torch.float64), DenoisingObjective(denoiser_of(perturbed=True).double())
     alone = [objective(LatentBatch(*(part[[i]] for part in batch))).total.item() for i in range(6)]
     assert objective(batch).total.item() == pytest.approx(sum(alone) / 6, rel=1e-12)
 
@@ -108,7 +108,7 @@ def test_after_one_step_the_gradient_reaches_every_parameter_of_the_denoiser() -
 
 
 def test_the_loss_by_sigma_is_deterministic_and_the_same_for_any_batch_size() -> None:
-    denoiser, latents = denoiser_of(awake=True), drawn(11, 4, 8, 8, purpose="latents")
+    denoiser, latents = denoiser_of(perturbed=True), drawn(11, 4, 8, 8, purpose="latents")
     whole = held_out_losses(denoiser, latents, SIGMAS)
     assert whole == held_out_losses(denoiser, latents, SIGMAS)
     for batch_size in (1, 4, 11):
@@ -120,7 +120,7 @@ def test_the_loss_by_sigma_is_deterministic_and_the_same_for_any_batch_size() ->
 
 def test_the_loss_by_sigma_is_the_objective_at_that_sigma() -> None:
     """With noise from (seed, place) it can be had by hand."""
-    denoiser, latents = denoiser_of(awake=True), drawn(5, 4, 8, 8, purpose="latents")
+    denoiser, latents = denoiser_of(perturbed=True), drawn(5, 4, 8, 8, purpose="latents")
     noise = torch.randn(latents.shape, generator=generator(7, "held-out noise", 1))
     by_hand = DenoisingObjective(denoiser)(LatentBatch(latents, noise, torch.full((5,), 0.5), labels_of(5))).total
     assert held_out_losses(denoiser, latents, [3.0, 0.5], seed=7)[0.5] == pytest.approx(by_hand.item())
@@ -217,7 +217,7 @@ def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alon
     for name, create in DENOISERS.items():
         calls = step_of(create(), tmp_path, precision)
         counts[name] = calls.outside
-        assert calls.inside, "the model was not told apart"
+        assert calls.inside, "no call was counted inside the model"
         assert not calls.halves, f"half precision outside the model: {calls.halves}"
     print(f"{precision}: {counts['small'].total()} aten calls outside the model: {dict(counts['small'])}")
     assert counts["small"] == counts["larger"] == counts["one layer"]
@@ -247,7 +247,7 @@ def test_a_step_never_waits_for_the_device(alone, tmp_path, name: str) -> None:
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_under_autocast_the_arithmetic_of_the_loss_stays_in_float32(parametrization: str) -> None:
     """The network rounds to bfloat16; the objective sees its answer, and nothing else, through that rounding."""
-    batch, denoiser = batch_of(16), denoiser_of(awake=True, parametrization=parametrization)
+    batch, denoiser = batch_of(16), denoiser_of(perturbed=True, parametrization=parametrization)
     given: list[Tensor] = []
     denoiser.network.register_forward_hook(lambda _, __, output: given.append(output))
     with torch.autocast("cpu", torch.bfloat16):

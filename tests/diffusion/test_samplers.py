@@ -17,7 +17,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, euler_ancestral, starting_noise, step_noise
 from ldm.randomness import generator
-from ldm.verify.samplers import MEAN, STD
+from ldm.verify.samplers import STD
 from ldm.verify.samplers import denoise as gaussian
 
 

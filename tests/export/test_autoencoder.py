@@ -358,6 +358,16 @@ def test_what_is_no_run_has_no_checkpoints(source, finished_diffusion, tmp_path,
     assert exported(capsys, finished_diffusion / "vae", *out).code == 0
 
 
+def test_a_run_of_an_earlier_version_is_refused_and_its_vae_exported(finished_vae, tmp_path, capsys):
+    run, out = tmp_path / "run", ("--format", "diffusers", "--out", tmp_path / "out")
+    shutil.copytree(finished_vae, run)
+    environment = json.loads((run / "environment.json").read_text())
+    del environment["format"]
+    (run / "environment.json").write_text(json.dumps(environment))
+    refusal(exported(capsys, run, *out), 2, f"{run} is a run of an earlier version", f"give {run / 'vae'}")
+    assert exported(capsys, run / "vae", *out).code == 0
+
+
 def test_data_that_changed_or_have_gone_cannot_measure_a_checkpoint(stage_one, shapes_folder, tmp_path, capsys):
     images, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(shapes_folder, images)

@@ -29,7 +29,7 @@ def newest_checkpoint(run: Path) -> checkpoint.Checkpoint:
 
 
 def train_alike(folder: Path, *arguments: object, cut: tuple[object, ...] = (), count: int = 2) -> None:
-    """The same training in float64, by one process into folder/one and by `count` of them into folder/two: equal weights.
+    """The same training in float64, by one process into folder/one and by `count` into folder/two: equal weights.
 
     `cut` are the flags with which the latter cut the batch further.
     """

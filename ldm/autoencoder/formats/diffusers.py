@@ -1,4 +1,4 @@
-"""Stock AutoencoderKL of diffusers: reading any, writing ours so that nobody needs this package to use them."""
+"""diffusers' AutoencoderKL: reads any, and folds the latent statistics into its weights."""
 
 import logging
 import re
@@ -122,7 +122,7 @@ def from_pretrained(folder: str) -> "AutoencoderKL":
 
 
 def check_files(folder: Path) -> None:
-    """Raise ValueError for a file that is no safetensors, with the reason: diffusers would say only that it failed."""
+    """Raise ValueError for a file that is not safetensors, with the reason: diffusers would say only that it failed."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "pt"):
@@ -132,7 +132,7 @@ def check_files(folder: Path) -> None:
 
 
 def validated(kl: "AutoencoderKL") -> "AutoencoderKL":
-    """The same, for use and not for training; an error if its weights or its statistics are no numbers."""
+    """The same, for use and not for training; an error if its weights or its statistics are not finite."""
     check_finite(kl.state_dict())
     statistics(kl.config)
     return kl.eval()
@@ -165,7 +165,7 @@ def statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel that an AutoencoderKL's config states of its latents.
 
     diffusers' pipelines take (z - mean) * scaling_factor / std for the diffusion model, with `latents_mean` or else
-    `shift_factor` as the mean, and `latents_std` or else 1 as the std. Raises CheckpointError if they are no numbers.
+    `shift_factor` as the mean, and `latents_std` or else 1 as the std. Raises CheckpointError if they are not finite.
     """
     channels = config["latent_channels"]
     mean, spread = config.get("latents_mean"), config.get("latents_std")

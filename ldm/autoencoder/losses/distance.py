@@ -1,12 +1,14 @@
-"""Distances between an image and its reconstruction, value by value: L1, MSE, Huber, Gaussian likelihood."""
+"""Distances between an image and its reconstruction, value by value, and normalized patches as their target (MAE)."""
 
 import math
 
+from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.shapes import Images
 
+EPSILON = 1e-6  # added to the variance of a patch
 HUBER_DELTA = 0.1  # of the Huber distance, where images are in [-1, 1]
 
 
@@ -46,3 +48,19 @@ def emphasized(distance: Tensor, elements: Tensor | None, emphasis: float | None
     weight = elements.to(distance.dtype) * (2 * emphasis - 1) + (1 - emphasis)
     weight = weight.expand_as(distance).flatten(1)
     return ((weight * distance.flatten(1)).sum(1) / weight.sum(1).clamp_min(1e-12)).mean()
+
+
+def patch_statistics(images: Images, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch over its channels and pixels: batch x 1 x H x W, one for each pixel."""
+    p, q = patch
+    mean = reduce(images, "b c (h p) (w q) -> b 1 h w", "mean", p=p, q=q)
+    values = rearrange(images, "b c (h p) (w q) -> b 1 h w (c p q)", p=p, q=q)
+    std = (values.var(-1) + EPSILON).sqrt()
+    mean, std = (each.repeat_interleave(p, 2).repeat_interleave(q, 3) for each in (mean, std))
+    return mean, std
+
+
+def normalized_patches(images: Images, patch: tuple[int, int]) -> Images:
+    """The images with mean 0 and variance 1 in every patch."""
+    mean, std = patch_statistics(images, patch)
+    return (images - mean) / std

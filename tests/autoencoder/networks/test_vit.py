@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.config import AutoencoderConfig, IdentityConfig, ReconstructionObjectiveConfig, ViTNetworkConfig
-from ldm.autoencoder.losses.normalized_patches import patch_statistics
+from ldm.autoencoder.losses.distance import patch_statistics
 from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.networks.vit import blocks, positional_embedding
 from ldm.autoencoder.objective import ReconstructionObjective
@@ -17,7 +17,7 @@ from ldm.batch import ImageBatch
 from ldm.corruption import GaussianNoise, Mask
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
-from tests.support.losses import losses_of
+from tests.support.losses import checked_objective, losses_of
 
 SMALL = ViTNetworkConfig(patch=2, width=16, depth=2, heads=4, decoder_width=8, decoder_depth=2, decoder_heads=2)
 
@@ -225,7 +225,7 @@ def test_there_is_no_class_token_and_no_dropout():
 
 
 def objective_of(**config: Any) -> tuple[ReconstructionObjective, ImageBatch]:
-    objective = ReconstructionObjective(built(channels=8), ReconstructionObjectiveConfig(distance="mse", **config))
+    objective = checked_objective(built(channels=8), ReconstructionObjectiveConfig(distance="mse", **config))
     return objective, ImageBatch(images(), torch.zeros(3, dtype=torch.int64))
 
 

@@ -26,8 +26,8 @@ def drawn(*shape: int, purpose: str = "latents") -> Tensor:
     return torch.randn(*shape, generator=generator(0, purpose))
 
 
-def awake(config: UNetConfig = SMALL) -> UNet:
-    """A network without a single zero in it, as after some training."""
+def perturbed(config: UNetConfig = SMALL) -> UNet:
+    """All of its weights random, without a zero, as after some training."""
     network, rng = UNet(config, channels=4), generator(0, "weights")
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.5, generator=rng)
@@ -51,12 +51,12 @@ def test_the_output_starts_at_zero(config: UNetConfig) -> None:
 
 
 def test_no_vector_is_a_vector_of_zeros() -> None:
-    network, x, noise = awake(), drawn(2, 4, 8, 8), drawn(2, purpose="noise")
+    network, x, noise = perturbed(), drawn(2, 4, 8, 8), drawn(2, purpose="noise")
     assert network(x, noise).equal(network(x, noise, torch.zeros(2, network.vector_channels)))
 
 
 def test_every_vector_and_every_noise_level_changes_the_answer() -> None:
-    network, x = awake(), drawn(1, 4, 8, 8)
+    network, x = perturbed(), drawn(1, 4, 8, 8)
     given = [*vectors(network, 3).split(1), None]
     answers = [network(x, torch.tensor([noise]), vector) for noise in (-1.0, 1.0) for vector in given]
     for place, answer in enumerate(answers):
@@ -71,14 +71,14 @@ def test_sizes_that_cannot_be_halved_are_refused_in_one_line(shape: tuple[int, i
 
 @pytest.mark.parametrize("shape", [(4, 4), (8, 12), (20, 4)])
 def test_any_size_that_can_be_halved_keeps_its_shape(shape: tuple[int, int]) -> None:
-    network = awake(VARIANTS["three levels, two blocks"])
+    network = perturbed(VARIANTS["three levels, two blocks"])
     UNet.check(VARIANTS["three levels, two blocks"], (4, *shape))
     assert network(drawn(2, 4, *shape), drawn(2)).shape == (2, 4, *shape)
 
 
 def test_a_sample_does_not_depend_on_its_batch(config: UNetConfig) -> None:
     """Not a bit of sample 0 changes with its neighbors, and splitting the batch changes rounding at most."""
-    network, x, noise = awake(config), drawn(6, 4, 8, 8), drawn(6, purpose="noise")
+    network, x, noise = perturbed(config), drawn(6, 4, 8, 8), drawn(6, purpose="noise")
     vector, first = vectors(network, 6), torch.arange(6) == 0
     whole = network(x, noise, vector)
     others = x.clone()
@@ -90,7 +90,7 @@ def test_a_sample_does_not_depend_on_its_batch(config: UNetConfig) -> None:
 
 
 def test_a_gradient_reaches_every_parameter(config: UNetConfig) -> None:
-    network = awake(config)
+    network = perturbed(config)
     vector = vectors(network, 4).requires_grad_()
     network(drawn(4, 4, 8, 8), drawn(4, purpose="noise"), vector).square().mean().backward()
     for name, parameter in network.named_parameters():
@@ -119,6 +119,6 @@ def test_attention_sits_at_the_levels_that_the_config_names() -> None:
 def test_dropout_is_off_when_it_is_zero_and_when_the_network_is_not_training() -> None:
     x, noise = drawn(2, 4, 8, 8), drawn(2, purpose="noise")
     for dropout, training, rng in [(0.0, True, False), (0.5, False, False), (0.5, True, True)]:
-        network = awake(replace(SMALL, dropout=dropout)).train(training)
+        network = perturbed(replace(SMALL, dropout=dropout)).train(training)
         torch.manual_seed(0)
         assert network(x, noise).equal(network(x, noise)) != rng
