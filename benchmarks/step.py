@@ -29,8 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
-from ldm.batch import ImageBatch, LatentBatch
-from ldm.condition import ClassAttribute, ConditionSchema
+from ldm.batch import ClassAttribute, ConditionSchema, ImageBatch, LatentBatch
 from ldm.data.config import MNIST5kConfig
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
 from ldm.diffusion.denoiser import Denoiser

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.condition import Condition, ConditionSchema
+from ldm.batch import Condition, ConditionSchema
 from ldm.config import reader
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig

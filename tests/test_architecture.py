@@ -15,7 +15,7 @@ from tests.support.scripts import ROOT
 # Floor by floor, lowest first: every file imports from the floors below its own, and, where a floor is one folder or a
 # list in order, from what stands before it. A name stands for a file or for a folder with all that is in it.
 FLOORS = [
-    ["config", "errors", "shapes", "randomness", "distributed", "condition", "batch", "corruption"],  # the ground
+    ["config", "errors", "shapes", "randomness", "distributed", "batch", "corruption"],  # the ground
     ["checkpoint", "pictures", "nn", "data", "entropy"],  # tools
     ["autoencoder", "diffusion", "training"],  # the two halves, and the bookkeeping of a run
     ["settings", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"],  # where they meet
@@ -23,8 +23,8 @@ FLOORS = [
 ]
 # Where the halves meet, one thing stands upon another: this is their order.
 ORDER_ABOVE = ["settings", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"]
-# The config beside the thing it configures lies on the ground, wherever it is: every floor may read it. A corruption and
-# a penalty are their own config.
+# The config beside the thing it configures lies on the ground, wherever it is: every floor may read it. A corruption
+# and a penalty are their own config.
 GROUND = re.compile(r"\w+\.config|autoencoder\.penalty")
 STRANGERS = [
     {"autoencoder", "diffusion"},
@@ -135,7 +135,9 @@ def test_names_every_class_has_its_own_and_nothing_is_imported_under_another() -
             if isinstance(node, ast.ClassDef):
                 classes.setdefault(node.name, []).append(module)
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ldm":
-                assert not [alias.asname for alias in node.names if alias.asname], f"{module} imports under another name"
+                assert not [alias.asname for alias in node.names if alias.asname], (
+                    f"{module} imports under another name"
+                )
     assert not {name: modules for name, modules in classes.items() if len(modules) > 1}
 
 

@@ -179,7 +179,7 @@ def test_torchrun_starts_two_processes(stage_one, tmp_path):
 
 
 def test_accelerate_launch_works_and_the_number_of_processes_is_printed(stage_one, tmp_path):
-    """On CPUs `accelerate launch --num_processes 2` may run one process: the first line of a run says how many came up."""
+    """On CPUs `accelerate launch --num_processes 2` may run one process: the first line of a run says how many."""
     out = tmp_path / "run"
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2)
     done = launched(*launch, "train_vae.py", *stage_one.arguments, "--out", out, "--run.steps", 2)

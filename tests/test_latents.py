@@ -16,8 +16,7 @@ from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder, create_trainable
-from ldm.batch import LatentBatch
-from ldm.condition import NULL
+from ldm.batch import NULL, LatentBatch
 from ldm.data.batches import BatchSampler
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, Subset, open_dataset

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ldm.condition import ClassAttribute, Condition, ConditionSchema
+from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import starting_noise, step_noise

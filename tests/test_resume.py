@@ -38,7 +38,7 @@ def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_p
 
 
 def test_six_steps_equal_three_and_a_restart_and_three(stage, tmp_path):
-    """Steps may change on resume; with a constant learning rate, and a discriminator from the start, nothing else follows."""
+    """Steps may change on resume: nothing else does with a constant learning rate and a discriminator from the start."""
     constant: tuple[object, ...] = ("--optim.schedule", "constant", "--run.sample-every", 6)
     if stage.name == "train_vae":
         constant += ("--objective.discriminator.start", 0, "--objective.discriminator.optim.schedule", "constant")

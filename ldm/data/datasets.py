@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.condition import ClassAttribute, Condition, ConditionSchema
+from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.data.config import SOURCES, DataConfig, DataSourceConfig
 from ldm.data.decoding import UnreadableImage, center_crop, fit
 from ldm.data.split import split_groups

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ldm.condition import Condition, ConditionSchema
+from ldm.batch import Condition, ConditionSchema
 
 
 class ConditionEmbedding(nn.Module):

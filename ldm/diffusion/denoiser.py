@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldm.condition import Condition, ConditionSchema
+from ldm.batch import Condition, ConditionSchema
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.noise import broadcast_sigma

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from ldm.condition import Condition
+from ldm.batch import Condition
 from ldm.shapes import Latents, NoiseLevels
 
 ConditionalDenoise: TypeAlias = Callable[[Latents, NoiseLevels, Condition | None], Latents]

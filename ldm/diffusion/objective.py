@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.batch import LatentBatch, Losses, Step
-from ldm.condition import Condition
+from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.config import DenoisingObjectiveConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.noise import broadcast_sigma, sample_sigmas

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ldm.autoencoder.formats.diffusers import is_ours
 from ldm.autoencoder.model import Autoencoder
+from ldm.batch import Condition
 from ldm.checkpoint import write_atomically
-from ldm.condition import Condition
 from ldm.diffusion.denoiser import Denoiser
 from ldm.pictures import picture
 from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, load_denoiser, save_denoiser

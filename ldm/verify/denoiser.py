@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ldm.batch import LatentBatch
-from ldm.condition import Condition
+from ldm.batch import Condition, LatentBatch
 from ldm.diffusion.config import PARAMETRIZATIONS, ParametrizationFacts
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.noise import broadcast_sigma

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder.config import AutoencoderConfig, IdentityConfig, LinearNetworkConfig, ReconstructionObjectiveConfig
-from ldm.batch import LatentBatch
-from ldm.condition import Condition
+from ldm.batch import Condition, LatentBatch
 from ldm.corruption import GaussianNoise
 from ldm.diffusion.config import PARAMETRIZATIONS, LogUniformConfig
 from ldm.diffusion.denoiser import Denoiser

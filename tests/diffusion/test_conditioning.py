@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.condition import NULL, ClassAttribute, Condition, ConditionSchema
+from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.conditioning import ConditionEmbedding
 
 SCHEMA = ConditionSchema((ClassAttribute("label", ("disc", "square", "star")),))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.condition import ClassAttribute, Condition, ConditionSchema
+from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion import config
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS

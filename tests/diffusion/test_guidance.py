@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.condition import NULL, ClassAttribute, Condition, ConditionSchema
+from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import autoguidance, classifier_free

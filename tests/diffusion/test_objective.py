@@ -11,8 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.batch import LatentBatch
-from ldm.condition import NULL, ClassAttribute, Condition, ConditionSchema
+from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema, LatentBatch
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS, LogNormalConfig, UNetConfig
 from ldm.diffusion.denoiser import Denoiser

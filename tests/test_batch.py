@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.condition import NULL, ClassAttribute, Condition, ConditionSchema
+from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema
 from ldm.errors import ConfigError
 
 SCHEMA = ConditionSchema((ClassAttribute("label", ("cat", "dog", "7")),))
