@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.config.command_line import Option, parse
 from ldm.errors import exit_code_of
-from ldm.settings import TrainDiffusionConfig, with_data_from
+from ldm.script_configs import TrainDiffusionConfig, with_data_from
 
 OPTIONS = {
     "autoencoder": Option(
@@ -36,7 +36,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     from ldm.data.datasets import open_dataset
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import SamplePanel
-    from ldm.export.final import finalize_diffusion
+    from ldm.export.finalize import finalize_diffusion
     from ldm.latents import LatentBatches, open_autoencoder, open_latents
     from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser
     from ldm.randomness import seed_weights

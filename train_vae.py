@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.config.command_line import Option, parse
 from ldm.errors import exit_code_of
-from ldm.settings import TrainVAEConfig
+from ldm.script_configs import TrainVAEConfig
 
 OPTIONS = {
     "out": Option("the run folder: checkpoints, log, panels and the finished vae/", "DIR", required=True),
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
 
 def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
-    from ldm.autoencoder.compatibility import check_compatibility
+    from ldm.autoencoder.config_checks import check_compatibility
     from ldm.autoencoder.losses.discriminator import (
         DiscriminatorObjective,
         SaturationMonitor,
@@ -31,11 +31,11 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     from ldm.data.batches import ImageBatches
     from ldm.data.datasets import open_dataset
     from ldm.evaluation.panels import ReconstructionPanel
-    from ldm.export.final import finalize_autoencoder
+    from ldm.export.finalize import finalize_autoencoder
     from ldm.randomness import seed_weights
     from ldm.training.run import Run
 
-    steps, loss = config.run.steps, config.objective
+    loss = config.objective
     run = Run(config, out, dry=dry, find_unused_parameters=bool(loss.stages))
     if run.is_finished():
         return
@@ -44,20 +44,17 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     training, held_out = dataset.split()
 
     seed_weights(config.run.seed)
-    classes = len(dataset.classes)
+    image, classes, steps = config.data.shape, len(dataset.classes), config.run.steps
     head = classes if loss.penalties.classification else 0
-    autoencoder = create_trainable(config.autoencoder, image=config.data.shape, classes=head)
-    discriminator = create_discriminator(loss.discriminator, image_channels=config.data.channels, steps=steps)
+    autoencoder = create_trainable(config.autoencoder, image=image, classes=head)
+    discriminator = create_discriminator(loss.discriminator, image_channels=image[0], steps=steps)
     run.on_main(lambda: check_compatibility(autoencoder, loss, classes))
     reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, loss, discriminator, steps=steps))
     objective = run.prepare(reconstruction, trains=autoencoder, schedule=reconstruction.schedule)
     if discriminator is not None:
+        adversarial, optim = DiscriminatorObjective(discriminator), discriminator.optim
         discriminator_objective = run.prepare(
-            DiscriminatorObjective(discriminator),
-            trains=discriminator,
-            optim=discriminator.optim,
-            name="discriminator",
-            schedule=discriminator,
+            adversarial, trains=discriminator, optim=optim, name="discriminator", schedule=discriminator
         )
         run.add_monitor(SaturationMonitor())
     run.resume(dataset.fingerprint, reconstruction.perceptual_weights)
@@ -69,19 +66,17 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         step.update(losses.total)
         if "code" in losses.outputs:
             autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
-        terms = losses.terms
         if discriminator is not None and discriminator.learns(step.number):
-            discriminator_losses = discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
-            step.update(discriminator_losses.total, of="discriminator")
-            discriminator.update_logit_means(discriminator_losses.outputs)
-            terms = terms | discriminator_losses.terms
-        step.log(terms)
+            adversary = discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
+            step.update(adversary.total, of="discriminator")
+            discriminator.update_logit_means(adversary.outputs)
+            losses.terms.update(adversary.terms)
+        step.log(losses.terms)
         if step.draws_panel:
             step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        latent = autoencoder.latent_shape(config.data.sides)
-        return run.report(image=config.data.shape, latent=latent, training_images=len(training))
+        return run.report(image=image, latent=autoencoder.latent_shape(image[1:]), training_images=len(training))
     finalize_autoencoder(run, training, held_out)
 
 

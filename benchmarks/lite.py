@@ -16,7 +16,7 @@ import safetensors.torch
 import timm
 
 from ldm.nn.backbone import open_backbone
-from ldm.nn.weights import read_weights
+from ldm.nn.pretrained_weights import read_weights
 
 
 def main(folder: Path, number: str = "0") -> None:

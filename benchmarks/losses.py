@@ -20,9 +20,9 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.config import reader
 from ldm.data.datasets import open_dataset
 from ldm.pictures import grid, save_png, upscaled
-from ldm.settings import TrainVAEConfig
+from ldm.script_configs import TrainVAEConfig
 
-# isort: split
+# isort: off
 from runs import SHARED, Metrics, cells, folder_name, from_root, print_table, ran, row
 
 FACTORS = {"f4": "[16, 32, 64]", "f8": "[16, 32, 64, 64]"}

@@ -58,7 +58,7 @@ from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.batch import ImageBatch
 from ldm.data.config import FolderConfig
 from ldm.randomness import seed_weights
-from ldm.settings import TrainVAEConfig
+from ldm.script_configs import TrainVAEConfig
 from ldm.training.config import RunConfig
 from ldm.training.devices import MIXED
 from ldm.training.run import Run

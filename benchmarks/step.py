@@ -36,7 +36,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import seed_weights
-from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
+from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep

@@ -24,7 +24,7 @@ from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
 from ldm.evaluation.metrics import frechet_distance
 from ldm.shapes import to_float
 
-# isort: split
+# isort: off
 from digits import classifier, pixels, read_samples, real_digits
 from runs import Metrics, folder_name, from_root, print_table, ran, row
 

@@ -1,4 +1,4 @@
-"""Latents for training: images encoded once, cached, standardized, and drawn from at every step."""
+"""The latent cache: images encoded once, standardized, and drawn from at every training step."""
 
 import errno
 import fcntl
@@ -25,7 +25,7 @@ from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoisingObjectiveConfig
 from ldm.diffusion.objective import draw_sigma, drop_condition
 from ldm.errors import CheckpointError, ConfigError
-from ldm.nn.weights import sha256_of
+from ldm.nn.pretrained_weights import sha256_of
 from ldm.randomness import derived_seed
 from ldm.shapes import format_size
 from ldm.training.run import Run
@@ -166,7 +166,8 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
     """Training latents by micro-batch number, with noise, noise levels and conditions drawn beside them."""
 
     def __init__(self, cache: LatentCache, dataset: Dataset, config: DenoisingObjectiveConfig, sampler: BatchSampler):
-        self.cache, self.dataset, self.config, self.sampler = cache, dataset, config, sampler
+        self.cache, self.config, self.sampler = cache, config, sampler
+        self.condition = dataset.condition(list(range(len(dataset))))  # and not the images, which workers would copy
 
     def __getitem__(self, micro_batch: int) -> LatentBatch:
         spec, shape = self.sampler.spec(micro_batch), self.cache.shape
@@ -174,7 +175,7 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
         latents = posterior.reparameterize(spec.rng.normal("posterior", *shape))
         noise = spec.rng.normal("noise", *shape)
         sigma = draw_sigma(self.config, spec.rng).to(latents)
-        condition = drop_condition(self.config, self.dataset.condition(spec.indices), spec.rng)
+        condition = drop_condition(self.config, self.condition[spec.indices], spec.rng)
         return LatentBatch(latents, noise, sigma, condition)
 
     def flips(self, epochs: list[int], indices: list[int]) -> list[int]:

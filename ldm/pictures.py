@@ -59,6 +59,7 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
     """Every metric of a run's log over its steps, one small plot each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     left_out = {"step", "images", "memory_gb"}
     known = (name for line in lines for name, value in line.items() if value is not None)
@@ -75,7 +76,10 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
         axes.plot(points[:, 0], points[:, 1], linewidth=1.2, marker="." if len(points) < 20 else "")
         if (points[:, 1] > 0).all() and points[:, 1].max() > 20 * points[:, 1].min():
             axes.set_yscale("log")
-        axes.set_title(name, fontsize=9)
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_title(name, fontsize=9, y=1.0)  # its place is given: finding it takes as long as the plot
         axes.tick_params(which="both", labelsize=7)
         axes.grid(alpha=0.3)
     # Fixed margins: a layout that measures every label takes as long as the drawing.

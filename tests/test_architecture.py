@@ -18,11 +18,20 @@ FLOORS = [
     ["config", "errors", "shapes", "randomness", "distributed", "batch", "corruption"],  # the ground
     ["checkpoint", "pictures", "nn", "data", "entropy"],  # tools
     ["autoencoder", "diffusion", "training"],  # the two halves, and the bookkeeping of a run
-    ["settings", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"],  # where they meet
+    [
+        "script_configs",
+        "latents",
+        "pipeline",
+        "evaluation",
+        "export",
+        "anomaly",
+        "compression",
+        "verify",
+    ],  # where they meet
     ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]
 # Where the halves meet, one thing stands upon another: this is their order.
-ORDER_ABOVE = ["settings", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"]
+ORDER_ABOVE = ["script_configs", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"]
 # The config beside the thing it configures lies on the ground, wherever it is: every floor may read it. A corruption
 # and a penalty are their own config.
 GROUND = re.compile(r"\w+\.config|autoencoder\.penalty")
@@ -193,7 +202,7 @@ def test_file_names_say_something() -> None:
 def test_configs_are_imported_without_torch() -> None:
     """All that --help needs; of the ground floor only four files import torch."""
     about_tensors = {"shapes", "randomness", "batch", "distributed"}
-    light = [module for module in FILES if floor(module) == 0 or module == "settings"]
+    light = [module for module in FILES if floor(module) == 0 or module == "script_configs"]
     names = ", ".join(f"ldm.{module}" for module in light if module not in about_tensors)
     code = f"import sys, ldm, {names}; sys.exit(bool({{'torch', 'numpy', 'PIL', 'diffusers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

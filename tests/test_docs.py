@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm.config import reader
-from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
+from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from tests.support.scripts import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

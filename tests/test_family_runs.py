@@ -19,9 +19,9 @@ from ldm.config import reader
 from ldm.data.config import MNIST5kConfig
 from ldm.data.datasets import Dataset, open_dataset
 from ldm.evaluation.metrics import psnr
-from ldm.export.reopen import load_run
+from ldm.export.load_run import load_run
 from ldm.randomness import StepRandom
-from ldm.settings import TrainVAEConfig
+from ldm.script_configs import TrainVAEConfig
 from ldm.shapes import rounded
 from tests.support.diffusers_process import pixels
 from tests.support.scripts import ROOT, Outcome, ran

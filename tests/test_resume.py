@@ -38,7 +38,7 @@ def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_p
 
 
 def test_six_steps_equal_three_and_a_restart_and_three(stage, tmp_path):
-    """Steps may change on resume: nothing else does with a constant learning rate and a discriminator from the start."""
+    """Steps may change on resume; a constant learning rate and a discriminator from the start do not depend on them."""
     constant: tuple[object, ...] = ("--optim.schedule", "constant", "--run.sample-every", 6)
     if stage.name == "train_vae":
         constant += ("--objective.discriminator.start", 0, "--objective.discriminator.optim.schedule", "constant")
@@ -235,7 +235,7 @@ def test_the_log_has_one_object_per_log_step_with_every_term(finished_vae, finis
         training = [line for line in lines if "lr" in line]
         assert [line["step"] for line in training] == [2, 4, 6] or [line["step"] for line in training] == [2, 3, 4, 6]
         for line in training:
-            assert terms | {"step", "images", "lr", "gradient", "images_per_second", "memory_gb"} <= set(line)
+            assert terms | {"step", "images", "lr", "gradient_norm", "images_per_second", "memory_gb"} <= set(line)
         assert (run / "curves.png").stat().st_size > 1000
         assert (run / "samples" / "step-00000006.png").exists()
     assert any("held_out_sigma_1" in line for line in lines)

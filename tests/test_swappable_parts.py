@@ -437,7 +437,7 @@ def test_parts_train_two_steps_and_are_sampled(project: Path) -> None:
 
 def test_parts_are_verified_by_their_tables(project: Path) -> None:
     """A new part is checked by existing: no side dictionary knows the names of the old ones."""
-    printed = typed(project, "-m", "ldm", "verify", "--small", "parts", "denoiser", "samplers", "score")
+    printed = typed(project, "-m", "ldm", "verify", "--small", "contracts", "denoiser", "samplers", "score")
     for part in (
         "data source stripes",
         "autoencoder network patches",

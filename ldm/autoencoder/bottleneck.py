@@ -1,4 +1,4 @@
-"""Bottlenecks: what turns the encoder's output into a code, with what the code costs."""
+"""Bottlenecks (the KL of a VAE, identity, sparse): from the encoder's output to a code, its posterior and its costs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The dictionary of a code: what each latent unit adds to the decoded image."""
+"""Decoder atoms as images: what each unit of a code adds to the decoded image (its dictionary)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Latent statistics: mean and standard deviation of an autoencoder's latents over many images."""
+"""Latent statistics, the scaling factor of our latents: mean and standard deviation over many images."""
 
 import torch
 from torch import Tensor

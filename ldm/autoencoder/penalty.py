@@ -1,4 +1,4 @@
-"""Penalties on the code and the weights: sparsity, the encoder's Jacobian, dead units, classification.
+"""Penalties: sparsity, the contractive (Jacobian) penalty, AuxK for dead units, weight decay, a classification loss.
 
 A penalty is its own config: a frozen dataclass that is called with the forward pass of one batch. A new one is a class
 here and its line in `PenaltiesConfig`. Sums over a code are divided by the number of image values, as the KL is, so

@@ -12,7 +12,7 @@ from ldm.autoencoder.config import PerceptualConfig
 from ldm.config.command_line import Parser
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
-from ldm.settings import vae_config_of
+from ldm.script_configs import vae_config_of
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder

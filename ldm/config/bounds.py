@@ -7,6 +7,7 @@ it inherits from `Checked`. What is left for a `__post_init__` is a relation bet
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -20,9 +21,9 @@ class Interval:
     low_is_open: bool = False
     high_is_open: bool = False
 
-    def admits(self, value: object) -> bool:
+    def admits(self, value: Any) -> bool:
         """Whether it is a finite number in the interval."""
-        if not isinstance(value, int | float) or abs(value) == math.inf:
+        if not isinstance(value, Real) or abs(value) == math.inf:
             return False
         above = value > self.low if self.low_is_open else value >= self.low
         return above and (value < self.high if self.high_is_open else value <= self.high)
@@ -111,7 +112,7 @@ def violated(kind: Any, value: Any) -> Iterator[str]:
         broken = [list(violated(option, value)) for option in options]
         if broken and all(broken):
             yield from broken[0]
-    elif origin is tuple and isinstance(value, tuple):
+    elif origin is tuple and isinstance(value, tuple | list):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) != len(value):
             yield f"{len(kinds)} values"
@@ -123,5 +124,7 @@ def could_be(kind: Any, value: Any) -> bool:
     """Whether a value has the plain type of a member of a union, bounds aside."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if plain is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if get_origin(plain) is tuple:
+        return isinstance(value, tuple | list)
     return isinstance(value, get_origin(plain) or plain) if isinstance(get_origin(plain) or plain, type) else False

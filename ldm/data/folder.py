@@ -27,8 +27,8 @@ def listing(folder: Path) -> list[Entry]:
     """The images of `folder` in the order of their names: those of its metadata.jsonl, or all that lie in it."""
     if not folder.is_dir():
         raise DataError(f"data.path {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
-    saved_config = folder / "metadata.jsonl"
-    return _described(folder, saved_config) if saved_config.exists() else _scanned(folder)
+    metadata = folder / "metadata.jsonl"
+    return _described(folder, metadata) if metadata.exists() else _scanned(folder)
 
 
 def _scanned(folder: Path) -> list[Entry]:

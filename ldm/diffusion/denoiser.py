@@ -1,4 +1,4 @@
-"""The denoiser: a network, preconditioned for each noise level, and the parametrizations to choose from."""
+"""The denoiser: a preconditioned network; parametrizations (prediction types): EDM (-v), x0, eps, flow (velocity)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
         level = broadcast_sigma(sigma, noisy)
         return (clean - self.c_skip(level) * noisy) / self.c_out(level)
 
-    def weight(self, sigma: NoiseLevels) -> Scalars:
+    def loss_weight(self, sigma: NoiseLevels) -> Scalars:
         """1 / c_out², the weight on ‖D − clean‖² that leaves ‖F − target‖² unweighted, one value per sample."""
         return self.c_out(sigma) ** -2
 

@@ -1,4 +1,4 @@
-"""Guidance: functions from denoiser to denoiser.
+"""Classifier-free guidance and autoguidance, as functions from denoiser to denoiser.
 
 Both move the answer away from that of a worse denoiser, D_worse + guidance · (D − D_worse): guidance 1 is D itself,
 0 is the worse one, and above 1 the samples become more typical and less varied.

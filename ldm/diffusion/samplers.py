@@ -1,4 +1,4 @@
-"""Samplers: from noise to data, as functions of a denoiser, a start and a grid of noise levels.
+"""Samplers (Euler/DDIM, Heun, DPM-Solver++, ancestral): from noise to data along a grid of noise levels.
 
 All follow the probability-flow ODE dx/dσ = (x − D(x; σ)) / σ (Karras et al. 2022, equation 3) from the first level of
 the grid to the last. If D stood still, x would move on a straight line that ends in D at σ = 0:

@@ -52,7 +52,7 @@ def open_extractor(kind: str, weights: str, channels: int, device: torch.device)
     """What the Fréchet distance is measured with; None for `none`.
 
     `rfid` is Inception with the official weights on gray or RGB images, and nothing else. Images of other channels are
-    shown to the network as several pictures (`perceptual.pictures`), whose features stand side by side in a row.
+    shown to the network as several pictures (`perceptual.rgb_triples`), whose features stand side by side in a row.
     """
     if kind == "none":
         return None

@@ -13,18 +13,18 @@ LATENT_METRICS = {
 MAX_SHOWN = 16  # channels, one by one; of more, the smallest and the largest
 
 
-def format_metric(value: Any, unit: str = "", undefined: str = "not defined") -> str:
-    """A number, or several, to four digits."""
+def format_metric(value: Any, unit: str = "", undefined: str = "not defined", spec: str = ".4g") -> str:
+    """A number, or several, to four digits or as `spec` says."""
     if value is None:
         return undefined
     if isinstance(value, list) and len(value) > MAX_SHOWN:
-        return f"{format_number(min(value))} to {format_number(max(value))}, in {len(value)} channels"
-    return " ".join(format_number(number) for number in (value if isinstance(value, list) else [value])) + unit
+        return f"{format_number(min(value), spec)} to {format_number(max(value), spec)}, in {len(value)} channels"
+    return " ".join(format_number(number, spec) for number in (value if isinstance(value, list) else [value])) + unit
 
 
-def format_number(value: Any) -> str:
-    """One number to four digits; whole numbers as they are."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def format_number(value: Any, spec: str) -> str:
+    """One number; whole numbers as they are."""
+    return f"{value:{spec}}" if isinstance(value, float) else str(value)
 
 
 def report_table(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Panels drawn during training: reconstructions of held-out images, samples of fixed seeds."""
+"""Panels during training: held-out reconstructions and samples as pictures, with their metrics and validation loss."""
 
 import math
 from pathlib import Path

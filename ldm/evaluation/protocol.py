@@ -1,4 +1,4 @@
-"""The fixed protocol by which an autoencoder is measured: the same metrics for any number of processes.
+"""Evaluates an autoencoder by a fixed protocol: the same metrics for any number of processes.
 
 Each image is seen in its evaluation view, reconstructed from the mode of its posterior, and rounded to 8 bits, as is
 the reconstruction, before anything is measured. Metrics are means over the images, in float64.
@@ -24,7 +24,7 @@ from ldm.evaluation.feature_networks import FeatureExtractor, PerceptualMetric
 from ldm.evaluation.held_out import pca_baselines
 from ldm.evaluation.metrics import frechet_distance, psnr, ssim
 from ldm.evaluation.probes import PROBES, ProbeInputs, accuracy, probe_inputs, protocol_entry
-from ldm.nn.weights import sha256_of
+from ldm.nn.pretrained_weights import sha256_of
 from ldm.randomness import generator
 from ldm.shapes import Images, rounded, to_uint8
 from ldm.training.processes import Processes

@@ -13,8 +13,8 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.saving import to_diffusers
 from ldm.errors import CheckpointError, ConfigError
 from ldm.export import model_card
-from ldm.export.final import write_folder_atomically
-from ldm.export.reopen import COMPARED_IMAGES, load_run
+from ldm.export.finalize import write_folder_atomically
+from ldm.export.load_run import COMPARED_IMAGES, load_run
 from ldm.shapes import Images
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ldm.checkpoint import read_json
 from ldm.config import reader
 from ldm.config.yaml_file import inline
 from ldm.evaluation.formatting import format_metric
-from ldm.export.reopen import LoadedAutoencoder
+from ldm.export.load_run import LoadedAutoencoder
 
 HEAD = """---
 license: unknown  # yours to choose; the license of the training images, or of the weights begun from, may decide it

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import CheckpointError, ConfigError
-from ldm.nn.weights import in_torch_cache, read_weights, sha256_of
+from ldm.nn.pretrained_weights import in_torch_cache, read_weights, sha256_of
 from ldm.shapes import Images, full_precision
 
 IMAGENET = (

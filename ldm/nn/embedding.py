@@ -1,4 +1,4 @@
-"""Fourier features: a scalar as a vector."""
+"""Noise-level (timestep) embedding: Fourier features of a scalar."""
 
 import math
 

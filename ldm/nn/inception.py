@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ldm.errors import CheckpointError
-from ldm.nn.weights import in_torch_cache, read_weights
+from ldm.nn.pretrained_weights import in_torch_cache, read_weights
 from ldm.shapes import Images, to_uint8
 
 OFFICIAL = "6726825d"  # how the sha256 of the file of weights begins

@@ -1,4 +1,4 @@
-"""One training run: it hands out the steps, updates the weights, and keeps everything that must survive."""
+"""A training run: the training loop's steps, and everything that must survive between them."""
 
 import time
 from collections.abc import Callable, Iterator

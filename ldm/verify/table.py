@@ -28,5 +28,5 @@ CHECKS = {
     "masked": "the encoder sees visible patches, the loss hidden ones, the features digits",
     "denoiser": "each parametrization preconditions its network as the table says",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
-    "parts": "every part in the tables keeps its contract",
+    "contracts": "every part in the tables keeps its contract",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm.config.command_line import Command, Option, describe, parse
-from ldm.settings import TrainDiffusionConfig
+from ldm.script_configs import TrainDiffusionConfig
 from tests.support.example_configs import Disk, ExampleConfig, Optimizer, refusal
 
 OPTIONS = {

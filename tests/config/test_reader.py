@@ -13,7 +13,7 @@ from ldm.config import reader
 from ldm.corruption import GaussianNoise, Mask
 from ldm.data.config import FolderConfig, MNIST5kConfig
 from ldm.diffusion.config import UNetConfig
-from ldm.settings import TrainDiffusionConfig, TrainVAEConfig
+from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import OptimConfig, RunConfig
 from tests.support.example_configs import DISK, Disk, Dream, ExampleConfig, Optimizer, refusal
 

@@ -13,7 +13,7 @@ from PIL import Image
 from ldm.autoencoder.model import Autoencoder
 from ldm.config import reader
 from ldm.data.datasets import Subset, open_dataset
-from ldm.settings import TrainVAEConfig
+from ldm.script_configs import TrainVAEConfig
 from tests.support.backbones import random_alexnet
 from tests.support.miniatures import STAGE_ONE, STAGE_TWO
 from tests.support.scripts import ran

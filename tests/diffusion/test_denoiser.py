@@ -71,7 +71,7 @@ def test_the_weight_makes_the_loss_on_the_answer_the_loss_on_the_output(parametr
     denoiser = Denoiser(Constant(0.37), parametrization=parametrization, sigma_data=0.8)
     sigma = LEVELS.repeat(10)[:64]
     noisy = clean + broadcast_sigma(sigma, noise) * noise
-    on_answer = denoiser.weight(sigma) * (denoiser(noisy, sigma) - clean).square().mean(1)
+    on_answer = denoiser.loss_weight(sigma) * (denoiser(noisy, sigma) - clean).square().mean(1)
     on_output = (0.37 - denoiser.target(noisy, sigma, clean)).square().mean(1)
     assert torch.allclose(on_answer, on_output, rtol=1e-10)
 

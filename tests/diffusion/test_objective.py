@@ -19,7 +19,7 @@ from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
 from ldm.randomness import generator
-from ldm.settings import TrainDiffusionConfig
+from ldm.script_configs import TrainDiffusionConfig
 from ldm.training import dry_run
 from ldm.training.config import RunConfig
 from ldm.training.run import Run

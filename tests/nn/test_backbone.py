@@ -19,7 +19,7 @@ from torchvision.transforms import functional as T
 
 from ldm.errors import CheckpointError, ConfigError, LDMError
 from ldm.nn.backbone import BACKBONES, Backbone, open_backbone
-from ldm.nn.weights import read_weights
+from ldm.nn.pretrained_weights import read_weights
 from ldm.randomness import generator
 from tests.support.scripts import ROOT
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from ldm.autoencoder.compatibility import check_compatibility
 from ldm.autoencoder.config import ReconstructionObjectiveConfig
+from ldm.autoencoder.config_checks import check_compatibility
 from ldm.autoencoder.losses.discriminator import Discriminator
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.objective import ReconstructionObjective

@@ -70,7 +70,7 @@ def forked(action: Callable[[], int]) -> tuple[int, Callable[[], Outcome]]:
 
 def script(name: str, *arguments: object) -> Callable[[], int]:
     """`python NAME.py ARGUMENTS` as a function for `forked`, with all it needs imported here, once."""
-    for heavy in ("ldm.export.final", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
+    for heavy in ("ldm.export.finalize", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
         importlib.import_module(heavy)
     module = importlib.import_module(name)
 

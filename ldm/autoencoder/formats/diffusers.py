@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL: reads any, and folds the latent statistics into its weights."""
+"""diffusers' AutoencoderKL: reads any with its scaling factor, and folds the latent statistics into its weights."""
 
 import logging
 import re

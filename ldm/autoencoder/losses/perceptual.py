@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ldm.autoencoder.config import PerceptualConfig
 from ldm.errors import ConfigError
 from ldm.nn.backbone import open_backbone
-from ldm.nn.weights import read_weights
+from ldm.nn.pretrained_weights import read_weights
 from ldm.shapes import Images, Scalars, full_precision
 
 LEARNED = ("vgg", "alex", "squeeze")  # backbones for which the lpips package has weights learned from people's answers

@@ -66,7 +66,7 @@ def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
         for name, value in metrics.items():
             if value is not None or name == "pca_psnr":
                 undefined = "not defined: fewer training images than numbers"
-                run.print(f"{name:20} {format_metric(value, undefined=undefined)}")
+                run.print(f"{name:20} {format_metric(value, undefined=undefined, spec='.3f')}")
 
     run.on_main(finalize)
     run.finish()

@@ -66,5 +66,5 @@ def vae_config_of(source: str) -> TrainVAEConfig | None:
         raise CheckpointError(
             f"{source} is not a run of train_vae.py but of train_diffusion.py: give {file.parent}/vae"
         )
-    check_run_format(file.parent, f"give {file.parent / 'vae'}, which is still read")
+    check_run_format(file.parent, f"its {file.parent / 'vae'}, if there is one, is still read")
     return reader.load(TrainVAEConfig, file, {})

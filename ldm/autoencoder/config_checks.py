@@ -34,7 +34,7 @@ def problems(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, cl
             "objective.target normalized-patches makes an autoencoder that gives no images, and an AutoencoderKL is"
             " expected to: use another autoencoder.network.kind, or a bottleneck other than gaussian"
         )
-    if image and copies(autoencoder, config, image):
+    if image and identity_is_optimal(autoencoder, config, image):
         numbers = math.prod(autoencoder.active_shape(image[1:]))
         yield (
             f"the code of {numbers} numbers holds all {math.prod(image)} of the image, so that copying is the best"
@@ -123,7 +123,9 @@ def mask_problem(corruption: Corruption | None, downsampling: tuple[int, int]) -
     return None
 
 
-def copies(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, image: tuple[int, int, int]) -> bool:
+def identity_is_optimal(
+    autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, image: tuple[int, int, int]
+) -> bool:
     """Whether the identity would be the best that could be learned, and could be."""
     numbers, penalties = math.prod(autoencoder.active_shape(image[1:])), config.penalties
     holding: list[object] = [config.corruption, config.latent_corruption, config.equivariance]

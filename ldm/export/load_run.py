@@ -11,7 +11,7 @@ from ldm.autoencoder.model import Autoencoder, create
 from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import CheckpointError, ConfigError
 from ldm.evaluation.held_out import latent_statistics
-from ldm.settings import TrainVAEConfig, vae_config_of
+from ldm.script_configs import TrainVAEConfig, vae_config_of
 from ldm.shapes import Images
 from ldm.training.run_folder import RunFolder
 
