@@ -23,7 +23,8 @@ class Interval:
 
     def admits(self, value: Any) -> bool:
         """Whether it is a finite number in the interval."""
-        if not isinstance(value, Real) or abs(value) == math.inf:
+        is_number = isinstance(value, Real)
+        if not is_number or abs(value) == math.inf:
             return False
         above = value > self.low if self.low_is_open else value >= self.low
         return above and (value < self.high if self.high_is_open else value <= self.high)

@@ -85,7 +85,7 @@ def test_the_weight_of_edm_is_that_of_the_paper_and_takes_four_tensor_operations
             return function(*args, **(kwargs or {}))
 
     with Counted() as counted:
-        weight = Denoiser(Constant(), sigma_data=0.5).weight(LEVELS)
+        weight = Denoiser(Constant(), sigma_data=0.5).loss_weight(LEVELS)
     assert torch.allclose(weight, (LEVELS**2 + 0.25) / (0.5 * LEVELS) ** 2, rtol=1e-12)
     assert counted.calls <= 4
 

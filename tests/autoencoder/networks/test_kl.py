@@ -23,6 +23,7 @@ from ldm.autoencoder.config import (
     ViTNetworkConfig,
 )
 from ldm.autoencoder.model import Autoencoder, create, create_pixels, create_trainable
+from ldm.autoencoder.saving import to_diffusers
 from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
@@ -350,3 +351,10 @@ def test_freezing_the_encoder_of_a_new_network_is_refused(kind: type, tmp_path: 
     values = reader.to_dict(AutoencoderConfig(network=config_of(kind, 2, tmp_path)))
     with pytest.raises(ConfigError, match=r"freeze_encoder .*use kind pretrained"):
         reader.from_dict(AutoencoderConfig, values | {"freeze_encoder": True})
+
+
+def test_sample_size_of_the_exported_config_is_that_of_the_training_images():
+    """diffusers takes its tiles from it; its own default is 32, whatever the autoencoder was trained on."""
+    config = AutoencoderConfig(network=KLNetworkConfig(widths=(8, 8), norm_groups=4))
+    autoencoder = create_trainable(config, image=(3, 16, 24))
+    assert to_diffusers(autoencoder).config.sample_size == 24
