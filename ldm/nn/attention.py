@@ -24,5 +24,16 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
         qkv = rearrange(self.to_qkv(self.norm(x)), "b (n k c) h w -> n b k (h w) c", n=3, k=self.heads)
+        if prefers_contiguous(qkv):
+            qkv = qkv.contiguous()
         attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
         return x + self.to_out(rearrange(attended, "b k (h w) c -> b (k c) h w", h=height))
+
+
+def prefers_contiguous(qkv: Tensor) -> bool:
+    """Whether attention is faster on a contiguous copy of queries, keys and values, which alone has fused kernels.
+
+    On GPUs it is. On CPUs it was measured faster in float32 (up to a third at 32 x 32 positions, even at 16 x 16), and
+    slower in bfloat16 where the CPU has instructions for that.
+    """
+    return qkv.is_cuda or qkv.dtype.itemsize >= 4
