@@ -13,6 +13,7 @@ from ldm import checkpoint
 from ldm.autoencoder.formats import compvis
 from ldm.autoencoder.model import Autoencoder
 from tests.support.diffusers_process import in_another_process
+from tests.support.fine_tuning import fine_tuning, save_foreign_autoencoder
 from tests.support.scripts import ROOT, Stage, metrics, ran, weights
 
 ENCODER = ("encoder.", "quant_conv.")
@@ -21,37 +22,13 @@ ENCODER = ("encoder.", "quant_conv.")
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AutoencoderKL that somebody else made, with a scale and a shift."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("source")
-    AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-        latent_channels=3,
-        scaling_factor=0.7,
-        shift_factor=0.2,
-    ).save_pretrained(folder)
-    return folder
-
-
-def fine_tuning(data: Path, source: Path, folder: Path, trains: str) -> Stage:
-    (folder / "config.yaml").write_text(f"""
-data: {{kind: folder, path: "{data}", size: 16}}
-autoencoder:
-  network: {{kind: pretrained, path: "{source}"}}
-  bottleneck: {{channels: 3}}
-  freeze_encoder: {str(trains == "decoder").lower()}
-optim: {{lr: 2e-3, warmup: 2}}
-run: {{steps: 4, batch_size: 8, log_every: 2, checkpoint_every: 2, precision: fp32}}
-""")
-    return Stage("train_vae", (folder / "config.yaml",))
+    return save_foreign_autoencoder(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module", params=["all", "decoder"])
 def run(request: pytest.FixtureRequest, shapes_folder: Path, source: Path, tmp_path_factory) -> tuple[Path, Stage, str]:
     folder = tmp_path_factory.mktemp("fine-tuning")
-    stage = fine_tuning(shapes_folder, source, folder, request.param)
+    stage = fine_tuning(shapes_folder, source, folder, freeze_encoder=request.param == "decoder")
     outcome = stage.run(folder / "run")
     assert outcome.code == 0, outcome.err
     return folder / "run", stage, request.param
@@ -137,7 +114,7 @@ def test_a_run_begins_from_a_compvis_file_or_from_a_run_of_ours(run, source: Pat
     ],
 )
 def test_a_wrong_beginning_is_one_line(shapes_folder, source, tmp_path, arguments, code, words):
-    outcome = fine_tuning(shapes_folder, source, tmp_path, "all").run(tmp_path / "run", *arguments)
+    outcome = fine_tuning(shapes_folder, source, tmp_path, freeze_encoder=False).run(tmp_path / "run", *arguments)
     errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert outcome.code == code and len(errors) == 1 and "Traceback" not in outcome.err, outcome
     assert all(word in errors[0] for word in words), errors[0]
