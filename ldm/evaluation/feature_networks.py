@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.autoencoder.config import PerceptualConfig
 from ldm.autoencoder.losses.perceptual import LEARNED, Perceptual, resize_up, rgb_triples
@@ -43,7 +44,8 @@ def open_perceptual_metric(kind: str, weights: str, device: torch.device) -> Per
     if kind == "features" and not weights:
         raise ConfigError("--lpips features needs --lpips-weights FOLDER, with config.json and the weights")
     with naming_flag("--lpips-weights"):
-        perceptual = Perceptual(PerceptualConfig(backbone=kind, weights_file=weights)).to(device)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"backbone": kind, "weights_file": weights}
+        perceptual = Perceptual(PerceptualConfig(**options)).to(device)
     name = f"lpips_{kind}" if kind in LEARNED else f"feature_distance_{perceptual.backbone.name}"
     return PerceptualMetric(name, perceptual, perceptual.backbone.reference)
 
@@ -69,6 +71,14 @@ def open_extractor(kind: str, weights: str, channels: int, device: torch.device)
     return FeatureExtractor(f"frechet_{backbone.name}", _pooled(backbone, channels, size), backbone.reference)
 
 
+class PooledFeatures(Protocol):
+    """A network that has one row of features for each RGB image."""
+
+    def pooled(self, images: Images) -> Tensor:
+        """batch x features"""
+        ...
+
+
 @contextmanager
 def naming_flag(flag: str) -> Iterator[None]:
     """Errors name this flag for the weights, and not the setting, which is for those who train."""
@@ -78,12 +88,12 @@ def naming_flag(flag: str) -> Iterator[None]:
         raise ConfigError(str(error).replace("--objective.perceptual.weights-file", flag)) from error
 
 
-def _pooled(network: nn.Module, channels: int, size: int) -> Callable[[Images], Tensor]:
+def _pooled(network: PooledFeatures, channels: int, size: int) -> Callable[[Images], Tensor]:
     """The network's pooled features of each image, enlarged to `size` where it is smaller."""
     triples, _ = rgb_triples(channels)
 
     def rows(images: Images) -> Tensor:
         rgb = resize_up(images[:, triples].flatten(0, 1), size)
-        return network.pooled(rgb).reshape(len(images), -1)  # type: ignore[operator]
+        return network.pooled(rgb).reshape(len(images), -1)
 
     return rows

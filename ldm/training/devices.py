@@ -4,7 +4,7 @@ import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -25,7 +25,7 @@ def resolve_precision(asked: str) -> Precision:
     if asked == "fp16" and not on_gpu:
         raise ConfigError("run.precision fp16 needs a GPU; on this machine use fp32, bf16 or auto")
     if asked != "auto":
-        return asked  # type: ignore[return-value]
+        return cast(Precision, asked)
     native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
     return "bf16" if native else "fp32"
 

@@ -17,8 +17,8 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, euler_ancestral, starting_noise, step_noise
 from ldm.randomness import generator
+from ldm.verify import samplers
 from ldm.verify.samplers import STD
-from ldm.verify.samplers import denoise as gaussian
 
 
 def sampled(name: str, denoise: Denoise, start: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
@@ -40,7 +40,7 @@ def test_the_last_step_to_zero_returns_the_denoised_tensor(name: str, steps: int
     answers: list[Tensor] = []
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        answers.append(gaussian(noisy, sigma))
+        answers.append(samplers.denoise(noisy, sigma))
         return answers[-1]
 
     final = sampled(name, denoise, torch.full((1, 1), 30.0), karras_sigmas(steps, 0.01, 40.0, 7.0))
@@ -67,7 +67,7 @@ def test_scaling_data_noise_and_grid_together_only_scales_the_result(name: str) 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_progress_counts_the_steps_done(name: str) -> None:
     counted: list[int] = []
-    sampled(name, gaussian, torch.ones(2, 1), karras_sigmas(5, 0.01, 40.0, 7.0), on_step=counted.append)
+    sampled(name, samplers.denoise, torch.ones(2, 1), karras_sigmas(5, 0.01, 40.0, 7.0), on_step=counted.append)
     assert counted == [1, 2, 3, 4, 5]
 
 
@@ -78,7 +78,7 @@ def test_noise_levels_of_every_sample_are_those_of_the_grid(name: str) -> None:
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         assert sigma.shape == (3,) and sigma.dtype == noisy.dtype
         levels.update(sigma.tolist())
-        return gaussian(noisy, sigma)
+        return samplers.denoise(noisy, sigma)
 
     sigmas = karras_sigmas(6, 0.01, 40.0, 7.0)
     sampled(name, denoise, torch.ones(3, 1), sigmas)
@@ -171,7 +171,7 @@ def test_step_noise_of_a_stochastic_sampler_is_drawn_once_for_each_step(steps: i
             drawn.append(step)
             return torch.zeros(2, 1)
 
-        sampled(name, gaussian, torch.ones(2, 1), karras_sigmas(steps, 0.01, 40.0, 7.0), noise=noise)
+        sampled(name, samplers.denoise, torch.ones(2, 1), karras_sigmas(steps, 0.01, 40.0, 7.0), noise=noise)
         assert drawn == list(range(steps))
 
 
@@ -218,5 +218,5 @@ def test_the_float32_result_does_not_depend_on_the_batch(name: str) -> None:
 def test_sampling_is_a_function_of_the_denoiser_that_gradients_flow_through() -> None:
     start = torch.full((1, 1), 30.0, dtype=torch.float64, requires_grad=True)
     sigmas = karras_sigmas(512, 0.02, 40.0, 7.0)[:-1]
-    (slope,) = torch.autograd.grad(sampled("heun", gaussian, start, sigmas).sum(), start)
+    (slope,) = torch.autograd.grad(sampled("heun", samplers.denoise, start, sigmas).sum(), start)
     assert math.isclose(slope.item(), math.sqrt((STD**2 + 0.02**2) / (STD**2 + 40.0**2)), rel_tol=1e-3)
