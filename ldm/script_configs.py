@@ -66,5 +66,7 @@ def vae_config_of(source: str) -> TrainVAEConfig | None:
         raise CheckpointError(
             f"{source} is not a run of train_vae.py but of train_diffusion.py: give {file.parent}/vae"
         )
-    check_run_format(file.parent, f"its {file.parent / 'vae'}, if there is one, is still read")
+    exported = file.parent / "vae"
+    advice = f"give {exported}, which is still read" if exported.is_dir() else "train it again, under another --out"
+    check_run_format(file.parent, advice)
     return reader.load(TrainVAEConfig, file, {})
