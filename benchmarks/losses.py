@@ -1,4 +1,4 @@
-"""What each loss does for a small autoencoder: a table of equal, short budgets, each row with its commands.
+"""Ablation of the losses of a small autoencoder: a table of equal, short budgets, each row with its commands.
 
     python benchmarks/losses.py runs/losses [--steps 300] [--data emoji photos] [--only f4]
 

@@ -1,4 +1,4 @@
-"""What the tables of these benchmarks share: commands that are run, rows that are kept, markdown that is printed."""
+"""Helpers of the benchmark tables: commands that are run, rows that are kept, markdown that is printed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which autoencoder makes latents that are easy to model? Five ways to train one, the same small denoiser behind each.
+"""Benchmark of five autoencoders by how easily their latents are modeled: the same small denoiser behind each.
 
     python benchmarks/tokenizers.py runs/tokenizers [--seeds 0 1] [--steps 300] [--denoiser-steps 500]
 

@@ -1,4 +1,4 @@
-"""What travels through a training step: batches, their conditions, the step itself, and the losses that come back.
+"""The values of a training step: batches, their conditions, the step itself, and the losses that come back.
 
 On the way from data to network nobody looks into a `Condition`: a batch carries it, samplers and guidance pass it on,
 and `ldm.diffusion.conditioning.ConditionEmbedding` turns it into what a network takes.

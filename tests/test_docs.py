@@ -1,4 +1,4 @@
-"""What the pages promise is there: every link, every picture, every setting they name."""
+"""Documentation pages keep their promises: every link, every picture, every setting they name."""
 
 import inspect
 import re

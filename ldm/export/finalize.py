@@ -1,4 +1,4 @@
-"""What a run exports when it ends: `vae/`, or all that sampling needs (`unet/`, `vae/`, ...), and report.json."""
+"""The final export of a run: `vae/`, or all that sampling needs (`unet/`, `vae/`, ...), and report.json."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What is shown as restored is what the training was about: its corruption, its target, its emphasis."""
+"""Restored images show what the training was about: its corruption, its target, its emphasis."""
 
 from dataclasses import replace
 from typing import Any

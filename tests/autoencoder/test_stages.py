@@ -1,4 +1,4 @@
-"""What a stage trains moves, what it leaves alone keeps its bytes, and a run of stages is a run like any other."""
+"""Stages: what one trains moves, what it leaves alone keeps its bytes, and a run of stages is a run like any other."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a file holds comes back from every depth within the rounding of the coarser of the two."""
+"""Bit depths: pixels come back from every depth within the rounding of the coarser of the two."""
 
 import io
 from pathlib import Path

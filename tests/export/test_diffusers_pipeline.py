@@ -1,4 +1,4 @@
-"""What others see of a run: a diffusers pipeline, and a stock autoencoder that needs nothing of ours."""
+"""The exports of a run for others: a diffusers pipeline, and a stock autoencoder that needs nothing of ours."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What tests do with whole runs: compare two of them, cut one short, fine-tune from another."""
+"""Helpers for tests of whole runs: compare two of them, cut one short, fine-tune from another."""
 
 import json
 import shutil

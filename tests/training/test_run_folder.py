@@ -1,4 +1,4 @@
-"""What a run folder says of itself stays true."""
+"""The run folder: what it says of itself stays true."""
 
 import json
 import shutil

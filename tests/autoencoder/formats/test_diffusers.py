@@ -1,4 +1,4 @@
-"""Where an autoencoder lies, and what of it is refused before anything is made of it."""
+"""Autoencoders are found in diffusers' folders, and broken ones are refused before anything is made of them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What is done to the latent happens to the image, in the same steps, alike for every part of the batch."""
+"""Equivariance: latent and image are transformed in the same steps, alike for every part of the batch."""
 
 import pytest
 import torch
