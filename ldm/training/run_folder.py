@@ -27,7 +27,7 @@ MAY_CHANGE = {
     "run.report_to",
     "data.cache_gb",
 }
-PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "ldm")
+PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "latent-diffusion-trainer")
 
 
 class RunFolder:
