@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ldm.errors import CheckpointError, LDMError
@@ -142,6 +143,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         _sync(partial)
         os.rename(partial, path)
         _sync(path.parent)
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, then put it in place of `folder` in one move."""
+    new = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # what an interrupted attempt left
+        new.mkdir(parents=True)
+        write(new)
+    except (OSError, SafetensorError) as error:  # a full disk reaches safetensors, which has an error of its own for it
+        shutil.rmtree(new, ignore_errors=True)
+        raise CheckpointError(f"could not write {folder}: {error}; the same command tries again") from error
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    replace_folder(new, folder)
 
 
 def read_json(path: Path) -> Any:

@@ -17,6 +17,9 @@ from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, read_npy, read_tif
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # of Pillow, and .npy beside them
 
+KINDS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "npy")
+EXTENSIONS = tuple(f".{kind}" for kind in KINDS)
+
 # How an image with this EXIF orientation is brought upright: transposed first, then mirrored (rows, columns).
 ORIENTATIONS = {
     2: (False, 1, -1),

@@ -8,10 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ldm.data.decoding import EXTENSIONS
 from ldm.errors import DataError
-
-KINDS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "npy")
-EXTENSIONS = tuple(f".{kind}" for kind in KINDS)
 
 
 @dataclass(frozen=True)

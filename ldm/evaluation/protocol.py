@@ -32,7 +32,17 @@ from ldm.training.processes import Processes
 T = TypeVar("T")
 IMAGES_FOR_JACOBIAN = 32
 IMAGES_FOR_PROBES = 10_000
-PACKAGES = ("ldm", "torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity", "lpips", "numpy", "pillow")
+PACKAGES = (
+    "latent-diffusion-trainer",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "torchmetrics",
+    "torch-fidelity",
+    "lpips",
+    "numpy",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from ldm.autoencoder.formats import compvis, diffusers
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.saving import to_diffusers
+from ldm.checkpoint import write_folder_atomically
 from ldm.errors import CheckpointError, ConfigError
 from ldm.export import model_card
-from ldm.export.finalize import write_folder_atomically
 from ldm.export.load_run import COMPARED_IMAGES, load_run
 from ldm.shapes import Images
 

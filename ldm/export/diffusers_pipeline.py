@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldm.autoencoder.formats.diffusers import is_ours
 from ldm.autoencoder.model import Autoencoder
 from ldm.batch import Condition
-from ldm.checkpoint import write_atomically
+from ldm.checkpoint import write_atomically, write_folder_atomically
 from ldm.diffusion.denoiser import Denoiser
 from ldm.pictures import picture
 from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, load_denoiser, save_denoiser
@@ -115,6 +115,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self.vae.save_pretrained(str(folder / "vae"))
         self.unet.save_pretrained(folder / "unet")
         save_index(folder, self.unet.model_config)
+
+
+def save_pipeline(folder: Path, autoencoder: Autoencoder, denoiser: Denoiser, config: DiffusionModelConfig) -> None:
+    """Write all that diffusers and `sample.py` need into `folder`; what else lies there is left alone."""
+    write_folder_atomically(folder / "vae", autoencoder.save)
+    write_folder_atomically(folder / "unet", lambda new: save_denoiser_model(denoiser, config, new))
+    save_index(folder, config)
 
 
 def save_denoiser_model(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path) -> None:

@@ -1,17 +1,11 @@
 """The final export of a run: `vae/`, or all that sampling needs (`unet/`, `vae/`, ...), and report.json."""
 
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from ldm.autoencoder.model import Autoencoder
-from ldm.checkpoint import replace_folder, write_atomically
+from ldm.checkpoint import write_atomically, write_folder_atomically
 from ldm.data.datasets import Subset
-from ldm.errors import CheckpointError
 from ldm.evaluation.formatting import format_metric
 from ldm.evaluation.held_out import (
     head_accuracy,
@@ -20,25 +14,9 @@ from ldm.evaluation.held_out import (
     pca_baselines,
     restoration_metrics,
 )
-from ldm.export.diffusers_pipeline import save_denoiser_model, save_index
+from ldm.export.diffusers_pipeline import save_pipeline
 from ldm.pipeline import DiffusionModelConfig
 from ldm.training.run import Run
-
-
-def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, then put it in place of `folder` in one move."""
-    new = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(new, ignore_errors=True)  # what an interrupted attempt left
-        new.mkdir(parents=True)
-        write(new)
-    except (OSError, SafetensorError) as error:  # a full disk reaches safetensors, which has an error of its own for it
-        shutil.rmtree(new, ignore_errors=True)
-        raise CheckpointError(f"could not write {folder}: {error}; the same command tries again") from error
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    replace_folder(new, folder)
 
 
 def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
@@ -75,11 +53,5 @@ def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
 def finalize_diffusion(run: Run, autoencoder: Autoencoder, config: DiffusionModelConfig) -> None:
     """Export the averaged denoiser and the autoencoder together, ready for `sample.py` and for diffusers."""
 
-    def finalize() -> None:
-        folder = run.folder.path
-        write_folder_atomically(folder / "vae", autoencoder.save)
-        write_folder_atomically(folder / "unet", lambda new: save_denoiser_model(run.ema_model(), config, new))
-        save_index(folder, config)
-
-    run.on_main(finalize)
+    run.on_main(lambda: save_pipeline(run.folder.path, autoencoder, run.ema_model(), config))
     run.finish()
