@@ -31,6 +31,7 @@ class DistanceFacts(Part):
 NETWORKS = {
     "kl": Part("ldm.autoencoder.networks.kl:KLNetwork"),
     "tiny": Part("ldm.autoencoder.networks.tiny:TinyNetwork"),
+    "taesd": Part("ldm.autoencoder.networks.taesd:TAESDNetwork"),
     "pretrained": Part("ldm.autoencoder.networks.kl:PretrainedNetwork"),
     "linear": Part("ldm.autoencoder.networks.mlp:MLPNetwork"),
     "mlp": Part("ldm.autoencoder.networks.mlp:MLPNetwork"),
@@ -82,6 +83,25 @@ class TinyNetworkConfig(Checked):
     width: Count = 64  # channels, the same everywhere
     levels: Count = 3  # 3 levels downsample by 8
     blocks: Count = 3  # residual blocks per level
+
+
+@dataclass(frozen=True)
+class TAESDNetworkConfig(Checked):
+    """The network of TAESD, diffusers' AutoencoderTiny: with bottleneck.kind identity, it is exported as that class."""
+
+    kind: Literal["taesd"] = "taesd"
+    width: Count = 64  # channels, the same everywhere
+    encoder_blocks: tuple[Count, ...] = (1, 3, 3, 3)  # residual blocks per level; each level after the first halves
+    decoder_blocks: tuple[Count, ...] = (3, 3, 3, 1)  # the same, from the latent on
+    latent_norm: bool = False  # group norms in the blocks next to the latent, as TAEF2 has them and AutoencoderTiny not
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < len(self.encoder_blocks) == len(self.decoder_blocks):
+            raise ValueError(
+                f"encoder_blocks {list(self.encoder_blocks)} and decoder_blocks {list(self.decoder_blocks)} must have"
+                " as many levels, at least one"
+            )
 
 
 @dataclass(frozen=True)
@@ -156,6 +176,7 @@ class PixelNetworkConfig(Checked):
 NetworkConfig: TypeAlias = (
     KLNetworkConfig
     | TinyNetworkConfig
+    | TAESDNetworkConfig
     | PretrainedNetworkConfig
     | LinearNetworkConfig
     | MLPNetworkConfig

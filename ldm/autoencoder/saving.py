@@ -1,4 +1,4 @@
-"""Loads and saves autoencoders: a run, a diffusers folder, a CompVis-keyed file, or a folder of our own format."""
+"""Loads and saves autoencoders: runs, diffusers folders, CompVis-keyed files, TAESD files, folders of our own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import safetensors
 
 from ldm.autoencoder.bottleneck import GaussianBottleneck
 from ldm.autoencoder.config import GaussianConfig
-from ldm.autoencoder.formats import diffusers, ours
+from ldm.autoencoder.formats import diffusers, ours, taesd
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.autoencoder.networks.kl import AutoencoderKLNetwork
 from ldm.errors import CheckpointError, ConfigError
@@ -17,13 +17,31 @@ if TYPE_CHECKING:
 
 
 def load(source: str | Path) -> Autoencoder:
-    """The autoencoder in a finished run, in a diffusers AutoencoderKL folder, in a CompVis-keyed .safetensors file, or
-    under a hub id; on the CPU.
+    """The autoencoder in a finished run, in a folder of diffusers' AutoencoderKL or AutoencoderTiny, in a CompVis-keyed
+    .safetensors file, in TAESD's files, or under a hub id; on the CPU.
 
     Raises CheckpointError if there is none. The scaling and shift of an AutoencoderKL become the statistics.
     """
+    if taesd.is_taesd(Path(source)):
+        return load_taesd(Path(source))
     folder = diffusers.resolve_path(source)
-    return load_ours(folder) if diffusers.is_ours(folder) else from_diffusers(diffusers.read(source))
+    if diffusers.is_ours(folder):
+        return load_ours(folder)
+    return load_taesd(folder) if taesd.is_taesd(folder) else from_diffusers(diffusers.read(source))
+
+
+def load_taesd(place: Path) -> Autoencoder:
+    """An autoencoder of TAESD's family, or CheckpointError; its latents are standardized as its config says, if any."""
+    try:
+        found = taesd.read(place)
+        autoencoder = create(found.config, image=found.image)
+        rest = {name: value for name, value in autoencoder.state_dict().items() if not name.startswith("network.")}
+        autoencoder.load_state_dict(rest | found.tensors)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{place} does not hold an autoencoder of TAESD's family ({reason})") from error
+    autoencoder.standardize(found.mean, found.std)
+    return autoencoder.eval()
 
 
 def load_ours(folder: Path) -> Autoencoder:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 OURS = "ldm.Autoencoder"  # the _class_name of folders that only this package reads
+STOCK = "AutoencoderKL"
 WHOLE = "diffusion_pytorch_model"  # what diffusers calls the weights beside a config.json
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -78,6 +79,10 @@ def read(source: str | Path) -> "AutoencoderKL":
         raise CheckpointError(f"{source} may be a pickle, and those are not opened: convert it to .safetensors")
     if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(f"{source} does not exist, and is not a hub id")
+    if place.is_file() and place.name.startswith(WHOLE) and (place.parent / "config.json").is_file():
+        place, variant = place.parent, variant_in(place)
+    else:
+        variant = None if not place.is_dir() else variant_of(place)
     if place.is_file() and place.suffix == ".safetensors":
         with as_checkpoint_error(f"{source} does not hold a CompVis autoencoder"):
             return build(*compvis.read(place))
@@ -85,12 +90,10 @@ def read(source: str | Path) -> "AutoencoderKL":
         raise CheckpointError(f"{source} is not an autoencoder: it has no config.json, and is not a .safetensors file")
     where = "does not hold" if place.exists() else "is neither a folder nor a hub id that can be reached for"
     with as_checkpoint_error(f"{source} {where} an AutoencoderKL in safetensors"):
-        if place.exists() and not isinstance(read_json(place / "config.json"), dict):
-            raise ValueError("its config.json is not an object of JSON")
+        if place.exists():
+            check_class(read_json(place / "config.json"))
         check_files(place)
-        if is_ours(place):
-            raise ValueError("it holds an autoencoder of ldm that diffusers does not know")
-        return from_pretrained(str(place) if place.exists() else str(source))
+        return from_pretrained(str(place) if place.exists() else str(source), variant)
 
 
 @contextmanager
@@ -107,13 +110,46 @@ def as_checkpoint_error(problem: str) -> Iterator[None]:
         quiet.setLevel(before)
 
 
-def from_pretrained(folder: str) -> "AutoencoderKL":
-    """diffusers' own reading, made strict."""
+def check_class(config: Any) -> None:
+    """Raise ValueError, naming the class, for the config.json of something else than an AutoencoderKL."""
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is not an object of JSON")
+    name = config.get("_class_name", STOCK)
+    if name == OURS:
+        raise ValueError("it holds an autoencoder of ldm that diffusers does not know")
+    if name != STOCK:
+        why = ", whose codes are quantized" if name == "VQModel" else ""
+        raise ValueError(f"its config.json says that it is a {name}{why}")
+
+
+def variant_in(file: Path) -> str | None:
+    """The variant that a file of weights is of: fp16, for diffusion_pytorch_model.fp16.safetensors."""
+    return file.name.removeprefix(WHOLE).removesuffix(".safetensors").strip(".") or None
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant of diffusers' weights in a folder, where they are there in no other; None where they are plain.
+
+    Raises CheckpointError for several variants, none of them the plain one.
+    """
+    files = sorted(folder.glob(f"{WHOLE}*.safetensors"))
+    variants = [variant_in(file) for file in files if not re.search(r"-\d{5}-of-\d{5}", file.name)]
+    if None in variants or not variants:
+        return None
+    if len(variants) > 1:
+        names = " and ".join(file.name for file in files)
+        raise CheckpointError(f"{folder} holds several variants: name the file that is meant, of {names}")
+    return variants[0]
+
+
+def from_pretrained(folder: str, variant: str | None = None) -> "AutoencoderKL":
+    """diffusers' own reading, made strict, in float32."""
     from diffusers import AutoencoderKL
 
     kl, report = AutoencoderKL.from_pretrained(
-        folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, variant=variant
     )
+    kl = kl.float()
     if missing := report["missing_keys"]:  # diffusers would leave them random
         raise ValueError(f"it lacks {len(missing)} of the weights, for instance {min(missing)}")
     if kl.config["in_channels"] != kl.config["out_channels"]:
