@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 import safetensors
 
 from ldm.autoencoder.bottleneck import GaussianBottleneck
-from ldm.autoencoder.config import GaussianConfig
+from ldm.autoencoder.config import GaussianConfig, TAESDNetworkConfig
 from ldm.autoencoder.formats import diffusers, ours, taesd
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.autoencoder.networks.kl import AutoencoderKLNetwork
+from ldm.autoencoder.networks.taesd import TAESDNetwork
 from ldm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 
 def load(source: str | Path) -> Autoencoder:
@@ -84,3 +85,30 @@ def to_diffusers(autoencoder: Autoencoder) -> "AutoencoderKL":
     network: object = autoencoder.network
     assert isinstance(network, AutoencoderKLNetwork) and autoencoder.is_autoencoder_kl
     return network.to_diffusers()
+
+
+def to_tiny(autoencoder: Autoencoder) -> "AutoencoderTiny":
+    """A copy in diffusers' AutoencoderTiny; ConfigError for what that class has no place for.
+
+    Its latents are those of the network. Where one scale and one shift standardize every channel, the config says them.
+    """
+    network, config, image = autoencoder.network, autoencoder.config, autoencoder.image
+    assert isinstance(network, TAESDNetwork) and config is not None and image is not None
+    assert isinstance(config.network, TAESDNetworkConfig)
+    if config.bottleneck.kind != "identity":
+        raise ConfigError(
+            f"diffusers' AutoencoderTiny has no posterior, and this one has bottleneck.kind {config.bottleneck.kind}:"
+            " it is for identity; use its vae/ with ldm.Autoencoder.load"
+        )
+    if config.network.latent_norm:
+        raise ConfigError(
+            "diffusers' AutoencoderTiny has no group norms, and this one has (autoencoder.network.latent_norm): use its"
+            " vae/ with ldm.Autoencoder.load"
+        )
+    mean, std = autoencoder.latent_mean.flatten(), autoencoder.latent_std.flatten()
+    same = bool((mean == mean[0]).all() and (std == std[0]).all())
+    facts = {
+        **{"in_channels": image[0], "out_channels": image[0], "latent_channels": autoencoder.latent_channels},
+        **{"scaling_factor": 1 / std[0].item() if same else 1.0, "shift_factor": mean[0].item() if same else 0.0},
+    }
+    return taesd.to_diffusers(config.network, network.state_dict(), facts)

@@ -7,6 +7,9 @@ from pathlib import Path
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError
 
+HOSTS = ("sd15", "sdxl", "x4", "sd3", "flux")
+DTYPES = ("fp32", "fp16", "bf16")
+
 
 def main(arguments: list[str]) -> None:
     """Read the command line, then export."""
@@ -14,6 +17,8 @@ def main(arguments: list[str]) -> None:
     if options.checkpoint is not None and options.checkpoint < 1:
         raise ConfigError(f"--checkpoint {options.checkpoint} must be the number of a step, from 1")
     scale = None if options.latent_scale is None else latent_scale(options.latent_scale)
+    if options.latent_shift is not None and not math.isfinite(options.latent_shift):
+        raise ConfigError(f"--latent-shift {options.latent_shift} must be a finite number")
 
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.export.autoencoder import ExportRequest, export
@@ -24,6 +29,9 @@ def main(arguments: list[str]) -> None:
             out=Path(options.out),
             format=options.format,
             latent_scale=scale,
+            latent_shift=options.latent_shift,
+            host=options.host,
+            dtype=options.dtype,
             step=options.checkpoint,
             ema=options.ema,
             force=options.force,
@@ -32,7 +40,8 @@ def main(arguments: list[str]) -> None:
     )
     worst = max(facts["reconstruction_difference"], facts["latent_difference"])
     where = Path(options.out) / facts.get("file", "")
-    print(f"{where}: read again and compared, largest relative difference {worst:.1e}")
+    allowed = "" if options.dtype == "fp32" else f" ({facts['tolerance']:g} is allowed in {options.dtype})"
+    print(f"{where}: read again and compared, largest relative difference {worst:.1e}{allowed}")
 
 
 def parser() -> Parser:
@@ -45,9 +54,12 @@ def parser() -> Parser:
     add(
         "--latent-scale",
         metavar="NUMBER|source",
-        help="what the host multiplies latents by to give them unit variance [1; comfyui: Stable"
-        " Diffusion's]; source: leave latents as the network was trained",
+        help="what the host multiplies latents by to give them unit variance [1; comfyui: that of the host of this"
+        " shape, if it has 4 channels]; source: leave latents as the network was trained",
     )
+    add("--latent-shift", type=float, metavar="NUMBER", help="what the host first subtracts from latents [0]")
+    add("--host", choices=HOSTS, help="the model whose latent scale and shift are meant")
+    add("--dtype", choices=DTYPES, default="fp32", help="format of the weights [fp32]; diffusers' variant for others")
     add("--checkpoint", type=int, metavar="STEP", help="of a run [the finished one, or else the newest]")
     add("--ema", choices=("0.05", "0.10", "none"), help="which average of the weights [as the run says]")
     add("--force", action="store_true", help="replace an earlier export")

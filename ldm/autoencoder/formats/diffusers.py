@@ -228,16 +228,19 @@ def read_field(name: str, given: Any, shape: tuple[int, ...], positive: bool = F
     return found
 
 
-def fold(kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float = 1.0) -> "AutoencoderKL":
-    """Change `kl` in place so that its own latents, times `scaling_factor`, are standardized.
+def fold(
+    kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float = 1.0, shift_factor: float = 0.0
+) -> "AutoencoderKL":
+    """Change `kl` in place so that its own latents, minus `shift_factor`, times `scaling_factor`, are standardized.
 
     `mean` and `std` are those of its latents z, one per channel. The 1 x 1 convolutions beside the latent then give
-    and take (z - mean) / std / scaling_factor; it is exact wherever the log variance is not clamped.
+    and take (z - mean) / std / scaling_factor + shift_factor; it is exact wherever the log variance is not clamped.
     """
     add_identity_convolutions(kl)
     mean, std = mean.detach().cpu().double().flatten(), std.detach().cpu().double().flatten() * scaling_factor
-    fold_into(kl.quant_conv, kl.post_quant_conv, mean, std)
-    kl.register_to_config(scaling_factor=scaling_factor, shift_factor=None, latents_mean=None, latents_std=None)
+    fold_into(kl.quant_conv, kl.post_quant_conv, mean - std * shift_factor, std)
+    shift = shift_factor or None
+    kl.register_to_config(scaling_factor=scaling_factor, shift_factor=shift, latents_mean=None, latents_std=None)
     return kl
 
 

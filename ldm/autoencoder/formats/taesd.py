@@ -1,4 +1,4 @@
-"""TAESD's files: encoder.safetensors and decoder.safetensors, one file of both, or diffusers' AutoencoderTiny folder."""
+"""TAESD's files: encoder.safetensors and decoder.safetensors, one file of both, or an AutoencoderTiny of diffusers."""
 
 import re
 from collections.abc import Mapping
@@ -105,7 +105,11 @@ def joined(encoder: Path, decoder: Path) -> dict[str, Tensor]:
     """The tensors of both sides, each a file of numbered layers."""
     sides = {"encoder": encoder, "decoder": decoder}
     return normalized(
-        {f"{side}.{name}": value for side, file in sides.items() for name, value in safetensors.torch.load_file(file).items()}
+        {
+            f"{side}.{name}": value
+            for side, file in sides.items()
+            for name, value in safetensors.torch.load_file(file).items()
+        }
     )
 
 

@@ -24,9 +24,7 @@ class TAESDBlock(nn.Module):
 
     def __init__(self, width: int, *, normalizes: bool):
         super().__init__()
-        self.conv = nn.Sequential(
-            plain(width, width), nn.ReLU(), plain(width, width), nn.ReLU(), plain(width, width)
-        )
+        self.conv = nn.Sequential(plain(width, width), nn.ReLU(), plain(width, width), nn.ReLU(), plain(width, width))
         self.fuse = nn.ReLU()
         wide = 4 * width
         narrow = nn.Conv2d(width, wide, 1, bias=False), nn.GroupNorm(NORM_GROUPS, wide), nn.ReLU()
