@@ -1,4 +1,4 @@
-"""`ldm export`: write an autoencoder in the form that other tools load, and compare it with the original."""
+"""`ldm export`: write an autoencoder, or a diffusion model, in the form that other tools load, and compare it."""
 
 import math
 import shlex
@@ -22,22 +22,26 @@ def main(arguments: list[str]) -> None:
 
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.export.autoencoder import ExportRequest, export
+    from ldm.export.diffusion_model import export_diffusion_model, is_diffusion_model
 
-    facts = export(
-        ExportRequest(
-            source=options.run,
-            out=Path(options.out),
-            format=options.format,
-            latent_scale=scale,
-            latent_shift=options.latent_shift,
-            host=options.host,
-            dtype=options.dtype,
-            step=options.checkpoint,
-            ema=options.ema,
-            force=options.force,
-            command=shlex.join(["ldm", "export", *arguments]),
-        )
+    request = ExportRequest(
+        source=options.run,
+        out=Path(options.out),
+        format=options.format,
+        latent_scale=scale,
+        latent_shift=options.latent_shift,
+        host=options.host,
+        dtype=options.dtype,
+        step=options.checkpoint,
+        ema=options.ema,
+        force=options.force,
+        command=shlex.join(["ldm", "export", *arguments]),
     )
+    if is_diffusion_model(options.run):
+        facts = export_diffusion_model(request)
+        print(f"{options.out}: read again and sampled from, largest difference {facts['sample_difference']:.1e}")
+        return
+    facts = export(request)
     worst = max(facts["reconstruction_difference"], facts["latent_difference"])
     where = Path(options.out) / facts.get("file", "")
     allowed = "" if options.dtype == "fp32" else f" ({facts['tolerance']:g} is allowed in {options.dtype})"
@@ -48,7 +52,7 @@ def parser() -> Parser:
     """The flags."""
     found = Parser("ldm export", __doc__ or "")
     add = found.add_argument
-    add("run", metavar="RUN", help="a run of train_vae.py, an AutoencoderKL folder, or a CompVis-keyed .safetensors")
+    add("run", metavar="RUN", help="a run of either script, or whatever else ldm evaluate takes for an autoencoder")
     add("--format", choices=("diffusers", "compvis", "comfyui"), required=True, help="comfyui is for A1111 too")
     add("--out", metavar="PATH", required=True, help="the folder to make")
     add(

@@ -166,7 +166,9 @@ def prepared_tiny(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared
     autoencoder = loaded.autoencoder
     images = compared_images(loaded, measured=request.latent_scale is None)
     statistics = autoencoder.latent_mean.flatten(), autoencoder.latent_std.flatten()
-    facts = {"latent_scale": "source", "latent_mean": statistics[0].tolist(), "latent_std": statistics[1].tolist()}
+    facts: dict[str, Any] = {"latent_scale": "source"}
+    if loaded.run is not None:
+        facts |= {"latent_mean": statistics[0].tolist(), "latent_std": statistics[1].tolist()}
     return Prepared(to_tiny(autoencoder), write_tiny, statistics, images, facts)
 
 

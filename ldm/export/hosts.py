@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 RESOLUTION = 256  # in a ddconfig, where the size of the training images is not known
 ATTENTION = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
-HEAD = """# For model.params of CompVis' configs: first_stage_config is this autoencoder, and scale_factor what gives its
-# latents unit variance.
+HEAD = """# For model.params of CompVis' configs: first_stage_config is this autoencoder,
+# and scale_factor what gives its latents unit variance.
 """
 SHIFT = "# From a latent, {shift:g} is to be subtracted before that, which CompVis' LatentDiffusion does not do.\n"
 
