@@ -39,7 +39,7 @@ images = LatentDiffusion.load("this/folder").sample(16, seed=0)  # B C H W in [-
 
 
 def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dict[str, Any]) -> None:
-    """Write README.md beside samples.png; of the run it says what its config.yaml and command.txt do, if they are there."""
+    """Write README.md beside samples.png; of the run it says what config.yaml and command.txt do, if they are there."""
     classes = model.classes
     labels = f'\npipe(4, ["{classes[0]}"]).images  # classes by name or number' if classes else ""
     sections = [

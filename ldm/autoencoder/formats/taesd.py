@@ -130,6 +130,7 @@ def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def built(tensors: dict[str, Tensor]) -> TAESDFile:
     """The config that these weights, under our names, are of; nothing states the scale of the latents."""
     check_finite(tensors)
+    tensors = {name: value.float() for name, value in tensors.items()}
     for name in ("network.encoder.0.weight", "network.decoder.1.weight"):
         if name not in tensors:
             raise ValueError(f"it lacks {name.removeprefix('network.')}")
@@ -141,14 +142,22 @@ def built(tensors: dict[str, Tensor]) -> TAESDFile:
         decoder_blocks=blocks_per_level(tensors, "decoder", 3),
         latent_norm=any(".pool." in name for name in tensors),
     )
+    last = f"network.decoder.{last_layer(tensors, 'decoder')}"
+    weight, bias = tensors[f"{last}.weight"], tensors[f"{last}.bias"]
+    tensors |= {f"{last}.weight": 2 * weight, f"{last}.bias": 2 * bias - 1}  # to [-1, 1]
     config = AutoencoderConfig(network=network, bottleneck=IdentityConfig(channels=channels))
     return TAESDFile(config, image_channels, tensors, torch.zeros(channels), torch.ones(channels))
+
+
+def last_layer(tensors: Mapping[str, Tensor], side: str) -> int:
+    """The number of the layer at the end of a side."""
+    return max(int(name.split(".")[2]) for name in tensors if name.startswith(f"network.{side}."))
 
 
 def blocks_per_level(tensors: Mapping[str, Tensor], side: str, first: int) -> tuple[int, ...]:
     """How many blocks stand between the convolutions that change the size, from layer `first` on."""
     levels = [0]
-    last = max(int(name.split(".")[2]) for name in tensors if name.startswith(f"network.{side}."))
+    last = last_layer(tensors, side)
     for number in count(first):
         if number >= last:
             return tuple(levels)
@@ -192,6 +201,9 @@ def to_diffusers(
     renamed = {}
     for name, value in tensors.items():
         side, number, rest = name.split(".", 2)
-        renamed[f"{side}.layers.{int(number) - (side == 'decoder')}.{rest}"] = value.detach().float().cpu().clone()
+        renamed[f"{side}.layers.{int(number) - (side == 'decoder')}.{rest}"] = value.detach().double().cpu()
+    last = f"decoder.layers.{len(tiny.decoder.layers) - 1}"
+    renamed[f"{last}.weight"] /= 2  # from [-1, 1] to [0, 1]
+    renamed[f"{last}.bias"] = (renamed[f"{last}.bias"] + 1) / 2
     tiny.load_state_dict(renamed)
     return tiny.eval()

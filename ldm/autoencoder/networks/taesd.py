@@ -42,10 +42,11 @@ def plain(channels: int, out_channels: int, *, stride: int = 1, bias: bool = Tru
 
 
 class TAESDNetwork(AutoencoderNetwork):
-    """One width, strided convolutions down, nearest-neighbor upsampling up, no attention; images in [0, 1] inside.
+    """One width, strided convolutions down, nearest-neighbor upsampling up, no attention.
 
     An image of C x H x W becomes a code of c x H/f x W/f, with f = 2 ** (levels - 1). Layers have the numbers that they
-    have in the released files.
+    have in the released files, whose images are in [0, 1]: so the encoder sees them, for its zeros around the image are
+    black; the decoder's last layer was scaled when it was read.
     """
 
     def __init__(
@@ -65,14 +66,14 @@ class TAESDNetwork(AutoencoderNetwork):
 
     @property
     def decoder_in_weight(self) -> Tensor:
-        """The weight that the code meets first: outputs x latent channels x 3 x 3."""
+        """The weight that the code meets first, after the clamp: outputs x latent channels x 3 x 3."""
         return self.decoder[1].get_parameter("weight")
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         return self.encoder(images / 2 + 0.5)
 
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
-        return self.decoder(latents) * 2 - 1
+        return self.decoder(latents)
 
 
 def encoder_layers(config: TAESDNetworkConfig, image_channels: int, out_channels: int) -> Iterator[nn.Module]:

@@ -19,6 +19,7 @@ from ldm.autoencoder.config import (
     PixelNetworkConfig,
     PretrainedNetworkConfig,
     SparseConfig,
+    TAESDNetworkConfig,
     TinyNetworkConfig,
     ViTNetworkConfig,
 )
@@ -28,7 +29,7 @@ from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
 DOWNSAMPLING = [2, 4, 8, 16, 32]
-CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, PretrainedNetworkConfig]
+CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, TAESDNetworkConfig, PretrainedNetworkConfig]
 ANY_SIZE = [*CONVOLUTIONAL, ViTNetworkConfig]
 FULLY_CONNECTED = [LinearNetworkConfig, MLPNetworkConfig]
 TRAINED = [*ANY_SIZE, *FULLY_CONNECTED]
@@ -55,6 +56,10 @@ def config_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
         return KLNetworkConfig(widths=(8,) * (levels + 1), norm_groups=4)
     if kind is TinyNetworkConfig:
         return TinyNetworkConfig(width=8, levels=levels, blocks=1)
+    if kind is TAESDNetworkConfig:
+        return TAESDNetworkConfig(
+            width=8, encoder_blocks=(1,) * (levels + 1), decoder_blocks=(1,) * (levels + 1), latent_norm=True
+        )
     if kind is ViTNetworkConfig:
         return ViTNetworkConfig(
             patch=factor, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2
