@@ -52,7 +52,6 @@ DISTANCES = {
     "gaussian": DistanceFacts("ldm.autoencoder.losses.distance:gaussian", learns_variance=True),
 }
 
-
 PERCEPTUAL = Part("ldm.autoencoder.losses.perceptual:Perceptual")
 
 
@@ -91,17 +90,8 @@ class TAESDNetworkConfig(Checked):
 
     kind: Literal["taesd"] = "taesd"
     width: Count = 64  # channels, the same everywhere
-    encoder_blocks: tuple[Count, ...] = (1, 3, 3, 3)  # residual blocks per level; each level after the first halves
-    decoder_blocks: tuple[Count, ...] = (3, 3, 3, 1)  # the same, from the latent on
+    blocks: tuple[Count, ...] = (1, 3, 3, 3)  # residual blocks per level, from the image on; the decoder mirrors them
     latent_norm: bool = False  # group norms in the blocks next to the latent, as TAEF2 has them and AutoencoderTiny not
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < len(self.encoder_blocks) == len(self.decoder_blocks):
-            raise ValueError(
-                f"encoder_blocks {list(self.encoder_blocks)} and decoder_blocks {list(self.decoder_blocks)} must have"
-                " as many levels, at least one"
-            )
 
 
 @dataclass(frozen=True)
@@ -115,9 +105,6 @@ class PretrainedNetworkConfig(Checked):
         super().__post_init__()
         if not self.path.strip():
             raise ValueError("path is empty: name the autoencoder to start from")
-
-
-Activation = Literal["none", "relu", "silu", "tanh", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +122,7 @@ class MLPNetworkConfig(Checked):
 
     kind: Literal["mlp"] = "mlp"
     widths: tuple[Count, ...] = (512, 256)  # of the layers between image and code
-    activation: Activation = "silu"  # of these layers; that of the code belongs to the bottleneck
+    activation: Literal["none", "relu", "silu", "tanh", "sigmoid"] = "silu"  # of these layers, not of the code
     tied: bool = False  # the decoder's matrices are the encoder's, transposed
 
     def __post_init__(self) -> None:
@@ -234,10 +221,8 @@ class AutoencoderConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze_encoder and self.network.kind != "pretrained":
-            raise ValueError(
-                f"freeze_encoder with network.kind {self.network.kind} would leave the encoder as random as it begins:"
-                " use kind pretrained and the path of an autoencoder"
-            )
+            kind = self.network.kind
+            raise ValueError(f"freeze_encoder leaves the encoder of network.kind {kind} random: use kind pretrained")
 
 
 @dataclass(frozen=True)

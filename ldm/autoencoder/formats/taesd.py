@@ -136,10 +136,12 @@ def built(tensors: dict[str, Tensor]) -> TAESDFile:
             raise ValueError(f"it lacks {name.removeprefix('network.')}")
     width, image_channels = tensors["network.encoder.0.weight"].shape[:2]
     channels = tensors["network.decoder.1.weight"].shape[1]
+    blocks, mirrored = blocks_per_level(tensors, "encoder", 1), blocks_per_level(tensors, "decoder", 3)
+    if blocks != mirrored[::-1]:
+        raise ValueError(f"its decoder has {list(mirrored)} blocks, which does not mirror the encoder's {list(blocks)}")
     network = TAESDNetworkConfig(
         width=width,
-        encoder_blocks=blocks_per_level(tensors, "encoder", 1),
-        decoder_blocks=blocks_per_level(tensors, "decoder", 3),
+        blocks=blocks,
         latent_norm=any(".pool." in name for name in tensors),
     )
     last = f"network.decoder.{last_layer(tensors, 'decoder')}"
@@ -190,12 +192,12 @@ def to_diffusers(
     """The weights of a TAESDNetwork in diffusers' class; `facts` are further entries of its configuration."""
     from diffusers import AutoencoderTiny
 
-    levels = len(config.encoder_blocks)
+    levels = len(config.blocks)
     tiny = AutoencoderTiny(
         encoder_block_out_channels=(config.width,) * levels,
         decoder_block_out_channels=(config.width,) * levels,
-        num_encoder_blocks=config.encoder_blocks,
-        num_decoder_blocks=config.decoder_blocks,
+        num_encoder_blocks=config.blocks,
+        num_decoder_blocks=config.blocks[::-1],
         **facts,
     )
     renamed = {}

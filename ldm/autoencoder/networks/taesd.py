@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ldm.autoencoder.config import TAESDNetworkConfig
 from ldm.autoencoder.network import AutoencoderNetwork
+from ldm.errors import ConfigError
 
 NORM_GROUPS = 4  # of the group norm in the blocks next to the latent
 LIMIT = 3.0  # the decoder takes latents as if they were between -LIMIT and LIMIT
@@ -53,9 +54,11 @@ class TAESDNetwork(AutoencoderNetwork):
         self, config: TAESDNetworkConfig, *, image: tuple[int, int, int], encoder_channels: int, latent_channels: int
     ):
         super().__init__()
-        self.image_channels, levels = image[0], len(config.encoder_blocks)
+        self.image_channels, levels = image[0], len(config.blocks)
+        if not levels:
+            raise ConfigError("autoencoder.network.blocks must be one or more numbers, not none")
         self.downsampling = (2 ** (levels - 1),) * 2
-        self.downsampling_setting = f"autoencoder.network.encoder_blocks with {levels} levels"
+        self.downsampling_setting = f"autoencoder.network.blocks with {levels} levels"
         self.encoder: nn.Sequential = nn.Sequential(*encoder_layers(config, image[0], encoder_channels))
         self.decoder: nn.Sequential = nn.Sequential(*decoder_layers(config, image[0], latent_channels))
 
@@ -78,8 +81,8 @@ class TAESDNetwork(AutoencoderNetwork):
 
 def encoder_layers(config: TAESDNetworkConfig, image_channels: int, out_channels: int) -> Iterator[nn.Module]:
     """From the image to the code."""
-    width, last = config.width, len(config.encoder_blocks) - 1
-    for level, blocks in enumerate(config.encoder_blocks):
+    width, last = config.width, len(config.blocks) - 1
+    for level, blocks in enumerate(config.blocks):
         yield plain(width, width, stride=2, bias=False) if level else plain(image_channels, width)
         for _ in range(blocks):
             yield TAESDBlock(width, normalizes=config.latent_norm and level == last)
@@ -88,11 +91,11 @@ def encoder_layers(config: TAESDNetworkConfig, image_channels: int, out_channels
 
 def decoder_layers(config: TAESDNetworkConfig, image_channels: int, latent_channels: int) -> Iterator[nn.Module]:
     """From the code to the image."""
-    width, last = config.width, len(config.decoder_blocks) - 1
+    width, last = config.width, len(config.blocks) - 1
     yield LatentClamp()
     yield plain(latent_channels, width)
     yield nn.ReLU()
-    for level, blocks in enumerate(config.decoder_blocks):
+    for level, blocks in enumerate(reversed(config.blocks)):
         for _ in range(blocks):
             yield TAESDBlock(width, normalizes=config.latent_norm and level == 0)
         if level < last:

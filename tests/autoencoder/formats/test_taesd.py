@@ -119,8 +119,9 @@ def test_several_pairs_in_a_folder_are_not_chosen_from(tmp_path: Path):
 
 
 def test_weights_that_are_missing_or_of_another_activation_are_refused_in_one_line(tmp_path: Path):
-    tiny(act_fn="silu").save_pretrained(tmp_path / "silu")
-    assert "act_fn" in refusal(tmp_path / "silu")
+    for name, value in (("act_fn", "silu"), ("num_decoder_blocks", (1, 1, 1))):
+        tiny(**{name: value}).save_pretrained(tmp_path / name)
+        assert {"act_fn": "act_fn", "num_decoder_blocks": "mirror"}[name] in refusal(tmp_path / name)
     tiny().save_pretrained(tmp_path / "given")
     tensors = load_file(tmp_path / "given" / WEIGHTS)
     del tensors["encoder.layers.1.conv.2.bias"]

@@ -57,9 +57,7 @@ def config_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
     if kind is TinyNetworkConfig:
         return TinyNetworkConfig(width=8, levels=levels, blocks=1)
     if kind is TAESDNetworkConfig:
-        return TAESDNetworkConfig(
-            width=8, encoder_blocks=(1,) * (levels + 1), decoder_blocks=(1,) * (levels + 1), latent_norm=True
-        )
+        return TAESDNetworkConfig(width=8, blocks=(1,) * (levels + 1), latent_norm=True)
     if kind is ViTNetworkConfig:
         return ViTNetworkConfig(
             patch=factor, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2
@@ -141,9 +139,9 @@ def test_a_shift_of_the_output_layer_is_a_shift_of_the_image_also_where_it_is_no
     torch.testing.assert_close(network.decode(latents), before + 3)
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not TAESDNetworkConfig])
 def test_the_decoder_in_weight_is_what_the_code_meets_first(kind: type, tmp_path: Path):
-    """Scaling its columns up and the code down is the same image."""
+    """Scaling its columns up and the code down is the same image; not behind TAESD's clamp."""
     network = built(config_of(kind, 4, tmp_path), size=8).requires_grad_(False).network
     latents, scale = torch.randn(2, 2, *(8 // factor for factor in network.downsampling)), torch.tensor([0.5, 4.0])
     before = network.decode(latents)
