@@ -46,7 +46,7 @@ def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dic
         f"# {name}\n\n{description(model)}",
         "![Samples of seed 0](samples.png)",
         f"## Loading it\n\n{LOADING.format(labels=labels)}",
-        f"## Sampling\n\n{sampling(model)}",
+        f"## Sampling\n\n{sampling(model, facts['samples']['steps'])}",
         *origin(run, facts),
     ]
     (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
@@ -66,14 +66,14 @@ def description(model: LatentDiffusion) -> str:
     )
 
 
-def sampling(model: LatentDiffusion) -> str:
+def sampling(model: LatentDiffusion, steps: int) -> str:
     """The noise levels it was trained for, and the settings of the picture above."""
     grid = model.config.sampling
     guided = model.classes and model.config.trained_with_condition_dropout
     guidance = "classifier-free guidance 2" if guided else "no guidance"
     return (
         f"Noise levels from {grid.sigma_max:g} down to {grid.sigma_min:g} (ρ = {grid.rho:g}), in units of the latents'"
-        f" standard deviation. The picture is seed 0 with the default settings: Heun's method, 18 steps, {guidance}."
+        f" standard deviation. The picture is of seed 0, with Heun's method, {steps} steps and {guidance}."
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ldm.checkpoint import write_folder_atomically
+from ldm.config.yaml_file import read_yaml
 from ldm.errors import CheckpointError, ConfigError
 from ldm.export import diffusion_card, model_card
 from ldm.export.autoencoder import ExportRequest, check_out, finish_folder
@@ -22,8 +23,14 @@ TOLERANCE = 1e-3  # the largest difference of a pixel, over the range from black
 
 
 def is_diffusion_model(source: str) -> bool:
-    """Whether it is a finished run of train_diffusion.py, or what an earlier export wrote."""
-    return (Path(source) / "unet" / "config.json").is_file()
+    """Whether it is a run of train_diffusion.py, finished or not, or what an earlier export wrote."""
+    folder = Path(source)
+    if (folder / "unet" / "config.json").is_file():
+        return True
+    if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
+        return False
+    given = read_yaml(folder / "config.yaml")
+    return isinstance(given, dict) and "denoiser" in given
 
 
 def export_diffusion_model(request: ExportRequest) -> dict[str, Any]:
@@ -38,6 +45,7 @@ def export_diffusion_model(request: ExportRequest) -> dict[str, Any]:
     model = LatentDiffusion.load(request.source, device)
     images = drawn(model, SAMPLES)
     facts: dict[str, Any] = {"format": request.format, "kind": "diffusion model", "tolerance": TOLERANCE}
+    facts |= {"samples": {"num": SAMPLES, "steps": STEPS, "seed": 0}}
     facts["command"] = model_card.without_places(request.command)
 
     def write(folder: Path) -> None:

@@ -25,6 +25,7 @@ from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import exit_code_of
 from ldm.evaluation.held_out import latent_statistics
 from ldm.export.autoencoder import FORMATS
+from ldm.export.compvis_network import CompVisAutoencoder
 from ldm.export.load_run import load_run
 from tests.support.diffusers_process import in_another_process
 from tests.support.fine_tuning import fine_tuning, save_foreign_autoencoder
@@ -144,14 +145,26 @@ def test_any_source_and_every_way_back_is_the_same_autoencoder(wide, tmp_path, c
 
 
 def test_comfyui_gets_the_network_it_takes_for_granted_at_the_scale_it_multiplies_by(tmp_path, capsys):
-    theirs = kl((128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, scaling_factor=1.7)
-    theirs.save_pretrained(tmp_path / "given")
-    outcome = exported(capsys, tmp_path / "given", "--format", "comfyui", "--out", tmp_path / "mine")
-    assert outcome.code == 0, outcome.err
-    names = load_file(tmp_path / "mine" / "mine.safetensors")
-    assert len(names) == 248 and names["encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
-    assert json.loads((tmp_path / "mine" / "config.json").read_text())["scaling_factor"] == 0.18215
-    assert "models/vae" in (tmp_path / "mine" / "README.md").read_text()
+    """Attention in the middle too, which this one lacks; in half precision, and strictly."""
+    given, out = tmp_path / "given", tmp_path / "mine"
+    shape = {"layers_per_block": 2, "norm_num_groups": 32, "mid_block_add_attention": False, "scaling_factor": 1.7}
+    kl((128, 256, 512, 512), **shape).save_pretrained(given)
+    outcome = exported(capsys, given, "--format", "comfyui", "--dtype", "fp16", "--out", out)
+    assert outcome.code == 0 and "0.01 is allowed in fp16" in outcome.out, outcome
+    tensors = load_file(out / "mine.safetensors")
+    assert len(tensors) == 248 and tensors["encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert json.loads((out / "config.json").read_text())["scaling_factor"] == 0.18215
+    assert "models/vae" in (out / "README.md").read_text()
+    fixed = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
+    with torch.device("meta"):
+        host = CompVisAutoencoder(
+            {**fixed, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}, 4
+        )
+    host.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    with torch.no_grad():
+        expected = Autoencoder.load(given).encode(images()).mean
+        assert (host.encode(images()) * 0.18215 - expected).abs().max() < 0.01 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """`ldm export` of a diffusion model: a clean pipeline folder with a card, and refusals of what it cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from ldm.autoencoder.model import Autoencoder
@@ -12,6 +14,12 @@ from tests.autoencoder.formats.test_taesd import tiny
 from tests.export.test_autoencoder import exported, refusal
 from tests.support.miniatures import STAGE_TWO
 from tests.support.scripts import Stage
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    for name, number in (("SAMPLES", 4), ("COMPARED", 2), ("STEPS", 3)):
+        monkeypatch.setattr(diffusion_model, name, number)
 
 
 def test_a_shared_diffusion_model_does_not_carry_checkpoints_and_latents(finished_diffusion, tmp_path, capsys):
@@ -41,6 +49,12 @@ def test_a_model_whose_samples_are_others_is_not_left_behind(finished_diffusion,
     outcome = exported(capsys, finished_diffusion, "--format", "diffusers", "--out", tmp_path / "out")
     refusal(outcome, 4, "samples by", "nothing was left behind")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_diffusion_run_is_not_said_to_have_an_autoencoder(finished_diffusion, tmp_path, capsys):
+    shutil.copytree(finished_diffusion, tmp_path / "run", ignore=shutil.ignore_patterns("unet", "vae", "checkpoints"))
+    outcome = exported(capsys, tmp_path / "run", "--format", "diffusers", "--out", tmp_path / "out")
+    refusal(outcome, 4, "not a finished run of train_diffusion.py")
 
 
 def test_a_diffusion_model_is_not_written_in_the_form_of_an_autoencoder(finished_diffusion, tmp_path, capsys):

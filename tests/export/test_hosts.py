@@ -12,15 +12,14 @@ from safetensors.torch import load_file
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.cli import export
+from ldm.errors import ConfigError
 from ldm.export import compvis_network
-from ldm.export.autoencoder import HOSTS
+from ldm.export.autoencoder import HOSTS, ExportRequest, resolved_scale
 from ldm.export.compvis_network import CompVisAutoencoder
 from ldm.export.written import TOLERANCES
 from tests.autoencoder.formats.test_taesd import tiny
 from tests.export.test_autoencoder import compvis_kl, exported, images, kl, refusal
 from tests.support.scripts import Stage
-
-SDVAE = ((128, 256, 512), ("DownEncoderBlock2D",) * 3)
 
 
 def compvis_of(folder: Path) -> CompVisAutoencoder:
@@ -111,24 +110,14 @@ def test_latents_are_not_left_with_a_mean_where_the_host_subtracts_a_shift(host,
     torch.testing.assert_close(seen, standardized, rtol=1e-4, atol=1e-4)
 
 
-def test_comfyui_at_f4_is_not_scaled_like_stable_diffusion_at_f8(tmp_path, capsys):
-    """It takes such a shape for the upscaler's, and multiplies by that one's factor; its network is built of names."""
-    kl(SDVAE[0], layers_per_block=2, norm_num_groups=32, mid_block_add_attention=False).save_pretrained(tmp_path / "x")
-    outcome = exported(capsys, tmp_path / "x", "--format", "comfyui", "--dtype", "fp16", "--out", tmp_path / "out")
-    assert outcome.code == 0 and "0.01 is allowed in fp16" in outcome.out, outcome
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["scaling_factor"] == HOSTS["x4"].scale == 0.08333
-    tensors = load_file(tmp_path / "out" / "out.safetensors")
-    assert {value.dtype for value in tensors.values()} == {torch.float16}
-    host = CompVisAutoencoder(
-        {
-            **{"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "dropout": 0.0},
-            **{"ch": 128, "ch_mult": [1, 2, 4], "num_res_blocks": 2, "attn_resolutions": []},
-        },
-        4,
-    ).requires_grad_(False)
-    host.load_state_dict({name: value.float() for name, value in tensors.items()})
-    expected = Autoencoder.load(tmp_path / "x").encode(images(side=8)).mean
-    assert (host.encode(images(side=8)) * 0.08333 - expected).abs().max() < 0.01 * expected.abs().max()
+def test_comfyui_at_f4_is_not_scaled_like_stable_diffusion_at_f8():
+    """It takes such a shape for the upscaler's, and multiplies by that one's factor."""
+    request = ExportRequest("x", Path("out"), "comfyui")
+    for widths, factor in (((128, 256, 512), 0.08333), ((128, 256, 512, 512), 0.18215)):
+        scale = resolved_scale(request, {"latent_channels": 4, "block_out_channels": widths})
+        assert scale is not None and (scale.scale, scale.shift) == (factor, 0)
+    with pytest.raises(ConfigError, match=r"16 latent channels.*--host"):
+        resolved_scale(request, {"latent_channels": 16, "block_out_channels": widths})
 
 
 @pytest.mark.parametrize(
