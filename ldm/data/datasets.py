@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.data.config import SOURCES, DataConfig, DataSourceConfig
 from ldm.data.decoding import UnreadableImage, center_crop, fit
-from ldm.data.split import split_groups
+from ldm.data.split import explain_split, split_groups
 from ldm.errors import DataError
 from ldm.shapes import Images, to_float
 
@@ -57,8 +57,13 @@ class Dataset:
 
     def split(self) -> "tuple[Subset, Subset]":
         """The training images and the held-out ones, as `data.held_out` and `data.split_seed` say."""
-        training, held_out = split_groups(self.groups, self.config.held_out, self.config.split_seed)
+        config, labels = self.config, self.labels if self.classes else None
+        training, held_out = split_groups(self.groups, config.held_out, config.split_seed, labels)
         return Subset(self, training.tolist()), Subset(self, held_out.tolist())
+
+    def split_note(self) -> str:
+        """One sentence on why another fraction than `data.held_out` is held out; empty if it is as asked."""
+        return explain_split(self.groups, self.config.held_out, self.split()[1].indices)
 
     def eval_view(self, index: int) -> Tensor:
         """One image at its depth as evaluation and the latent cache see it: cropped in the center, never mirrored."""
