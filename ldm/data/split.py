@@ -84,7 +84,7 @@ def _groups_of_classes(
 
 
 def _closest(candidates: Sequence[str], sizes: Counter[str], wanted: int) -> list[str]:
-    """The groups whose sizes add up closest to `wanted`, the earlier ones rather than the later; none if there are none.
+    """The groups whose sizes add up closest to `wanted`, earlier ones rather than later ones; one at least, if any.
 
     A subset sum: `last[s]` is the group at which the sum s was first reached, and the sum without it was reached
     before.

@@ -1,5 +1,6 @@
 """The held-out split holds what was asked for, whatever the sizes of groups and classes, or says why not."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,8 +54,6 @@ def test_groups_stay_whole_and_the_order_of_the_list_does_not_matter() -> None:
 
 def prefix_of_the_order(groups: list[str], fraction: float, seed: int) -> list[int]:
     """The split as it was: groups in the order of their hashes until the fraction is reached."""
-    import hashlib
-
     order = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
     chosen: set[str] = set()
     for group in order[:-1]:
@@ -75,7 +74,8 @@ def test_a_split_that_was_right_is_the_same_as_before() -> None:
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason=f"the emoji are not at {EMOJI}")
 def test_the_split_of_the_emoji_is_the_same_as_before() -> None:
-    rows = sorted(map(json.loads, (EMOJI / "metadata.jsonl").open()), key=lambda row: row["file_name"])
+    lines = (EMOJI / "metadata.jsonl").read_text().splitlines()
+    rows = sorted(map(json.loads, lines), key=lambda row: row["file_name"])
     groups, (_, labels) = [row["group"] for row in rows], np.unique([row["label"] for row in rows], return_inverse=True)
     held_out = split_groups(groups, 0.1, 0, labels)[1]
     assert len(held_out) == 378 and explain_split(groups, 0.1, held_out.tolist()) == ""
