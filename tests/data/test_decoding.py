@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import FORMATS, UnreadableImage, center_crop, decode, fit, to_array
 from ldm.data.folder import image_names
+
+register_heif_opener()  # so that Pillow writes HEIC here
 
 WHITE = (255, 255, 255)
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16)[None]
@@ -260,7 +263,8 @@ def test_only_the_first_frame_of_an_animation_is_read() -> None:
 
 
 WHOLE = {name: saved(Image.fromarray(SMOOTH), name) for name in ("JPEG", "GIF", "BMP", "PPM")}
-WHOLE |= {name: saved(Image.merge("RGBA", [Image.fromarray(SMOOTH)] * 4), name) for name in ("PNG", "TIFF", "WEBP")}
+WITH_ALPHA = ("PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "HEIF")
+WHOLE |= {name: saved(Image.merge("RGBA", [Image.fromarray(SMOOTH)] * 4), name) for name in WITH_ALPHA}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -271,7 +275,7 @@ def test_a_truncated_file_is_unreadable(name: str) -> None:
             decoded(WHOLE[name][:length])
 
 
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "JPEG2000", "AVIF", "HEIF"])
 def test_mutated_bytes_give_an_image_or_are_unreadable_and_nothing_else(name: str) -> None:
     rng = np.random.default_rng(0)
     outcomes = set()
