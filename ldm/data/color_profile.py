@@ -1,7 +1,9 @@
 """Color profiles (ICC): pixels that a file says to be of another color space are converted to sRGB."""
 
 import io
+import struct
 from functools import lru_cache
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -30,6 +32,19 @@ def to_srgb(image: Image.Image) -> Image.Image:
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
+
+
+def jpeg2000_profile(file: IO[bytes]) -> bytes | None:
+    """The profile in the header of a JP2 file, which Pillow does not give; None if there is none."""
+    place = file.seek(0)
+    while len(head := file.read(8)) == 8:
+        size, box = struct.unpack(">I4s", head)
+        if box == b"colr" and file.read(3)[:1] == b"\2":  # followed by precedence and approximation, and the profile
+            return file.read(size - 11)
+        if size < 8 or box == b"jp2c":  # the pixels
+            return None
+        place = file.seek(place + (8 if box == b"jp2h" else size))  # jp2h is entered, all others are passed over
+    return None
 
 
 @lru_cache(maxsize=16)  # a folder of photographs has one profile or a few, and building a transform takes a while

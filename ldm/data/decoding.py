@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
 from ldm.data.bit_depth import to_bit_depth, with_channels
-from ldm.data.color_profile import to_srgb
+from ldm.data.color_profile import jpeg2000_profile, to_srgb
 from ldm.data.config import DataConfig
 from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, read_npy, read_tiff
 
@@ -153,6 +153,8 @@ def _decoded(stream: IO[bytes], config: DataConfig, pixel_limit: int) -> np.ndar
         _match_key_to_samples(image)
         with _quiet() if image.format == "TIFF" else nullcontext():  # loading a TIFF reads its headers once more
             image.load()
+        if image.format == "JPEG2000":
+            image.info["icc_profile"] = jpeg2000_profile(stream)
         return _upright(to_array(image, config), _orientation(image))
 
 
