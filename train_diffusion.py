@@ -60,7 +60,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     denoiser = create_denoiser(model)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume(latents.fingerprint)
-    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training.indices))
+    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
     panel = SamplePanel(autoencoder, model, latents, held_out)
 
     for step in run.steps(batches):
