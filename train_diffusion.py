@@ -71,7 +71,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
             step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        return run.report(image=data.shape, latent=latents.shape, training_images=len(training))
+        return run.report(data.shape, latents.shape, training, held_out)
     finalize_diffusion(run, autoencoder, model)
 
 

@@ -76,7 +76,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
             step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        return run.report(image=image, latent=autoencoder.latent_shape(image[1:]), training_images=len(training))
+        return run.report(image, autoencoder.latent_shape(image[1:]), training, held_out)
     finalize_autoencoder(run, training, held_out)
 
 

@@ -181,12 +181,11 @@ class Run:
         per_step = mean(seconds[1:]) * accumulation  # the first is slower
         self.measured = dry_run.Measured(per_step, self.metrics.memory())
 
-    def report(self, *, image: tuple[int, ...], latent: tuple[int, ...], training_images: int) -> None:
-        """After the steps of a dry run: print what the whole run would take."""
+    def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:
+        """After the steps of a dry run: print what the whole run would take, for images and latents of these shapes."""
         modules = {name: state.module for name, state in self.states.items()}
-        for line in dry_run.report(
-            self.config, self.measured, modules, image=image, latent=latent, training_images=training_images
-        ):
+        lines = dry_run.report(self.config, self.measured, modules, image, latent, training, held_out)
+        for line in lines if self.is_main else ():
             self.print(line)
 
     def begin_step(self, number: int) -> None:
