@@ -1,10 +1,66 @@
-"""Names of saved images: one folder of files for a data set of any names."""
+"""Saved images: one folder of files for a data set of any names, whole or not there."""
 
 import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
 
-from ldm.evaluation.saved_images import file_names
+from ldm.data.config import FolderConfig
+from ldm.data.datasets import Subset, open_dataset
+from ldm.errors import CheckpointError
+from ldm.evaluation.saved_images import SavedImages, file_names
+from ldm.training.processes import Processes
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    yield Processes("cpu")
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def drawings(shapes_folder: Path) -> Subset:
+    return Subset(open_dataset(FolderConfig(path=str(shapes_folder), size=16)), [3, 40])
+
+
+def written(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*.png")}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_up_to_four_channels_come_back_as_they_were(drawings, processes, tmp_path, channels):
+    saved = SavedImages(tmp_path / "new", drawings)
+    pixels = torch.randint(0, 256, (2, channels, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with saved.open(processes):
+        saved.write([3, 40], pixels, 255 - pixels)
+    assert written(tmp_path) == {
+        f"new/{p}/{n}.png" for p in ("images", "reconstructions") for n in ("disc-03", "square-10")
+    }
+    for part, expected in (("images", pixels[1]), ("reconstructions", 255 - pixels[1])):
+        with Image.open(tmp_path / "new" / part / "square-10.png") as image:
+            found = torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(5, 7, channels)
+        assert torch.equal(found, expected.permute(1, 2, 0))
+
+
+def test_an_interrupted_evaluation_leaves_no_half_of_a_folder(drawings, processes, tmp_path):
+    saved = SavedImages(tmp_path / "new", drawings)
+    with pytest.raises(KeyboardInterrupt), saved.open(processes):
+        saved.write([3], *torch.zeros(2, 1, 3, 4, 4, dtype=torch.uint8))
+        assert written(tmp_path) and not (tmp_path / "new").exists()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_comes_to_lie_there_meanwhile_is_not_replaced(drawings, processes, tmp_path):
+    saved = SavedImages(tmp_path / "new", drawings)
+    with pytest.raises(CheckpointError, match=f"could not write {tmp_path / 'new'}: "), saved.open(processes):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "mine.png").write_bytes(b"mine")
+    assert written(tmp_path) == {"new/mine.png"} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_image_keeps_the_name_of_its_file():
