@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ldm.autoencoder.config import PerceptualConfig
+from ldm.cli.interruption import prompt_interrupt
 from ldm.config.command_line import Parser
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
@@ -84,6 +85,12 @@ def split_of(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
     options = parsed(arguments)
+    with prompt_interrupt():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, write the files that were asked for, and print the table."""
     run_config = vae_config_of(options.run)
     run_data = None if run_config is None else run_config.data
     size = None if options.size is None else size_of(options.size)
@@ -100,11 +107,8 @@ def main(arguments: list[str]) -> None:
 
     def prepared() -> Any:
         autoencoder = Autoencoder.load(options.run).requires_grad_(False)
-        if not autoencoder.decodes_images and (options.lpips, options.fid, options.save_images) != (
-            "none",
-            "none",
-            None,
-        ):
+        needs_images = options.save_images or (options.lpips, options.fid) != ("none", "none")
+        if needs_images and not autoencoder.decodes_images:
             flags = "--lpips, --fid and --save-images"
             raise ConfigError(f"{flags} are for images, and {options.run} decodes to normalized patches")
         channels = autoencoder.network.image_channels

@@ -34,7 +34,8 @@ SSIM = (
 )
 MS_SSIM = (
     f"five scales, each the 2 x 2 means of the one before, to the powers {' '.join(map(str, MS_SSIM_POWERS))}; windows"
-    f" as for ssim; of each channel, then their mean; for images with sides below {MS_SSIM_SIDE} pixels, none"
+    " as for ssim; negative factors count as 0; of each channel, then their mean; for images with sides below"
+    f" {MS_SSIM_SIDE} pixels, none"
 )
 PACKAGES = (
     "latent-diffusion-trainer",
@@ -121,7 +122,7 @@ def feature_distances(
     kernel = {
         "name": extractor.kernel_name,
         **source,
-        "estimate": "squared MMD, unbiased, kernel (x y / dimensions + 1)^3; mean over the subsets",
+        "estimate": "squared MMD, unbiased, kernel (x y / dimensions + 1)^3; mean over the subsets of torch-fidelity",
         "subsets": KID_SUBSETS if count > KID_SUBSET else 1,
         "subset_size": min(KID_SUBSET, count),
     }

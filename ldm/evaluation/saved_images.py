@@ -33,7 +33,8 @@ class SavedImages:
             raise ConfigError(
                 f"--save-images writes PNG files, of 1 to {max(MODES)} channels, {channels}: leave it out"
             )
-        self.folder, self.partial = folder, folder.with_name(f"{folder.name}.partial")
+        self.folder = folder.resolve()
+        self.partial = self.folder.with_name(f"{self.folder.name}.partial")
         names = [images.dataset.names[index] for index in images.indices]
         self.names = dict(zip(images.indices, file_names(names), strict=True))
 
