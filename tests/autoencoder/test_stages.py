@@ -234,7 +234,7 @@ def test_a_penalty_on_the_code_is_on_the_code_of_the_layer():
     objective = staged(layer_stage(1), layer_stage(3), penalties=PenaltiesConfig(l1=L1Penalty(weight=1.0)))
     network = objective.autoencoder.network
     code = network.encode_layer(1, batch().images)
-    found = losses(objective, 0).terms["l1"] * batch().images[0].numel()
+    found = losses(objective, 0).terms["l1_sparsity"] * batch().images[0].numel()
     torch.testing.assert_close(found, code.abs().sum() / 6, rtol=1e-9, atol=0)
 
 
