@@ -9,7 +9,7 @@ from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataSourceConfig
 from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig
 from ldm.errors import CheckpointError, ConfigError
-from ldm.training.config import OptimConfig, RunConfig, check_run_format
+from ldm.training.config import AdamWConfig, OptimConfig, RunConfig, check_run_format
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TrainVAEConfig:
     data: DataSourceConfig
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ReconstructionObjectiveConfig = field(default_factory=ReconstructionObjectiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=AdamWConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -31,7 +31,7 @@ class TrainDiffusionConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: DenoisingObjectiveConfig = field(default_factory=DenoisingObjectiveConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=AdamWConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 

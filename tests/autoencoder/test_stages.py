@@ -41,7 +41,7 @@ from ldm.batch import ImageBatch, Losses
 from ldm.corruption import GaussianNoise, Mask
 from ldm.errors import ConfigError
 from ldm.randomness import seed_weights
-from ldm.training.config import OptimConfig
+from ldm.training.config import AdamWConfig
 from ldm.training.optim import learning_rate
 from tests.support.losses import checked_objective, losses_of
 from tests.support.runs import lose_everything_after, train_alike
@@ -380,7 +380,7 @@ def test_what_another_stage_trains_keeps_its_bytes_in_a_real_run(in_thirds: Path
 
 def test_the_learning_rate_goes_through_its_schedule_in_every_stage(in_thirds: Path):
     found = [line["lr"] for line in metrics(in_thirds) if "lr" in line]
-    optim = OptimConfig(lr=1e-2, warmup=2)
+    optim = AdamWConfig(lr=1e-2, warmup=2)
     expected = [learning_rate(optim, step, steps) for steps in (3, 6, 3) for step in range(steps)]
     assert found == pytest.approx(expected, rel=1e-12) and len(found) == 12
 
