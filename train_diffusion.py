@@ -34,6 +34,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     config, data = with_data_from(source, config)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
+    from ldm.data.found import what_was_found
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import SamplePanel
     from ldm.export.finalize import finalize_diffusion
@@ -47,6 +48,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
         return
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.unreadable)
+    run.print(what_was_found(dataset))
     training, held_out = dataset.split()
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
     check_latent_shape(config.denoiser, autoencoder.latent_shape(data.sides))
