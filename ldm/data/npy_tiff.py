@@ -24,7 +24,8 @@ class Stored:
 def read_npy(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
     """An array of height x width, or with its channels last or first; last if both axes are `channels` long.
 
-    The header is checked before any data are read, and nothing is unpickled. Raises ValueError, or what NumPy raises.
+    The header is checked before any data are read, and nothing is unpickled. Raises ValueError, or what NumPy raises;
+    also for 32 and 64 bits whose values never exceed 255, for those are bytes that were stored too wide.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -40,6 +41,11 @@ def read_npy(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
     _check(found, height, width, channels=channels, pixel_limit=pixel_limit)
     file.seek(0)
     values = np.load(file, allow_pickle=False).astype(dtype.newbyteorder("="), copy=False)
+    if dtype.kind in "ui" and dtype.itemsize > 2 and 0 < (most := values.max()) <= 255:  # as np.array makes of lists
+        raise ValueError(
+            f"{dtype} values up to {most} would be nearly black, as 65535 is white: save them with .astype(np.uint8),"
+            " or with .astype(np.uint16) if they are that dark"
+        )
     return Stored(values[None] if values.ndim == 2 else values.transpose(2, 0, 1) if last else values)
 
 
