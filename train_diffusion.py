@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.config.command_line import Option, parse
 from ldm.errors import exit_code_of
-from ldm.script_configs import TrainDiffusionConfig, with_data_from
+from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_autoencoder
 
 OPTIONS = {
     "autoencoder": Option(
@@ -18,7 +18,14 @@ OPTIONS = {
 
 
 def main(arguments: list[str]) -> None:
-    command = parse(TrainDiffusionConfig, arguments, prog="train_diffusion.py", description=__doc__, options=OPTIONS)
+    command = parse(
+        TrainDiffusionConfig,
+        arguments,
+        prog="train_diffusion.py",
+        description=__doc__,
+        options=OPTIONS,
+        inherited={"data": data_of_autoencoder},
+    )
     options = command.options
     out, cache, source = Path(str(options["out"])), options["cache"], options["autoencoder"]
     train(
@@ -31,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 
 def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, dry: bool = False) -> None:
-    config, data = with_data_from(source, config)
+    data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.found import what_was_found

@@ -21,11 +21,7 @@ def main(arguments: list[str]) -> None:
 def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.autoencoder.config_checks import check_compatibility
-    from ldm.autoencoder.losses.discriminator import (
-        DiscriminatorObjective,
-        SaturationMonitor,
-        create_discriminator,
-    )
+    from ldm.autoencoder.losses.discriminator import DiscriminatorObjective, SaturationMonitor, create_discriminator
     from ldm.autoencoder.model import create_trainable
     from ldm.autoencoder.objective import ReconstructionObjective
     from ldm.data.batches import ImageBatches

@@ -125,15 +125,16 @@ def _in_zip(archive: Path) -> Iterator[tuple[str, Member]]:
 
 
 def _in_tar(archive: Path) -> Iterator[tuple[str, Member]]:
-    length = archive.stat().st_size
     with tarfile.open(archive, "r:") as file:
         for info in file:
-            if not info.isreg() or info.issparse():
-                continue
-            if info.offset_data + info.size > length:
-                raise DataError(f"{archive} is cut short: {info.name} goes on beyond its end")
-            yield _plain(info.name), Member(info.offset_data, info.size, info.size)
+            if info.isreg() and not info.issparse():
+                yield _plain(info.name), Member(info.offset_data, info.size, info.size)
             file.members.clear()  # type: ignore[attr-defined]  # which it keeps, at a kilobyte each
+        end = file.offset  # of the header that was the last one for tarfile, be it damaged or none
+    with open(archive, "rb") as raw:
+        raw.seek(end)
+        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{archive} is cut short or damaged: it has no end after {end:,} bytes; copy it again")
 
 
 def _plain(name: str) -> str:

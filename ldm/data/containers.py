@@ -28,6 +28,7 @@ class Container:
 
     name: re.Pattern[str]
     listing: Callable[[Path, FolderConfig], Listing]
+    beside: re.Pattern[str] = re.compile(r"")  # files that belong to it
 
 
 def list_archive(file: Path, config: FolderConfig) -> Listing:
@@ -42,7 +43,7 @@ CONTAINERS = (
     Container(re.compile(r".+\.(zip|tar|tar\.\w+|tgz|tbz2?|txz)"), list_archive),
     Container(re.compile(r".+\.(parquet|pq)"), list_parquet),
     Container(re.compile(r".+\.npz"), list_npz),
-    Container(re.compile(r".*images.*idx3.*"), list_idx),
+    Container(re.compile(r".*images.*idx3.*"), list_idx, re.compile(r".*labels.*idx1.*")),
     Container(re.compile(r".+\.npy"), list_npy),
 )
 READ = "a folder of images, .zip, .tar, .parquet, .npz, .npy"
@@ -87,7 +88,8 @@ def _of_folder(path: Path, config: FolderConfig) -> Listing:
             files = [name for name in tree.names if container.name.fullmatch(name.lower())]
             if files and listing is None:
                 listing = _of_files([path / name for name in files], path, config)
-                listing.passed_over.update(ending_of(name) for name in tree.names if name not in set(files))
+                others = [name for name in tree.names if not container.beside.fullmatch(name.lower())]
+                listing.passed_over.update(ending_of(name) for name in others if name not in set(files))
         if listing is None and (other := unread_format(tree.names)):
             raise DataError(f"data.path {path} holds no images that can be read: {other}")
     listing = listing or list_tree(tree, config)

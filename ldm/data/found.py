@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ldm.data.datasets import Dataset
+from ldm.data.decoding import NEEDS
 
 ALL_CLASSES = 6  # so many are all listed; of more the largest and the smallest
 
@@ -48,4 +49,6 @@ def _files(count: int) -> str:
 
 def _listed(passed_over: Mapping[str, int]) -> str:
     found: Sequence[tuple[str, int]] = Counter(passed_over).most_common()
-    return ", ".join([f"{ending} {count:,}" for ending, count in found[:5]] + ["..."] * (len(found) > 5))
+    shown = [f"{ending} {count:,}" for ending, count in found[:5]] + ["..."] * (len(found) > 5)
+    advice = dict.fromkeys(f"; to read {ending}: {NEEDS[ending]}" for ending, _ in found if ending in NEEDS)
+    return ", ".join(shown) + "".join(advice)

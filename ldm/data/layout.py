@@ -20,13 +20,13 @@ FEW = 0.01  # the share of images beside class folders that are passed over inst
 
 def list_tree(tree: FileTree, config: FolderConfig) -> Listing:
     """The images of a folder or an archive by name: those that its metadata names, or all that lie in it."""
-    images, notes = [name for name in tree.names if is_image(name)], []
+    images, unnamed = [name for name in tree.names if is_image(name)], 0
+    notes: list[str] = []
     files = metadata_files(tree)
     entries = _of_metadata(tree, files, config)
     if entries is not None:
         _check_covered(tree, images, files, config)
-        if unnamed := len(set(images) - {entry.name for entry in entries}):
-            notes.append(f"{unnamed:,} images that no metadata names are passed over")
+        unnamed = len(set(images) - {entry.name for entry in entries})
     else:
         if not images:
             raise DataError(f"{tree.place} holds no images; looked for {' '.join(EXTENSIONS)}{_others(tree)}")
@@ -38,11 +38,9 @@ def list_tree(tree: FileTree, config: FolderConfig) -> Listing:
     if config.labels == "metadata" and all(entry.label is None for entry in entries):
         raise DataError(f"{tree.place} has no metadata that says {config.label_column}, as data.labels metadata asks")
     if config.labels == "folder" or (config.labels == "auto" and not files and not sidecars):
-        entries, more = _with_folder_labels(tree, entries, config)
-        notes += more
+        entries, notes = _with_folder_labels(tree, entries, config)
     passed_over, captions = _passed_over(tree, images, sidecars | set(files.values()))
-    notes += [f"captions ({ending}) are not used: {count:,}" for ending, count in captions.items()]
-    return Listing(entries, tree, passed_over, notes)
+    return Listing(entries, tree, passed_over, captions, unnamed, notes)
 
 
 def _of_metadata(tree: FileTree, files: dict[str, str], config: FolderConfig) -> list[Entry] | None:

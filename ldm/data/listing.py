@@ -38,8 +38,16 @@ class Listing:
     entries: list[Entry]
     store: ImageStore
     passed_over: Counter[str] = field(default_factory=Counter)  # other files, counted by ending
+    captions: Counter[str] = field(default_factory=Counter)  # text beside images, which is not used, by ending
+    unnamed: int = 0  # images that metadata does not name
     notes: list[str] = field(default_factory=list)  # what else a person should know, each a part of a sentence
     patterns_used: set[str] = field(default_factory=set)  # those of `data.exclude` that left something out
+
+    def all_notes(self) -> list[str]:
+        """The notes, and what was counted beside the files passed over."""
+        unnamed = [f"{self.unnamed:,} images that no metadata names are passed over"] if self.unnamed else []
+        captions = [f"captions ({ending}) are not used: {count:,}" for ending, count in self.captions.items()]
+        return [*self.notes, *unnamed, *captions]
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ def joined(listings: dict[str, Listing]) -> Listing:
     whole = Listing(entries, StoreOfSeveral({file: each.store for file, each in listings.items()}))
     for listing in listings.values():
         whole.passed_over.update(listing.passed_over)
+        whole.captions.update(listing.captions)
+        whole.unnamed += listing.unnamed
         whole.notes += [note for note in listing.notes if note not in whole.notes]
         whole.patterns_used |= listing.patterns_used
     return whole

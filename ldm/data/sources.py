@@ -76,7 +76,7 @@ def folder(config: FolderConfig) -> Dataset:
         held_out_split=held_out or "",
         is_held_out=np.array([entry.split == held_out for entry in entries]) if held_out else None,
         passed_over=listing.passed_over,
-        notes=(*notes, *listing.notes),
+        notes=(*notes, *listing.all_notes()),
     )
 
 

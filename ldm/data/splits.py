@@ -72,6 +72,9 @@ def choose_splits(
     check_labels(used, place)
     _check_classes(used, training, place)
     notes = [f"split {training} is trained on"]
+    sides = [{entry.group for entry in used if (entry.split == training) == side} for side in (True, False)]
+    if shared := len(sides[0] & sides[1]):
+        notes.append(f"{shared:,} groups are on both sides of the split")
     unused = [f"{split or 'no split'} {size:,}" for split, size in sizes.items() if split not in (training, held_out)]
     return used, held_out, notes + ([f"not used: {', '.join(unused)}"] if unused else [])
 
