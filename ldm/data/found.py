@@ -18,10 +18,10 @@ def what_was_found(dataset: Dataset) -> str:
     """
     images = f"{len(dataset):,} image{'s' * (len(dataset) != 1)}"
     classes = f" in {_classes(dataset)}" if dataset.classes else ", no classes"
-    parts = [f"{images}{classes}, {_held_out(dataset)}", *dataset.notes]
+    parts = [f"{images}{classes}, {_held_out(dataset)}", dataset.split_note(), *dataset.notes]
     if dataset.passed_over:
         parts.append(f"{_files(sum(dataset.passed_over.values()))} passed over ({_listed(dataset.passed_over)})")
-    return "; ".join(filter(None, [*parts, dataset.split_note()]))
+    return "; ".join(filter(None, parts))
 
 
 def _classes(dataset: Dataset) -> str:

@@ -45,7 +45,7 @@ class Listing:
 
     def all_notes(self) -> list[str]:
         """The notes, and what was counted beside the files passed over."""
-        unnamed = [f"{self.unnamed:,} images that no metadata names are passed over"] if self.unnamed else []
+        unnamed = [f"passed over, as no metadata names them: {self.unnamed:,} images"] if self.unnamed else []
         captions = [f"captions ({ending}) are not used: {count:,}" for ending, count in self.captions.items()]
         return [*self.notes, *unnamed, *captions]
 
