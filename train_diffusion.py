@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ldm.config.command_line import Option, parse
+from ldm.config.command_line import Command, Option, parse
 from ldm.errors import exit_code_of
 from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_autoencoder
 
@@ -18,14 +18,7 @@ OPTIONS = {
 
 
 def main(arguments: list[str]) -> None:
-    command = parse(
-        TrainDiffusionConfig,
-        arguments,
-        prog="train_diffusion.py",
-        description=__doc__,
-        options=OPTIONS,
-        inherited={"data": data_of_autoencoder},
-    )
+    command = read(arguments)
     options = command.options
     out, cache, source = Path(str(options["out"])), options["cache"], options["autoencoder"]
     train(
@@ -34,6 +27,17 @@ def main(arguments: list[str]) -> None:
         source=str(source) if source else None,
         cache=Path(str(cache)) if cache else out / "latents",
         dry=bool(options["dry-run"]),
+    )
+
+
+def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
+    return parse(
+        TrainDiffusionConfig,
+        arguments,
+        prog="train_diffusion.py",
+        description=__doc__,
+        options=OPTIONS,
+        inherited={"data": data_of_autoencoder},
     )
 
 

@@ -3,12 +3,10 @@
 import gzip
 import math
 import struct
-import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +26,24 @@ IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 class StackedImages:
     """Images along the first axis of arrays; a name is the number of the image, behind its split if there is one."""
 
-    arrays: dict[str, tuple[Path, str]]  # by split, or under an empty name: the file, and the array in it
+    file: Path
+    arrays: dict[str, np.ndarray]  # by split, or under an empty name
 
     def image(self, name: str, config: FolderConfig) -> np.ndarray:
         """The decoded image, or UnreadableImage."""
-        split, _, number = name.rpartition("/")
-        file, key = self.arrays[split]
         try:
-            return _decoded(_array(file, key), int(number), config)
+            return _decoded(self._stored(name), config)
         except ValueError as error:
-            raise UnreadableImage(f"{file}, {key or 'image'} {int(number)}", str(error)) from error
+            raise UnreadableImage(f"{self.file}, image {name}", str(error)) from error
 
     def checksum(self, name: str) -> list[int]:
         """Size in bytes, and CRC-32 of the first 64 KiB."""
-        split, _, number = name.rpartition("/")
-        content = _array(*self.arrays[split])[int(number)].tobytes()
+        content = self._stored(name).tobytes()
         return [len(content), zlib.crc32(content[: 2**16])]
+
+    def _stored(self, name: str) -> np.ndarray:
+        split, _, number = name.rpartition("/")
+        return np.asarray(self.arrays[split][int(number)])
 
 
 def list_npz(file: Path, config: FolderConfig) -> Listing:
@@ -61,29 +61,35 @@ def list_npz(file: Path, config: FolderConfig) -> Listing:
             )
         pairs = {"": (images, next((key for key in PLAIN_LABELS if key in keys), ""))}
     entries: list[Entry] = []
+    store = StackedImages(file, {})
     for split, (images, labels) in pairs.items():
+        store.arrays[split] = _array(file, images)
         found = _array(file, labels) if labels and config.labels != "none" else None
-        entries += _entries(file, split, _array(file, images), found)
+        entries += _entries(file, split, store.arrays[split], found)
     _check_labeled(entries, config, file)
-    return Listing(entries, StackedImages({split: (file, images) for split, (images, _) in pairs.items()}))
+    return Listing(entries, store)
 
 
 def list_npy(file: Path, config: FolderConfig) -> Listing:
     """The images along the first axis of an .npy."""
-    entries = _entries(file, "", _array(file, ""), None)
+    stack = _array(file)
+    entries = _entries(file, "", stack, None)
     _check_labeled(entries, config, file)
-    return Listing(entries, StackedImages({"": (file, "")}))
+    return Listing(entries, StackedImages(file, {"": stack}))
 
 
 def list_idx(file: Path, config: FolderConfig) -> Listing:
     """The images of an idx3 file of the MNIST family, with the labels of the idx1 file beside it, gzipped or not."""
     labels = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
-    found = _array(labels, "") if labels != file and labels.is_file() and config.labels != "none" else None
+    stack, found = (
+        _array(file),
+        _array(labels) if labels != file and labels.is_file() and config.labels != "none" else None,
+    )
     words = file.name.replace(".", "-").split("-")
     split = next((word for word in words if split_named(word)), "") if config.split != "none" else ""
-    entries = _entries(file, split, _array(file, ""), found)
+    entries = _entries(file, split, stack, found)
     _check_labeled(entries, config, file)
-    return Listing(entries, StackedImages({split: (file, "")}))
+    return Listing(entries, StackedImages(file, {split: stack}))
 
 
 def _entries(file: Path, split: str, images: np.ndarray, labels: np.ndarray | None) -> list[Entry]:
@@ -130,17 +136,8 @@ def _keys_of_npz(file: Path) -> list[str]:
         raise DataError(f"{file} is damaged or no .npz: {error}") from error
 
 
-# A stack is loaded once in a process, before workers are forked, and is theirs too; an .npy is mapped.
-_loading = threading.Lock()
-
-
-def _array(file: Path, key: str) -> np.ndarray:
-    with _loading:
-        return _loaded(file, key)
-
-
-@lru_cache(maxsize=8)
-def _loaded(file: Path, key: str) -> np.ndarray:
+def _array(file: Path, key: str = "") -> np.ndarray:
+    """An array of a file, in memory, or mapped if it is an .npy."""
     try:
         if key:
             with np.load(file, allow_pickle=False) as arrays:
@@ -172,13 +169,12 @@ def _read_idx(file: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _decoded(array: np.ndarray, number: int, config: FolderConfig) -> np.ndarray:
-    """One image of a stack; channels are the last axis unless only the second is as short as channels are."""
-    values = np.asarray(array[number])
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+def _decoded(values: np.ndarray, config: FolderConfig) -> np.ndarray:
+    """One image of a stack; the channels are the last axis or the first, as in a file of one image."""
+    values, channels = values.astype(values.dtype.newbyteorder("="), copy=False), config.channels
     if values.ndim == 2:
         values = values[None]
-    elif values.shape[2] in (config.channels, 1, 2, 3, 4) or values.shape[0] not in (config.channels, 1, 2, 3, 4):
+    elif values.shape[2] == channels or (values.shape[0] != channels and values.shape[2] <= values.shape[0]):
         values = values.transpose(2, 0, 1)
     height, width = values.shape[1:]
     if not 0 < height * width <= config.pixel_limit:

@@ -30,7 +30,7 @@ class ParquetImages:
         group = self._group(row)
         try:
             with _reading:
-                content = _row_group(self.file, self.column, group)[row - self.starts[group]]
+                content = _row_group(self.file, self.column, group, _version(self.file))[row - self.starts[group]]
         except (OSError, ValueError) as error:
             raise UnreadableImage(path, " ".join(str(error).split())) from error
         if content is None:
@@ -42,7 +42,7 @@ class ParquetImages:
 
     def checksum(self, name: str) -> list[int]:
         """Sizes of the image's row group, and CRC-32 of its first 64 KiB: rows are not read for it."""
-        return list(_group_checksum(self.file, self.column, self._group(int(name))))
+        return list(_group_checksum(self.file, self.column, self._group(int(name)), _version(self.file)))
 
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -131,15 +131,20 @@ def _class_names(schema: Any, column: str) -> list[str]:
 _reading = threading.Lock()
 
 
+def _version(file: Path) -> int:
+    """Tells a file from what was written over it."""
+    return file.stat().st_mtime_ns
+
+
 @lru_cache(maxsize=4)
-def _row_group(file: Path, column: str, group: int) -> list[bytes | None]:
+def _row_group(file: Path, column: str, group: int, version: int) -> list[bytes | None]:
     with _pyarrow_parquet(str(file)).ParquetFile(file) as opened:
         values = opened.read_row_group(group, columns=[column], use_threads=False).column(column).to_pylist()
     return [value.get("bytes") if isinstance(value, dict) else value for value in values]
 
 
 @lru_cache(maxsize=1)
-def _group_checksum(file: Path, column: str, group: int) -> tuple[int, ...]:
+def _group_checksum(file: Path, column: str, group: int, version: int) -> tuple[int, ...]:
     with _pyarrow_parquet(str(file)).ParquetFile(file) as opened:
         found = opened.metadata.row_group(group)
         chunks = [found.column(number) for number in range(found.num_columns)]

@@ -37,10 +37,10 @@ def zipped(folder: Path, root: str = "") -> Path:
     return folder.with_suffix(".zip")
 
 
-def tarred(folder: Path, root: str = ".") -> Path:
+def tarred(folder: Path, root: str = "") -> Path:
     """A tar beside the folder, of all that is in it, below `root`."""
     with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
-        archive.add(folder, root)
+        archive.add(folder, root or ".")
     return folder.with_suffix(".tar")
 
 
