@@ -73,6 +73,9 @@ def list_npz(file: Path, config: FolderConfig) -> Listing:
 def list_npy(file: Path, config: FolderConfig) -> Listing:
     """The images along the first axis of an .npy."""
     stack = _array(file)
+    if stack.ndim == 3 and stack.shape[2] <= 4 and min(stack.shape[:2]) > stack.shape[2]:
+        shape = " x ".join(map(str, stack.shape))
+        raise DataError(f"data.path {file} is one image of {shape} values: give the folder that it lies in")
     entries = _entries(file, "", stack, None)
     _check_labeled(entries, config, file)
     return Listing(entries, StackedImages(file, {"": stack}))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ldm.data.config import FolderConfig
-from ldm.data.decoding import EXTENSIONS
+from ldm.data.decoding import EXTENSIONS, NEEDS
 from ldm.data.file_tree import FileTree, ending_of, is_image
 from ldm.data.listing import Entry, Listing
 from ldm.data.metadata import check_label, described, metadata_files
@@ -214,4 +214,5 @@ def _passed_over(tree: FileTree, images: Sequence[str], used: set[str]) -> tuple
 def _others(tree: FileTree) -> str:
     found, _ = _passed_over(tree, [], set())
     shown = ", ".join(f"{ending} {count:,}" for ending, count in found.most_common(5))
-    return f"; found {shown}" if shown else ""
+    advice = dict.fromkeys(f"; to read {ending}: {NEEDS[ending]}" for ending in found if ending in NEEDS)
+    return f"; found {shown}{''.join(advice)}" if shown else ""

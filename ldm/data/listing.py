@@ -95,14 +95,14 @@ def joined(listings: dict[str, Listing]) -> Listing:
     return whole
 
 
-def check_labels(entries: Sequence[Entry], place: str) -> None:
+def check_labels(entries: Sequence[Entry], place: str, advice: str = "") -> None:
     """Raise DataError unless every image has a label or none has."""
     with_label = next((entry.name for entry in entries if entry.label is not None), None)
     without = next((entry.name for entry in entries if entry.label is None), None)
     if with_label is not None and without is not None:
         raise DataError(
             f"{place}: {with_label} has a label and {without} has none: give every image one, or read all without"
-            " by --data.labels none"
+            f" by --data.labels none{advice}"
         )
 
 

@@ -69,7 +69,7 @@ def choose_splits(
             raise ConfigError(f"data.held_out_split {config.held_out_split} is the split that is trained on")
         held_out = None
     used = [entry for entry in entries if entry.split in (training, held_out)]
-    check_labels(used, place)
+    check_labels(used, place, f", or leave {held_out} out by --data.held-out-split none" if held_out else "")
     _check_classes(used, training, place)
     notes = [f"split {training} is trained on"]
     sides = [{entry.group for entry in used if (entry.split == training) == side} for side in (True, False)]

@@ -188,11 +188,17 @@ def test_another_format_is_an_empty_folder_without_advice(tmp_path: Path, name: 
         opened(tmp_path / name)
 
 
-def test_a_single_image_or_a_text_is_an_empty_folder(tmp_path: Path) -> None:
+def test_a_single_image_or_a_text_is_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, {"a.pgm": gray(1), "b.md": "x", "none/b.xyz": "x", "none/c.xyz": "x"})
     with pytest.raises(DataError, match=r"a\.pgm is one image: give the folder that it lies in"):
         opened(tmp_path / "a.pgm")
+    np.save(tmp_path / "a.npy", np.zeros((5, 6, 3), np.uint8))
+    with pytest.raises(DataError, match=r"a\.npy is one image of 5 x 6 x 3 values: give the folder"):
+        opened(tmp_path / "a.npy")
     with pytest.raises(DataError, match=r"b\.md is not a folder of images, \.zip, \.tar, \.parquet, \.npz, \.npy"):
         opened(tmp_path / "b.md")
     with pytest.raises(DataError, match=r"holds no images; looked for .*; found \.xyz 2"):
+        opened(tmp_path / "none")
+    monkeypatch.setattr("ldm.data.layout.NEEDS", {".xyz": "pip install 'latent-diffusion-trainer[xyz]'"})
+    with pytest.raises(DataError, match=r"found \.xyz 2; to read \.xyz: pip install 'latent-diffusion-trainer\[xyz\]'"):
         opened(tmp_path / "none")
