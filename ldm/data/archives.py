@@ -4,6 +4,7 @@ A file is found by its offset and read by a handle of its own, so that threads a
 """
 
 import io
+import posixpath
 import stat
 import struct
 import tarfile
@@ -11,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def _in_zip(archive: Path) -> Iterator[tuple[str, Member]]:
                 raise DataError(f"{archive}: {info.filename} is neither stored nor deflated: unpack it into a folder")
             deflated = info.compress_type == zipfile.ZIP_DEFLATED
             yield (
-                _plain(info.filename),
+                posixpath.normpath(info.filename),
                 Member(info.header_offset, info.compress_size, info.file_size, deflated, info.CRC),
             )
 
@@ -128,15 +129,10 @@ def _in_tar(archive: Path) -> Iterator[tuple[str, Member]]:
     with tarfile.open(archive, "r:") as file:
         for info in file:
             if info.isreg() and not info.issparse():
-                yield _plain(info.name), Member(info.offset_data, info.size, info.size)
+                yield posixpath.normpath(info.name), Member(info.offset_data, info.size, info.size)
             file.members.clear()  # type: ignore[attr-defined]  # which it keeps, at a kilobyte each
         end = file.offset  # of the header that was the last one for tarfile, be it damaged or none
     with open(archive, "rb") as raw:
         raw.seek(end)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise DataError(f"{archive} is cut short or damaged: it has no end after {end:,} bytes; copy it again")
-
-
-def _plain(name: str) -> str:
-    """A path without `./` in it."""
-    return PurePosixPath(name).as_posix()
