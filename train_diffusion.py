@@ -73,7 +73,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     denoiser = create_denoiser(model)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume(latents.fingerprint)
-    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training.indices))
+    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
     panel = SamplePanel(autoencoder, model, latents, held_out)
 
     for step in run.steps(batches):
@@ -84,7 +84,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
             step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        return run.report(image=data.shape, latent=latents.shape, training_images=len(training))
+        return run.report(data.shape, latents.shape, training, held_out)
     finalize_diffusion(run, autoencoder, model)
 
 

@@ -56,7 +56,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         )
         run.add_monitor(SaturationMonitor())
     run.resume(dataset.fingerprint, reconstruction.perceptual_weights)
-    batches = ImageBatches(dataset, run.batch_sampler(training.indices))
+    batches = ImageBatches(dataset, run.batch_sampler(training))
     panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
     for step in run.steps(batches):
@@ -74,7 +74,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
             step.record(**panel.draw(run.ema_model(), step.panel_path))
 
     if dry:
-        return run.report(image=image, latent=autoencoder.latent_shape(image[1:]), training_images=len(training))
+        return run.report(image, autoencoder.latent_shape(image[1:]), training, held_out)
     finalize_autoencoder(run, training, held_out)
 
 

@@ -49,6 +49,9 @@ class DataConfig(Checked):
     resize: bool = True  # scale images until they just cover `size`, before the crop
     augment: AugmentConfig | None = None  # null: none
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)  # RGB: what transparent pixels are laid on
+    balance: Annotated[float, Between(0, 1)] = (
+        0.0  # 0: every image equally often, 1: every class; else size^(1-balance)
+    )
     held_out: Annotated[float, Between(0, 1, high_is_open=True)] = 0.1  # fraction of the images kept out of training
     split_seed: int = 0  # which images those are
     max_unreadable: Annotated[float, Between(0, 1)] = 0.01  # fraction of unreadable files at which a run stops

@@ -51,6 +51,11 @@ class Dataset:
         return list(self._reasons.values())
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether every image is decoded already."""
+        return len(self._cached) + len(self._reasons) == len(self)
+
+    @property
     def schema(self) -> ConditionSchema:
         """What a model of these images can be conditioned on."""
         return ConditionSchema((ClassAttribute("label", tuple(self.classes)),) if self.classes else ())

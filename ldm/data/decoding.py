@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageErr
 from ldm.data.bit_depth import to_bit_depth, with_channels
 from ldm.data.color_profile import jpeg2000_profile, to_srgb
 from ldm.data.config import DataConfig
-from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, read_npy, read_tiff
+from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, check_width, read_npy, read_tiff
 
 # Formats of Pillow, with the endings of their files.
 FORMATS = {
@@ -153,6 +153,8 @@ def _decoded(stream: IO[bytes], config: DataConfig, pixel_limit: int) -> np.ndar
         _match_key_to_samples(image)
         with _quiet() if image.format == "TIFF" else nullcontext():  # loading a TIFF reads its headers once more
             image.load()
+        if image.format == "TIFF" and image.mode == "I" and max(_bits_per_sample(image)) == 32:  # Pillow widens 16
+            check_width(np.asarray(image))
         if image.format == "JPEG2000":
             image.info["icc_profile"] = jpeg2000_profile(stream)
         return _upright(to_array(image, config), _orientation(image))
@@ -184,12 +186,16 @@ def _pillow_keeps_all(stream: IO[bytes], config: DataConfig) -> bool:
     try:
         with _quiet(), Image.open(stream, formats=["TIFF"]) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            if max(tags.get(ExifTags.Base.BitsPerSample, (1,))) <= 8:
+            if max(_bits_per_sample(image)) <= 8:
                 return True
             white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # ignored by Pillow above 8 bits
             return not white_is_zero and (config.depth == "uint8" or len(image.getbands()) == 1)
     except UnidentifiedImageError:
         return False
+
+
+def _bits_per_sample(tiff: Any) -> tuple[int, ...]:
+    return tiff.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))
 
 
 def _upright_levels(stored: Stored, config: DataConfig) -> np.ndarray:

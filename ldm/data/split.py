@@ -48,7 +48,8 @@ def wanted_count(images: int, fraction: float) -> int:
 
 def is_as_asked(count: int, images: int, fraction: float) -> bool:
     """Whether `count` held-out images are `fraction` of all, to the image or within 2 points."""
-    return count == wanted_count(images, fraction) or abs(count - fraction * images) <= TOLERANCE * images
+    near = count > 0 and abs(count - fraction * images) <= TOLERANCE * images
+    return near or count == wanted_count(images, fraction)
 
 
 def explain_split(groups: Sequence[str], fraction: float, held_out: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from pillow_heif import register_heif_opener
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS, FORMATS, NEEDS, UnreadableImage, center_crop, decode, fit, to_array
 from ldm.data.folder import image_names
+from tests.support.scripts import ROOT
 
 register_heif_opener()  # so that Pillow writes HEIC here
 
@@ -315,6 +316,11 @@ def test_files_of_every_common_ending_are_images() -> None:
     for ending in ["jfif", "jpe", "jif", "pjpeg", "apng", "jp2", "j2k", "jpx", "jpf", "avif", "heic", "heif"]:
         assert f".{ending}" in EXTENSIONS, ending
     assert len(set(EXTENSIONS)) == len(EXTENSIONS) and NEEDS == {}
+
+
+def test_the_documents_name_every_ending() -> None:
+    page = (ROOT / "docs" / "images.md").read_text()
+    assert [ending for ending in EXTENSIONS if f"`{ending}`" not in page] == []
 
 
 WITHOUT_HEIF = """

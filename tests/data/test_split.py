@@ -126,6 +126,7 @@ def test_a_hold_out_other_than_asked_is_explained_in_one_sentence() -> None:
         ' training; group "C" alone is 75% of the images'
     )
     assert 'all of them are of one group, "C"' in dataset(["C"] * 30).split_note()
+    assert "0 of 30 images (0%)" in dataset(["C"] * 30, held_out=0.01).split_note()  # however few were asked for
     assert dataset(["C"] * 30, held_out=0).split_note() == ""
     singles = dataset(named([1] * 20), list(range(20)))
     assert "0 of 20 images (0%) are held out, for one image of each class stays" in singles.split_note()
