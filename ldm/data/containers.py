@@ -56,7 +56,7 @@ def list_images(config: FolderConfig) -> Listing:
     if files:
         if missing := next((file for file in files if not os.path.isfile(file)), None):
             raise DataError(f"data.path {config.path}: there is no file {missing}")
-        listing = _of_files([Path(file) for file in files], path.parent, config)
+        listing = _of_files(list(map(Path, files)), Path(os.path.commonpath(map(os.path.dirname, files))), config)
     else:
         _check_exists(path)
         listing = _of_folder(path, config) if path.is_dir() else _of_files([path], path.parent, config)
@@ -99,7 +99,7 @@ def _of_folder(path: Path, config: FolderConfig) -> Listing:
 
 def _of_files(files: Sequence[Path], folder: Path, config: FolderConfig) -> Listing:
     """The images of several files of one kind; the splits are those that their names say, if they do."""
-    names = [file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name for file in files]
+    names = [file.relative_to(folder).as_posix() for file in files]
     kind = next((each for each in CONTAINERS if all(each.name.fullmatch(file.name.lower()) for file in files)), None)
     if kind is None:
         raise DataError(_not_a_container(files[0]))

@@ -21,7 +21,8 @@ def what_was_found(dataset: Dataset) -> str:
     parts = [f"{images}{classes}, {_held_out(dataset)}", dataset.split_note(), *dataset.notes]
     if dataset.passed_over:
         parts.append(f"{_files(sum(dataset.passed_over.values()))} passed over ({_listed(dataset.passed_over)})")
-    return "; ".join(filter(None, parts))
+    line = " ".join("; ".join(filter(None, parts)).split())
+    return line.encode(errors="backslashreplace").decode()  # names of files may be no text
 
 
 def _classes(dataset: Dataset) -> str:

@@ -77,6 +77,10 @@ def _with_splits(tree: FileTree, entries: list[Entry], config: FolderConfig) -> 
     folders = {parts[0] for parts in inside if len(parts) > 1}
     if not folders or not folders_are_splits(folders, tree.place, config):
         return entries
+    top = [entry for entry, parts in zip(entries, inside, strict=True) if len(parts) == 1]
+    if len(top) > FEW * (len(entries) - len(top)):
+        nested = [entry for entry, parts in zip(entries, inside, strict=True) if len(parts) > 1]
+        _refuse_mixture(tree, top, nested)
     return [
         replace(entry, split=parts[0] if len(parts) > 1 else "") for entry, parts in zip(entries, inside, strict=True)
     ]

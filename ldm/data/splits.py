@@ -21,22 +21,30 @@ def split_named(word: str) -> str:
     return next((split for split, words in SPLITS.items() if word.lower() in words), "")
 
 
-def split_of_file(name: str) -> str:
-    """The split in the path of an archive or table: `train-00000.parquet`, `val_03.tar`, `test/0.tar`; empty: none."""
-    path = PurePosixPath(name)
-    words = [re.split(r"[-_. ]", path.name)[0], *reversed(path.parent.parts)]
+def word_of_split(name: str) -> str:
+    """The word in the name of a file or folder that names a split: `train` of train-00000, images_train or train01."""
+    words = [name, *re.split(r"[-_. ]+", name)]
+    words += [word.rstrip("0123456789") for word in words]
     return next((word for word in words if split_named(word)), "")
+
+
+def split_of_file(path: str) -> str:
+    """The split in the path of an archive or table: `train-00000.parquet`, `val_03.tar`, `test/0.tar`; empty: none."""
+    return next(filter(None, map(word_of_split, reversed(PurePosixPath(path).parts))), "")
 
 
 def folders_are_splits(folders: Iterable[str], place: str, config: FolderConfig) -> bool:
     """Whether sub-folders of these names are splits: if nothing but them is there, as `train` may be a class too.
 
-    Raises DataError where several splits lie beside other folders, for then either reading would be a guess.
+    A longer name, as train_images, counts beside that of another split. Raises DataError where several splits lie
+    beside other folders, for then either reading would be a guess.
     """
     if config.split == "none":
         return False
-    named = sorted(folder for folder in folders if split_named(folder))
-    others = sorted(set(folders) - set(named))
+    kinds = {folder: split_named(word_of_split(folder)) for folder in folders}
+    several = len(set(kinds.values()) - {""}) > 1
+    named = sorted(folder for folder, kind in kinds.items() if kind and (several or split_named(folder)))
+    others = sorted(set(kinds) - set(named))
     if len(named) > 1 and others:
         raise DataError(
             f"{place} has the splits {', '.join(named)} beside other folders of images ({others[0]}): leave those out"
@@ -83,7 +91,8 @@ def _found(sizes: Counter[str], wanted: str, place: str, setting: str, given: st
     """The split that is meant by `wanted`, exactly or in its other names; None where `auto` may find none."""
     there = [split for split in sizes if split]
     exact = [split for split in there if split == wanted]
-    alike = exact or [split for split in there if split_named(split) and split_named(split) == split_named(wanted)]
+    kinds = {split: split_named(word_of_split(split)) for split in there}
+    alike = exact or [split for split, kind in kinds.items() if kind and kind == split_named(wanted)]
     if len(alike) == 1:
         return alike[0]
     if given == "auto" and setting == "held_out_split" and not alike:

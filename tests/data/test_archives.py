@@ -79,6 +79,10 @@ def test_the_shards_of_a_webdataset_cannot_be_read(tmp_path: Path) -> None:
     for pattern in ("{000..002}.tar", "{000,001,002}.tar", "*.tar", "00{0..2}.tar"):
         assert opened(folder / pattern).fingerprint == dataset.fingerprint
     assert len(opened(folder / "{001..002}.tar")) == 4
+    folder.rename(tmp_path / "a")
+    shard(tmp_path / "b" / "000.tar", {"0.pgm": gray(7), "0.cls": b"0"})
+    assert len(opened(tmp_path / "{a,b}" / "000.tar")) == 3  # files of the same name
+    (tmp_path / "a").rename(folder)
     with pytest.raises(DataError, match=r"there is no file .*003\.tar"):
         opened(folder / "{000..003}.tar")
 
@@ -100,10 +104,10 @@ def test_labels_in_the_json_of_a_sample_are_lost(tmp_path: Path) -> None:
 
 
 def test_shards_called_test_are_trained_on(tmp_path: Path) -> None:
-    for name in ("train-000", "train-001", "test-000"):
+    for name in ("pets-train-000", "pets-train-001", "pets-test-000"):
         shard(tmp_path / f"{name}.tar", {f"{n}.pgm": gray(n) for n in range(4)})
     dataset = opened(tmp_path)
-    assert {name[:9] for name in dataset.names} == {"train-000", "train-001"}
+    assert {name[:14] for name in dataset.names} == {"pets-train-000", "pets-train-001"}
     assert len(opened(tmp_path, held_out_split="test").split()[1]) == 4 and len(opened(tmp_path, split="none")) == 12
     shard(tmp_path / "extra.tar", {"1.pgm": gray(1)})
     with pytest.raises(DataError, match=r"extra\.tar is of no split, but others beside it are \(test\)"):

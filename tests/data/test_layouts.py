@@ -112,6 +112,21 @@ def test_a_class_called_train_beside_others_is_taken_for_a_split(tmp_path: Path)
     ]
 
 
+def test_folders_called_train_images_and_test_images_are_two_classes(tmp_path: Path) -> None:
+    folder = split_folders(tmp_path / "data", "train_images", "test_images")
+    assert opened(folder).classes == ["cat", "dog"] and {name[:12] for name in opened(folder).names} == {"train_images"}
+    assert len(opened(folder, held_out_split="test").split()[1]) == 6
+    assert opened(write_files(tmp_path / "one", ["train_station/1.pgm", "cat/1.pgm"])).classes == [
+        "cat",
+        "train_station",
+    ]
+
+
+def test_a_folder_called_train_beside_many_images_is_all_that_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"images at the top \(1\.pgm\) and in sub-folders \(train/1\.pgm\)"):
+        opened(write_files(tmp_path, ["1.pgm", "2.pgm", "train/1.pgm"]))
+
+
 def test_splits_inside_one_folder_are_one_class(tmp_path: Path) -> None:
     dataset = opened(split_folders(tmp_path / "data" / "pets", "train", "test").parent)
     assert dataset.classes == ["cat", "dog"] and len(dataset) == 6 and "not used: test 6" in what_was_found(dataset)
@@ -307,6 +322,12 @@ def test_captions_are_dropped_without_a_word(tmp_path: Path) -> None:
     assert what_was_found(dataset).endswith(
         "; captions (.caption) are not used: 1; captions (.txt) are not used: 3; 1 other file passed over (.txt 1)"
     )
+
+
+def test_a_name_that_is_no_text_or_two_lines_breaks_the_line(tmp_path: Path) -> None:
+    (tmp_path / "a\nb").mkdir()
+    write_files(tmp_path, ["a\nb/1.pgm", "a\nb/2.pgm", os.fsdecode(b"caf\xe9/1.pgm")])
+    assert what_was_found(opened(tmp_path)) == "3 images in 2 classes (a b 2, caf\\udce9 1), 1 held out"
 
 
 def test_files_of_other_kinds_are_passed_over_in_silence(tmp_path: Path) -> None:
