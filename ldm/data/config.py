@@ -95,14 +95,10 @@ class FolderConfig(DataConfig):
 
     kind: Literal["folder"] = "folder"
     path: str = ""  # the folder or file; several files as "shards/{000..007}.tar"
-    labels: Literal["auto", "none", "folder", "metadata"] = (
-        "auto"  # where classes come from; auto: metadata, else folders
-    )
+    labels: Literal["auto", "none", "folder", "metadata"] = "auto"  # what names classes; auto: metadata, else folders
     label_column: str = "label"  # what metadata or a Parquet file calls the class
     split: str = "auto"  # the split to train on; auto: train, if there are splits; none: folders called so are classes
-    held_out_split: str = (
-        "auto"  # the split to hold out; auto: validation, if there is one; none: a part of the training
-    )
+    held_out_split: str = "auto"  # the split to hold out; auto: validation, if there; none: `held_out` of the training
     exclude: tuple[str, ...] = ()  # files and folders to leave out: paths from `path` on, with * and **
     pixel_limit: Annotated[int, AtLeast(1)] = 100_000_000  # images of more pixels count as unreadable
 

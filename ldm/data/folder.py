@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import decode
-from ldm.data.file_tree import Exclusion, is_image
+from ldm.data.file_tree import Exclusion
 from ldm.errors import DataError
 
 
@@ -42,11 +42,6 @@ class FolderTree:
                 return [os.fstat(file.fileno()).st_size, zlib.crc32(file.read(2**16))]
         except OSError:
             return []
-
-
-def image_names(folder: Path) -> list[str]:
-    """The image files in a folder and its sub-folders, by extension: sorted paths from it on, with forward slashes."""
-    return [name for name in FolderTree(folder).names if is_image(name)]
 
 
 def _walk(folder: Path, exclude: Exclusion) -> list[str]:

@@ -35,8 +35,11 @@ def list_tree(tree: FileTree, config: FolderConfig) -> Listing:
     sidecars: set[str] = set()
     if not files and config.labels != "none":
         entries, sidecars = _with_sidecar_labels(tree, entries, config)
-    if config.labels == "metadata" and all(entry.label is None for entry in entries):
-        raise DataError(f"{tree.place} has no metadata that says {config.label_column}, as data.labels metadata asks")
+    asked = config.labels == "metadata" or (config.labels == "auto" and config.label_column != "label")
+    if asked and all(entry.label is None for entry in entries):
+        raise DataError(
+            f"{tree.place} has no metadata that says {config.label_column}, as data.labels or data.label_column asks"
+        )
     if config.labels == "folder" or (config.labels == "auto" and not files and not sidecars):
         entries, notes = _with_folder_labels(tree, entries, config)
     passed_over, captions = _passed_over(tree, images, sidecars | set(files.values()))
@@ -50,8 +53,6 @@ def _of_metadata(tree: FileTree, files: dict[str, str], config: FolderConfig) ->
     column = config.label_column if config.labels in ("auto", "metadata") else None
     parts = [described(tree, file, column) for file in files.values()]
     entries = [entry for part in parts for entry in part or ()]
-    if column not in (None, "label") and entries and all(entry.label is None for entry in entries):
-        raise DataError(f"{tree.place}: no {column} in {next(iter(files.values()))}, as data.label_column asks")
     return sorted(entries, key=lambda entry: entry.name) or None
 
 

@@ -238,9 +238,9 @@ def test_the_label_cannot_be_in_another_column(tmp_path: Path) -> None:
     write_files(tmp_path, {"a/1.pgm": gray(1), "b/2.pgm": gray(2), "metadata.jsonl": metadata("jsonl", rows)})
     assert opened(tmp_path).classes == [] and opened(tmp_path, label_column="breed").classes == ["pug", "tabby"]
     assert opened(tmp_path, labels="folder").classes == ["a", "b"]
-    with pytest.raises(DataError, match=r"no color in metadata\.jsonl, as data\.label_column asks"):
+    with pytest.raises(DataError, match=r"no metadata that says color, as data\.labels or data\.label_column asks"):
         opened(tmp_path, label_column="color")
-    with pytest.raises(DataError, match=r"no metadata that says label, as data\.labels metadata asks"):
+    with pytest.raises(DataError, match=r"no metadata that says label, as data\.labels or data\.label_column asks"):
         opened(tmp_path, labels="metadata")
 
 
