@@ -17,7 +17,7 @@ from pillow_heif import register_heif_opener
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS, FORMATS, NEEDS, UnreadableImage, center_crop, decode, fit, to_array
-from ldm.data.folder import image_names
+from ldm.data.folder import FolderTree
 from tests.support.scripts import ROOT
 
 register_heif_opener()  # so that Pillow writes HEIC here
@@ -459,4 +459,4 @@ def test_a_folder_is_listed_in_order_without_hidden_files_or_loops(tmp_path) -> 
         (tmp_path / name).touch()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "x")
-    assert image_names(tmp_path) == ["a/again/1.webp", "b/1.png", "b/2.JPG"]
+    assert FolderTree(tmp_path).names == ["a/again/1.webp", "b/1.png", "b/2.JPG", "b/notes.txt"]
