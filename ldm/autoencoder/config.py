@@ -7,7 +7,7 @@ from ldm.autoencoder.penalty import PenaltiesConfig
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
 from ldm.corruption import Corruption, Mask
-from ldm.training.config import OptimConfig
+from ldm.training.config import AdamWConfig, OptimConfig
 
 Count = Annotated[int, AtLeast(1)]
 Weight = Annotated[float, AtLeast(0)]
@@ -253,7 +253,7 @@ class DiscriminatorConfig(Checked):
     layers: Count = 3  # layers that halve the size
     lecam: Weight = 0.0  # weight of the LeCAM regularization
     r1: Weight = 0.0  # weight of the gradient penalty at real images
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, betas=(0.5, 0.9)))
+    optim: OptimConfig = field(default_factory=lambda: AdamWConfig(lr=2e-4, betas=(0.5, 0.9)))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import inspect
 import io
 import textwrap
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -22,6 +23,8 @@ from ldm.config.yaml_file import inline
 from ldm.errors import ConfigError
 
 T = TypeVar("T")
+
+Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None]], Any]]
 
 _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", NoneType: "null"}
 
@@ -65,10 +68,19 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, options: dict[str, Option]) -> Command[T]:
+def parse(
+    cls: type[T],
+    arguments: list[str],
+    *,
+    prog: str,
+    description: str,
+    options: dict[str, Option],
+    inherited: Inherited | None = None,
+) -> Command[T]:
     """The command `prog CONFIG.yaml --option VALUE --section.field VALUE`, in any order; `--help` prints and exits.
 
-    Dashes in flags equal underscores. Each option is found in the result under its key in `options`.
+    Dashes in flags equal underscores. Each option is found in the result under its key in `options`. A section that the
+    file does not have may be `inherited` from what an option names; flags change it then.
     """
     if not {"-h", "--help"}.isdisjoint(arguments):
         rows = [(f"--{name} {option.metavar or ''}", option.help) for name, option in options.items()]
@@ -81,7 +93,8 @@ def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, op
         if option.required and name not in given:
             raise ConfigError(f"--{name} is missing; {_usage(prog, options)}")
     chosen = {name: given.pop(name, option.default if option.metavar else False) for name, option in options.items()}
-    config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()})
+    sections = {name: partial(section, chosen) for name, section in (inherited or {}).items()}
+    config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()}, sections)
     return Command(config, Path(files[0]), chosen)
 
 

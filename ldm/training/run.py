@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ldm import checkpoint
 from ldm.config import reader
-from ldm.data.batches import BatchSampler
+from ldm.data.batches import BatchSampler, balanced_order
+from ldm.data.datasets import Subset
 from ldm.errors import ConfigError, LDMError, StopRequested
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
@@ -77,14 +78,13 @@ class Run:
         if len(unreadable) > 20:
             self.print(f"unreadable, replaced by others: {len(unreadable) - 20} more")
 
-    def batch_sampler(self, samples: list[int]) -> BatchSampler:
-        """The order in which this process sees the training samples."""
+    def batch_sampler(self, training: Subset) -> BatchSampler:
+        """The order in which this process sees the training images."""
         config, processes = self.run_config, self.processes
-        if config.batch_size > len(samples):
-            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(samples)} training images")
-        return BatchSampler(
-            tuple(samples), config.seed, config.batch_size, config.accumulation, processes.count, processes.rank
-        )
+        if config.batch_size > len(training):
+            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(training)} training images")
+        layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
+        return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
 
     def prepare(
         self,
@@ -181,12 +181,11 @@ class Run:
         per_step = mean(seconds[1:]) * accumulation  # the first is slower
         self.measured = dry_run.Measured(per_step, self.metrics.memory())
 
-    def report(self, *, image: tuple[int, ...], latent: tuple[int, ...], training_images: int) -> None:
-        """After the steps of a dry run: print what the whole run would take."""
+    def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:
+        """After the steps of a dry run: print what the whole run would take, for images and latents of these shapes."""
         modules = {name: state.module for name, state in self.states.items()}
-        for line in dry_run.report(
-            self.config, self.measured, modules, image=image, latent=latent, training_images=training_images
-        ):
+        lines = dry_run.report(self.config, self.measured, modules, image, latent, training, held_out)
+        for line in lines if self.is_main else ():
             self.print(line)
 
     def begin_step(self, number: int) -> None:
