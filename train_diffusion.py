@@ -68,7 +68,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
         step.update(losses.total)
         step.log(losses.terms)
         if step.draws_panel:
-            step.record(**panel.draw(run.ema_model(), step.panel_path))
+            run.draw_panel(panel, step)
 
     if dry:
         return run.report(image=data.shape, latent=latents.shape, training_images=len(training))

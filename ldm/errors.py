@@ -2,9 +2,16 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+
+from ldm.terminal import durable_output, interruptible
+
+STOPPED = {
+    True: "error: stopped at once; run the same command again to resume from the last checkpoint",
+    False: "error: stopped; nothing was written",
+}
 
 
 class LDMError(Exception):
@@ -39,7 +46,7 @@ class DivergedError(LDMError):
 
 
 class StopRequested(LDMError):
-    """SIGTERM or SIGINT arrived: the state was saved, and the same command resumes."""
+    """SIGTERM, SIGINT or SIGHUP arrived: the state was saved, and the same command resumes."""
 
     exit_code = 75
 
@@ -47,34 +54,35 @@ class StopRequested(LDMError):
 def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, resumes: bool = True) -> int:
     """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr.
 
-    `resumes` says whether the same command resumes where it was stopped. SIGTERM ends it as Ctrl-C does, except where
-    `main` itself listens.
+    `resumes` says whether the same command resumes where it was stopped. SIGTERM and a closed terminal end it as Ctrl-C
+    does, except where `main` itself listens; that nobody reads its output ends nothing.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main(arguments)
-    except LDMError as error:
-        if not error.was_reported:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:  # outside the training loop, or asked twice
-        if not resumes:
-            print("error: stopped; nothing was written", file=sys.stderr)
-            return LDMError.exit_code
-        print("error: stopped at once; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        return StopRequested.exit_code
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
-            raise
-        print("error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of our output has seen enough, as in `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
-        return CheckpointError.exit_code
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    code = StopRequested.exit_code if resumes else LDMError.exit_code
+
+    def give_up() -> int:
+        with suppress(OSError):  # past Python's own streams, which the main thread may hold
+            os.write(2, f"\n{STOPPED[resumes]}\n".encode())
+        return code
+
+    with durable_output():
+        try:
+            with interruptible(give_up):
+                main(arguments)
+        except LDMError as error:
+            if not error.was_reported:
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:  # outside the training loop, or asked twice
+            print(STOPPED[resumes], file=sys.stderr)
+            return code
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
+                raise
+            print("error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", file=sys.stderr)
+            return 1
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
+            return CheckpointError.exit_code
     return 0
