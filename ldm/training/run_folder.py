@@ -51,7 +51,7 @@ class RunFolder:
         Nothing in it is changed yet, as the data may turn out to be others. Only where a finished run was trained
         longer, and that is asked for no more, its settings are again those that it finished with.
         """
-        self.check_not_among_images(config)
+        self.check_name(config)
         try:
             if found := in_the_way(self.path):
                 raise ConfigError(
@@ -92,8 +92,14 @@ class RunFolder:
             before = replace(config, run=replace(config.run, steps=done))
             write_atomically(file, reader.dump(before).encode())
 
-    def check_not_among_images(self, config: Any) -> None:
-        """Raise ConfigError if the run's own panels would become training images."""
+    def check_name(self, config: Any) -> None:
+        """Raise ConfigError for a name that weights cannot have, or if the run's panels would be training images."""
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"--out {self.path} is not in UTF-8, and safetensors opens no such file: choose another --out"
+            ) from error
         images = getattr(config.data, "path", "")
         if images and self.path.resolve().is_relative_to(Path(images).expanduser().resolve()):
             raise ConfigError(f"--out {self.path} lies in data.path {images}, among the images: choose another --out")
