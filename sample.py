@@ -57,7 +57,7 @@ def split_labels(text: str | None) -> list[str] | None:
     if text is None:
         return None
     try:
-        (names,) = csv.reader([text], skipinitialspace=True, strict=True)
+        (names,) = csv.reader([text.strip()], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
         raise ConfigError(f"--labels {text} cannot be read ({error}): separate classes by commas") from error
     return [name.strip() for name in names or [""]]
