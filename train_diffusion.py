@@ -81,7 +81,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
         step.update(losses.total)
         step.log(losses.terms)
         if step.draws_panel:
-            step.record(**panel.draw(run.ema_model(), step.panel_path))
+            run.draw_panel(panel, step)
 
     if dry:
         return run.report(data.shape, latents.shape, training, held_out)

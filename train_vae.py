@@ -71,7 +71,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
             losses.terms.update(adversary.terms)
         step.log(losses.terms)
         if step.draws_panel:
-            step.record(**panel.draw(run.ema_model(), step.panel_path))
+            run.draw_panel(panel, step)
 
     if dry:
         return run.report(image, autoencoder.latent_shape(image[1:]), training, held_out)

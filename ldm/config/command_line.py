@@ -6,6 +6,8 @@
 import argparse
 import inspect
 import io
+import os
+import re
 import textwrap
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         """What the command line says, or ConfigError with the flag that was probably meant."""
-        options, unknown = self.parse_known_args(arguments)
+        options, unknown = self.parse_known_args(list(map(expand_user, arguments)))
         if unknown:
             flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
             near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
@@ -86,7 +88,7 @@ def parse(
         rows = [(f"--{name} {option.metavar or ''}", option.help) for name, option in options.items()]
         print("\n\n".join([_usage(prog, options), description, _table(rows), describe(cls)]))
         raise SystemExit(0)
-    files, given = _split(arguments, options, reader.setting_names(cls))
+    files, given = _split(list(map(expand_user, arguments)), options, reader.setting_names(cls))
     if len(files) != 1:
         raise ConfigError(f"expected one config file, not {', '.join(files) or 'none'}; {_usage(prog, options)}")
     for name, option in options.items():
@@ -96,6 +98,15 @@ def parse(
     sections = {name: partial(section, chosen) for name, section in (inherited or {}).items()}
     config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()}, sections)
     return Command(config, Path(files[0]), chosen)
+
+
+def expand_user(argument: str) -> str:
+    """An argument with `~/` or `~name/` as the home folder it stands for, also in `--flag=~/x`, where no shell does it.
+
+    A `~` alone stays: of a setting it means null.
+    """
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return flag + equals + os.path.expanduser(value) if re.match(r"~[^/\\]*[/\\]", value) else argument
 
 
 def _split(

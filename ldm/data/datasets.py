@@ -94,7 +94,8 @@ class Dataset:
     def preload(self, progress: bool = False) -> None:
         """Decodes every image once, in threads, and keeps as many as fit into `cache_gb`."""
         room = self.config.cache_gb * 1e9
-        with ThreadPoolExecutor() as pool:
+        pool = ThreadPoolExecutor()
+        try:
             decoded = pool.map(self._attempt, range(len(self)))
             for index, result in enumerate(tqdm(decoded, "decoding", len(self), disable=not progress)):
                 if isinstance(result, UnreadableImage):
@@ -102,6 +103,8 @@ class Dataset:
                 elif result.nbytes <= room:
                     self._cached[index] = result.copy()  # a crop alone, without the image that it was cut from
                     room -= result.nbytes
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the images that are left
         self._check_unreadable()
         for index in self._reasons:
             self.groups[index] = self.groups[self._readable(index)[0]]

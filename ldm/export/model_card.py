@@ -57,7 +57,8 @@ def write(folder: Path, name: str, loaded: LoadedAutoencoder, facts: dict[str, A
         rows = "\n".join(f"| {name} | {shown} |" for name, shown in metric_rows(report))
         sections.append(f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}")
     sections += list(pictures(loaded, folder))
-    (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
+    text = HEAD + "\n" + "\n\n".join(sections) + "\n"
+    (folder / "README.md").write_bytes(text.encode("utf-8", "replace"))  # a folder's name may be any bytes
 
 
 def description(loaded: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
@@ -130,7 +131,7 @@ def origin(loaded: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:
         place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
         yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {shown}{place}."
         record = loaded.run / "command.txt"
-        lines = record.read_text().splitlines() if record.is_file() else []
+        lines = record.read_text("utf-8", "replace").splitlines() if record.is_file() else []
         commands = list(dict.fromkeys(map(without_places, lines)))
     yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
 

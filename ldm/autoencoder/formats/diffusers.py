@@ -31,7 +31,7 @@ def resolve_path(source: str | Path) -> Path:
 
     Raises CheckpointError for a run that is not finished, and for several files that it may be.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if any((folder / name).is_file() for name in ("config.yaml", "environment.json")):
         check_finished(folder)
     if (folder / "vae").is_dir():
@@ -45,22 +45,27 @@ def resolve_path(source: str | Path) -> Path:
 
 
 def check_finished(run: Path) -> None:
-    """Raise CheckpointError if the `vae/` of a run is not there, or older than what its config.yaml asks for."""
+    """Raise CheckpointError if the export of a run is not there, or older than what its config.yaml asks for."""
     if (run / "config.json").is_file():  # an autoencoder and no run
         return
-    steps, done = 0, 0
+    steps, done, given = 0, 0, None
     if (run / "config.yaml").is_file() and (run / "environment.json").is_file():
         given = read_yaml(run / "config.yaml")
         section = given.get("run") if isinstance(given, dict) else None
         found = section.get("steps") if isinstance(section, dict) else None
         steps = found if isinstance(found, int) else 0
         done = read_entry(run / "finished.json", "step", int) if (run / "finished.json").is_file() else 0
-    if done < steps or not (run / "vae").is_dir():
-        why = f"{done or 'none'} of its {steps} steps are in vae/" if steps else "it has no vae/ yet"
-        raise CheckpointError(
-            f"{run} is a run that is not finished ({why}): let it go on, or take a checkpoint of it with"
-            " ldm export --checkpoint STEP"
-        )
+    if done >= steps and (run / "vae").is_dir():
+        return
+    diffuses = isinstance(given, dict) and "denoiser" in given
+    exported = "unet" if diffuses else "vae"
+    why = f"{done or 'none'} of its {steps} steps are in {exported}/" if steps else f"it has no {exported}/ yet"
+    ways = ["let it go on"]
+    if done and (run / "vae").is_dir():
+        ways.append(f"train it with --run.steps {done} to have it as it was")
+    if not diffuses:
+        ways.append("take a checkpoint of it with ldm export --checkpoint STEP")
+    raise CheckpointError(f"{run} is a run that is not finished ({why}): {', or '.join(ways)}")
 
 
 def is_ours(folder: Path) -> bool:
