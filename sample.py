@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Parser
 from ldm.diffusion.config import SAMPLERS
-from ldm.errors import ConfigError, exit_code_of
+from ldm.errors import ConfigError
+from ldm.terminal import exit_code_of
 
 if TYPE_CHECKING:
     from ldm.shapes import Images

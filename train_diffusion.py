@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from ldm.config.command_line import Command, Option, parse
-from ldm.errors import exit_code_of
 from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_autoencoder
+from ldm.terminal import exit_code_of
 
 OPTIONS = {
     "autoencoder": Option(

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from ldm.config.command_line import Option, parse
-from ldm.errors import exit_code_of
 from ldm.script_configs import TrainVAEConfig
+from ldm.terminal import exit_code_of
 
 OPTIONS = {
     "out": Option("the run folder: checkpoints, log, panels and the finished vae/", "DIR", required=True),

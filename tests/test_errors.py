@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ldm import errors
-from ldm.errors import CheckpointError, ConfigError, DataError, DivergedError, LDMError, StopRequested, exit_code_of
+from ldm.errors import CheckpointError, ConfigError, DataError, DivergedError, LDMError, StopRequested
+from ldm.terminal import exit_code_of
 from tests.support.scripts import Stage
 
 CODES = {LDMError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, StopRequested: 75}

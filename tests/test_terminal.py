@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ldm import checkpoint
-from ldm.errors import DurableOutput, exit_code_of, stopping_signals
+from ldm.terminal import DurableOutput, exit_code_of, stopping_signals
 from tests.support.scripts import ROOT, Stage, forked, script
 from tests.support.terminals import Terminal, wait_for_a_step
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ldm.autoencoder.config import PerceptualConfig
-from ldm.cli.interruption import prompt_interrupt
 from ldm.config.command_line import Parser
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
@@ -84,9 +83,7 @@ def split_of(options: argparse.Namespace) -> str:
 
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
-    options = parsed(arguments)
-    with prompt_interrupt():
-        run(options)
+    run(parsed(arguments))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -4,7 +4,8 @@ import importlib
 import sys
 from difflib import get_close_matches
 
-from ldm.errors import ConfigError, exit_code_of
+from ldm.errors import ConfigError
+from ldm.terminal import exit_code_of
 
 VERBS = {
     "evaluate": "measure an autoencoder on images",

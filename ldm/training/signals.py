@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ldm.errors import stopping_signals
+from ldm.terminal import stopping_signals
 
 ECHO = 1.0  # seconds within which a second signal is the first once more: torchrun passes on what Ctrl-C told all
 

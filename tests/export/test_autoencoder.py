@@ -22,11 +22,11 @@ from ldm.checkpoint import write_folder_atomically
 from ldm.cli import export
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Subset, open_dataset
-from ldm.errors import exit_code_of
 from ldm.evaluation.held_out import latent_statistics
 from ldm.export.autoencoder import FORMATS
 from ldm.export.compvis_network import CompVisAutoencoder
 from ldm.export.load_run import load_run
+from ldm.terminal import exit_code_of
 from tests.support.diffusers_process import in_another_process
 from tests.support.fine_tuning import fine_tuning, save_foreign_autoencoder
 from tests.support.scripts import Outcome, Stage

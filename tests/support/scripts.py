@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.errors import exit_code_of
+from ldm.terminal import exit_code_of
 
 ROOT = Path(__file__).parent.parent.parent
 

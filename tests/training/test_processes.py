@@ -6,7 +6,8 @@ import time
 import pytest
 from tqdm import tqdm
 
-from ldm.errors import ConfigError, DataError, exit_code_of
+from ldm.errors import ConfigError, DataError
+from ldm.terminal import exit_code_of
 from ldm.training.processes import Processes
 from tests.support.scripts import forked, together
 
