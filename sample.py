@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Parser
 from ldm.diffusion.config import SAMPLERS
-from ldm.errors import ConfigError, exit_code_of
+from ldm.errors import ConfigError, RequestError, exit_code_of
 
 if TYPE_CHECKING:
     from ldm.shapes import Images
@@ -61,16 +61,19 @@ def main(arguments: list[str]) -> None:
 
     batches = -(-options.num // max(options.batch_size, 1))
     with tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1) as bar:
-        images = model.sample(
-            options.num,
-            labels,
-            steps=options.steps,
-            sampler=options.sampler,
-            guidance=options.guidance,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            on_step=bar.update,
-        )
+        try:
+            images = model.sample(
+                options.num,
+                labels,
+                steps=options.steps,
+                sampler=options.sampler,
+                guidance=options.guidance,
+                seed=options.seed,
+                batch_size=options.batch_size,
+                on_step=bar.update,
+            )
+        except RequestError as error:
+            raise error.as_flag() from None
     names = model.config.schema.names(labels)
     with writing(options.out):
         save(images, names, options)

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 class LDMError(Exception):
@@ -20,6 +20,22 @@ class ConfigError(LDMError):
     exit_code = 2
 
 
+class RequestError(ConfigError):
+    """A request for samples cannot be met; it names the argument in the words of `LatentDiffusion.sample`."""
+
+    def __init__(self, argument: str, problem: str):
+        super().__init__(f"{argument} {problem}")
+        self.argument, self.problem = argument, problem
+
+    def renamed(self, names: Mapping[str, str]) -> "RequestError":
+        """The same for a caller to whom arguments have other names."""
+        return RequestError(names.get(self.argument, self.argument), self.problem)
+
+    def as_flag(self) -> "RequestError":
+        """The same for the command line."""
+        return RequestError(f"--{self.argument.replace('_', '-')}", self.problem)
+
+
 class DataError(LDMError):
     """The data are missing, unreadable, too few, or not what the settings say."""
 
@@ -33,7 +49,7 @@ class CheckpointError(LDMError):
 
 
 class DivergedError(LDMError):
-    """A loss or a gradient stopped being a finite number."""
+    """A loss, a gradient or a sample is not a finite number."""
 
     exit_code = 5
 
