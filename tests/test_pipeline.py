@@ -149,33 +149,33 @@ def test_an_unconditional_model_samples_without_labels(unconditional: LatentDiff
 
 
 @pytest.mark.parametrize(
-    ("request_", "flag"),
+    ("request_", "words"),
     [
-        ({"num": 0}, "--num 0"),
-        ({"num": -3}, "--num -3"),
-        ({"steps": 0}, "--steps 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"sampler": "ddim"}, "--sampler ddim"),
-        ({"labels": ["circle"]}, "--labels circle"),
-        ({"labels": [2]}, "--labels 2"),
-        ({"labels": [-1]}, "--labels -1"),
-        ({"labels": ["²"]}, "--labels ²"),
-        ({"labels": []}, "--labels"),
-        ({"guidance": float("nan")}, "--guidance nan"),
-        ({"guidance": float("inf")}, "--guidance inf"),
+        ({"num": 0}, "num 0"),
+        ({"num": -3}, "num -3"),
+        ({"steps": 0}, "steps 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"sampler": "ddim"}, "sampler ddim"),
+        ({"labels": ["circle"]}, "labels circle"),
+        ({"labels": [2]}, "labels 2"),
+        ({"labels": [-1]}, "labels -1"),
+        ({"labels": ["²"]}, "labels ²"),
+        ({"labels": []}, "labels"),
+        ({"guidance": float("nan")}, "guidance nan"),
+        ({"guidance": float("inf")}, "guidance inf"),
     ],
 )
-def test_an_impossible_request_is_refused_with_its_flag(
-    model: LatentDiffusion, request_: dict[str, Any], flag: str
+def test_an_impossible_request_is_refused_with_its_argument(
+    model: LatentDiffusion, request_: dict[str, Any], words: str
 ) -> None:
-    assert refused(lambda: model.sample(**{"steps": 2, **request_})).startswith(flag)
+    assert refused(lambda: model.sample(**{"steps": 2, **request_})).startswith(words)
 
 
-@pytest.mark.parametrize(("request_", "flag"), [({"guidance": 2.0}, "--guidance"), ({"labels": [0]}, "--labels")])
+@pytest.mark.parametrize(("request_", "words"), [({"guidance": 2.0}, "guidance"), ({"labels": [0]}, "labels")])
 def test_a_model_without_classes_refuses_what_needs_them(
-    unconditional: LatentDiffusion, request_: dict[str, Any], flag: str
+    unconditional: LatentDiffusion, request_: dict[str, Any], words: str
 ) -> None:
-    assert refused(lambda: unconditional.sample(2, **request_)).startswith(f"{flag} needs a model with classes")
+    assert refused(lambda: unconditional.sample(2, **request_)).startswith(f"{words} needs a model with classes")
 
 
 def test_the_possible_classes_and_samplers_are_named(model: LatentDiffusion) -> None:
@@ -207,7 +207,7 @@ def with_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
 
 def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
     def damage(run: Path) -> object:
-        file = run / "unet" / "diffusion_pytorch_model.safetensors"
+        file = run / "unet" / UNET_WEIGHTS
         weights = safetensors.torch.load_file(file)
         change(weights)
         return safetensors.torch.save_file(weights, file)
@@ -219,7 +219,7 @@ def cut(name: str, size: int) -> Callable[[Path], object]:
     return lambda run: (run / name).write_bytes((run / name).read_bytes()[:size])
 
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS, UNET_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty config": cut("unet/config.json", 0),
     "half a config": cut("unet/config.json", 100),
@@ -235,9 +235,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "unknown attribute": with_config(lambda config: config["schema"]["attributes"][0].update(kind="text")),
     "no attributes": with_config(lambda config: config["schema"].update(attributes=[])),
     "unknown network": with_config(lambda config: config["denoiser"]["network"].update(kind="transformer")),
-    "no weights": lambda run: (run / "unet" / WEIGHTS).unlink(),
-    "empty weights": cut(f"unet/{WEIGHTS}", 0),
-    "half the weights": cut(f"unet/{WEIGHTS}", 5000),
+    "no weights": lambda run: (run / "unet" / UNET_WEIGHTS).unlink(),
+    "empty weights": cut(f"unet/{UNET_WEIGHTS}", 0),
+    "half the weights": cut(f"unet/{UNET_WEIGHTS}", 5000),
     "a tensor less": with_weights(lambda weights: weights.pop("network.first.bias")),
     "a tensor more": with_weights(lambda weights: weights.update(more=torch.zeros(1))),
     "no unet": lambda run: shutil.rmtree(run / "unet"),

@@ -23,7 +23,7 @@ from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep
 from ldm.errors import ConfigError, RequestError
 from ldm.export.own_code import own_code
-from ldm.export.pipeline_noise import Draws, Generators
+from ldm.export.pipeline_noise import Generators, NoiseSource
 from ldm.export.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
 from ldm.pictures import picture
 from ldm.pipeline import check_request, checked_guidance, finite, sample_latents
@@ -43,10 +43,25 @@ OUR_NAMES = {
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
-    """Class labels to images.
+    """Class labels to images; image i of a seed depends on (seed, i) alone.
 
     As it comes, `scheduler` describes the noise levels, and a sampler of ours samples along them. Another scheduler in
     its place does the sampling itself.
+
+    Args of a call:
+        num_images: how many; DDPMPipeline's `batch_size` is the same. If neither is given, as many as there are
+            labels, or latents, or 16.
+        labels: classes by name or index: one, several, an array or a tensor, one-hot rows; repeated as often as
+            needed; None takes all classes in turn. DiTPipeline's `class_labels` are the same.
+        num_images_per_prompt: images of each of these, one after the other.
+        guidance_scale: of classifier-free guidance; 1 means none, None 2 where the model knows classes.
+        sampler: one of ours, or "scheduler" for what pipe.scheduler does; None takes heun, unless another scheduler
+            than the model's own was put into its place.
+        generator: one, or one per image, to draw the noise from instead of `seed`.
+        latents: unit Gaussian noise to start from instead.
+        output_type: pil; np or pt, which are in [0, 1]; or latent.
+        callback_on_step_end: called as callback(pipe, step, sigma or timestep, {"latents": ...}) in each batch of
+            64 images; the latents in what it returns take their place.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -77,23 +92,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Images, by default the same as LatentDiffusion.sample gives for a seed: image i depends on (seed, i) alone.
-
-        Args:
-            num_images: how many; DDPMPipeline's `batch_size` is the same. If neither is given, as many as there are
-                labels, or latents, or 16.
-            labels: classes by name or index: one, several, an array or a tensor, one-hot rows; repeated as often as
-                needed; None takes all classes in turn. DiTPipeline's `class_labels` are the same.
-            num_images_per_prompt: images of each of these, one after the other.
-            guidance_scale: of classifier-free guidance; 1 means none, None 2 where the model knows classes.
-            sampler: one of ours, or "scheduler" for what pipe.scheduler does; None takes heun, unless another scheduler
-                than the model's own was put into its place.
-            generator: one, or one per image, to draw the noise from instead of `seed`.
-            latents: unit Gaussian noise to start from instead.
-            output_type: pil; np or pt, which are in [0, 1]; or latent.
-            callback_on_step_end: called as callback(pipe, step, sigma or timestep, {"latents": ...}) in each batch of
-                64 images; the latents in what it returns take their place.
-        """
+        """Images, by default the same as LatentDiffusion.sample gives for a seed. The class explains the arguments."""
         config = self.unet.model_config
         if sampler is None:
             sampler = "heun" if self.scheduler is self.own_scheduler else SCHEDULER
@@ -107,14 +106,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             check_call(output_type, callback_on_step_end_tensor_inputs)
             guidance = checked_guidance(guidance_scale, classes, config.trained_with_condition_dropout)
             condition = requested.repeated(torch.arange(count) // num_images_per_prompt)
-            draws = Draws((count, *config.latent_shape), self._execution_device, seed, generator)
-            start, results = draws.start(latents), []
+            noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
+            start, results = noise.start(latents), []
             with self.progress_bar(total=self.total_steps(count, num_inference_steps, sampler)) as bar:
                 for numbers in torch.arange(count).split(AT_A_TIME):
                     denoise = self.guided(guidance, condition[numbers])
                     on_step = self.step_reporter(callback_on_step_end, num_inference_steps, sampler, bar.update)
                     noisy = self.sampled(
-                        denoise, start[numbers], draws.of(numbers), num_inference_steps, sampler, on_step
+                        denoise, start[numbers], noise.of(numbers), num_inference_steps, sampler, on_step
                     )
                     results.append(finite(noisy if output_type == "latent" else self.decoded(noisy)).cpu())
         except RequestError as error:
@@ -135,14 +134,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return lambda noisy, sigma: guided(noisy, sigma, condition)
 
     def sampled(
-        self, denoise: Denoise, start: Latents, draws: Draws, steps: int, sampler: str, on_step: OnStep
+        self, denoise: Denoise, start: Latents, noise: NoiseSource, steps: int, sampler: str, on_step: OnStep
     ) -> Latents:
         """The latents that a sampler, or pipe.scheduler, makes of unit noise."""
         if sampler == SCHEDULER:
             return sample_by_scheduler(
-                denoise, start, self.scheduler, steps, generator=draws.generator, on_step=on_step
+                denoise, start, self.scheduler, steps, generator=noise.generator, on_step=on_step
             )
-        return sample_latents(denoise, start, self.sigmas(steps), sampler=sampler, noise=draws.step, on_step=on_step)
+        return sample_latents(denoise, start, self.sigmas(steps), sampler=sampler, noise=noise.step, on_step=on_step)
 
     def sigmas(self, steps: int) -> Tensor:
         """The noise levels of our samplers."""

@@ -33,7 +33,7 @@ def own_code(entry: type, purpose: str, parts: Mapping[str, str]) -> CodeFile:
     if __name__.startswith("ldm."):
         from ldm.export.standalone import standalone
 
-        text = f"{MARK} {standalone(entry, parts)}"
+        text = f"{MARK} {standalone(entry, tuple(parts.items()))}"
         return CodeFile(f"{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)
     text = Path(__file__).read_text(encoding="utf-8")
     return CodeFile(f"{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)

@@ -16,8 +16,8 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
 
 @dataclass(frozen=True)
-class Draws:
-    """All that is random in drawing some images: from a seed, or from a generator or one for each image."""
+class NoiseSource:
+    """Unit Gaussian noise for some images: from a seed, or from a generator, or from one for each image."""
 
     shape: tuple[int, ...]  # images x channels x height x width
     device: torch.device
@@ -25,7 +25,7 @@ class Draws:
     generator: Generators | None
     numbers: Sequence[int] | None = None  # of the images; None: all of them
 
-    def of(self, numbers: Tensor) -> "Draws":
+    def of(self, numbers: Tensor) -> "NoiseSource":
         """Those of some of the images."""
         indices, generator = numbers.tolist(), self.generator
         if isinstance(generator, Sequence):

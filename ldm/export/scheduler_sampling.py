@@ -59,9 +59,10 @@ def sample_by_scheduler(
     options = {"generator": generator} if isinstance(generator, torch.Generator) else {}
     for step, timestep in enumerate(timesteps, start=1):
         scaled = scheduler.scale_model_input(noisy, timestep)
-        sigma = scheduler.sigmas[scheduler.step_index].item()
-        if not is_scaled_by(scheduler, noisy, scaled, sigma):
+        index = getattr(scheduler, "step_index", None)
+        if index is None or not is_scaled_by(scheduler, noisy, scaled, scheduler.sigmas[index].item()):
             raise unusable(scheduler)
+        sigma = scheduler.sigmas[index].item()
         denoised = denoise(noisy, expand_sigma(sigma, noisy))
         output = as_network_output(scheduler, noisy, denoised, sigma)
         noisy = after_step(on_step, step, scheduler.step(output, timestep, noisy, **options).prev_sample)

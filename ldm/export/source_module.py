@@ -4,6 +4,7 @@ import ast
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 PACKAGE = "ldm"
@@ -48,6 +49,7 @@ class SourceModule:
     typing_only: dict[str, Import] = field(default_factory=dict)  # what only type checkers import
 
     @classmethod
+    @cache
     def read(cls, name: str) -> "SourceModule":
         """The module of that name."""
         spec = importlib.util.find_spec(name)

@@ -10,6 +10,7 @@ import builtins
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 
@@ -43,9 +44,10 @@ globals().update(FIRST)
 """
 
 
-def standalone(entry: type, parts: Mapping[str, str]) -> str:
-    """The text of a file that defines `entry`. `parts` names tables of swappable parts, and the one entry wanted."""
-    closure = Closure(parts)
+@cache
+def standalone(entry: type, parts: tuple[tuple[str, str], ...]) -> str:
+    """The text of a file that defines `entry`. `parts` pairs tables of swappable parts with the one entry wanted."""
+    closure = Closure(dict(parts))
     closure.want(entry.__module__, entry.__name__)
     closure.check_names()
     try:
