@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.config import SAMPLERS
@@ -88,6 +89,34 @@ def test_sampling_is_the_sampler_on_the_grid_from_the_noise_then_the_decoder(mod
         expected = model.autoencoder.decode(x).clamp(-1, 1)
     images = model.sample(3, [1, 0], steps=4, sampler="euler", guidance=3.0, seed=5)
     assert (images - expected).abs().max() < 1e-4
+
+
+def test_samplers_of_others_draw_our_samples_with_our_denoiser(model: LatentDiffusion) -> None:
+    """Written as k-diffusion's loops and as EDM's Heun are: from what docs/pipeline.md names."""
+    sampling = model.config.sampling
+    sigmas = karras_sigmas(6, sampling.sigma_min, sampling.sigma_max, sampling.rho)
+    start = starting_noise(model.config.latent_shape, range(3), seed=5) * sigmas[0]
+    denoiser = model.guided(3.0, model.config.schema.request(["square", "disc", "square"]))
+
+    def to_d(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - denoiser(x, sigma.expand(len(x)))) / sigma
+
+    with torch.no_grad():
+        x = start
+        for sigma, following in pairwise(sigmas):
+            x = x + (following - sigma) * to_d(x, sigma)
+        euler = model.autoencoder.decode(x).clamp(-1, 1)
+        x = start.double()
+        for sigma, following in pairwise(sigmas.double()):
+            d_cur = to_d(x, sigma)
+            x_next = x + (following - sigma) * d_cur
+            if following > 0:
+                x_next = x + (following - sigma) * (d_cur + to_d(x_next, following)) / 2
+            x = x_next
+        heun = model.autoencoder.decode(x.float()).clamp(-1, 1)
+    for sampler, expected in (("euler", euler), ("heun", heun)):
+        images = model.sample(3, [1, 0], steps=6, sampler=sampler, guidance=3.0, seed=5)
+        assert torch.allclose(images, expected, rtol=0, atol=1e-3), sampler
 
 
 @pytest.mark.parametrize("sampler", [name for name, facts in SAMPLERS.items() if facts.stochastic])
