@@ -99,7 +99,7 @@ def test_samplers_of_others_draw_our_samples_with_our_denoiser(model: LatentDiff
     denoiser = model.guided(3.0, model.config.schema.request(["square", "disc", "square"]))
 
     def to_d(x: Tensor, sigma: Tensor) -> Tensor:
-        return (x - denoiser(x, sigma.expand(len(x)))) / sigma
+        return (x - denoiser(x, sigma)) / sigma
 
     with torch.no_grad():
         x = start

@@ -118,7 +118,7 @@ def drawn(pipe: DiffusionPipeline) -> Tensor:
 
 
 def test_a_run_of_before_whose_code_is_a_line_still_opens(tmp_path: Path, modules: None) -> None:
-    """pipeline.py and unet/denoiser.py said `from ldm.export.diffusers_pipeline import …`; saved again, they are new."""
+    """pipeline.py and unet/denoiser.py said `from ldm.export.diffusers_pipeline import …`; saved again, no more."""
     model, run = diffusion_model("kl"), tmp_path / "run"
     save_pipeline(run, model.autoencoder, model.denoiser, model.config)
     index = json.loads((run / "model_index.json").read_text())
