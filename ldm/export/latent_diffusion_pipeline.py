@@ -206,7 +206,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 def either(name: str, value: Any, other_name: str, other: Any) -> Any:
     """The one of two arguments that is given: they are two names for the same."""
     if value is not None and other is not None:
-        raise RequestError(name, f"and {other_name} are two names for the same: give one of them")
+        raise ConfigError(f"{name} and {other_name} are two names for the same: give one of them")
     return other if value is None else value
 
 

@@ -121,7 +121,7 @@ def test_the_names_of_diffusers_for_labels_and_numbers_are_understood(shared: La
     for options in ({"class_labels": [1, 0]}, {"class_labels": torch.tensor([1, 0]), "batch_size": 2}):
         assert drawn(shared, **options).equal(images)
     message = refusal(lambda: shared(2, labels=[0], class_labels=[0]))
-    assert message == "class_labels and class_labels are two names for the same: give one of them"
+    assert message == "labels and class_labels are two names for the same: give one of them"
 
 
 def test_several_images_of_each_label_come_one_after_the_other(shared: LatentDiffusionPipeline) -> None:
