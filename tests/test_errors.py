@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from ldm import errors
-from ldm.errors import CheckpointError, ConfigError, DataError, DivergedError, LDMError, StopRequested, exit_code_of
+from ldm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    LDMError,
+    RequestError,
+    StopRequested,
+    exit_code_of,
+)
 from tests.support.scripts import Stage
 
 CODES = {LDMError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, StopRequested: 75}
@@ -23,7 +32,8 @@ def raising(error: BaseException) -> Callable[[list[str]], None]:
 
 def test_the_table_of_codes_has_every_failure_there_is() -> None:
     there = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, LDMError)}
-    assert there == set(CODES)
+    assert there - {RequestError} == set(CODES)  # a RequestError is a ConfigError that knows the argument
+    assert exit_code_of(raising(RequestError("num", "0 must be at least 1")), []) == CODES[ConfigError]
     assert all(failure.__doc__ for failure in there)
 
 
