@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Parser
 from ldm.diffusion.config import SAMPLERS
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, RequestError
 from ldm.terminal import exit_code_of
 
 if TYPE_CHECKING:
@@ -73,13 +73,15 @@ def main(arguments: list[str]) -> None:
     from ldm.training.devices import choose_device
 
     model = LatentDiffusion.load(options.run, choose_device(options.device))
-    names = model.config.schema.names(labels)
+    with flags_named():
+        names = model.config.schema.names(labels)
     with writing(options.out):  # now, and not after the work
         check_out(options.out, file_names(options.num, names))
         (options.out.parent if is_grid(options.out) else options.out).mkdir(parents=True, exist_ok=True)
 
     batches = -(-options.num // max(options.batch_size, 1))
-    with tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1) as bar:
+    bar = tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1)
+    with bar, flags_named():
         images = model.sample(
             options.num,
             labels,
@@ -150,6 +152,15 @@ def is_own(path: Path) -> bool:
 def is_grid(out: Path) -> bool:
     """Whether the images go into one picture, or into a folder."""
     return out.suffix.lower() == ".png"
+
+
+@contextmanager
+def flags_named() -> Iterator[None]:
+    """A request that cannot be met is refused in the words of the command line."""
+    try:
+        yield
+    except RequestError as error:
+        raise error.as_flag() from None
 
 
 @contextmanager

@@ -6,16 +6,20 @@ and `ldm.diffusion.conditioning.ConditionEmbedding` turns it into what a network
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import RequestError
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, Labels, Latents, NoiseLevels
 
 NULL = -1  # the null label: the attribute is left out
+
+# Classes by name or index, as a person has them: one, several, or the rows of a one-hot matrix.
+ClassLabels: TypeAlias = str | int | Sequence[int | str] | Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,27 @@ class ClassAttribute:
     kind: Literal["class"] = "class"
 
     def index(self, label: int | str) -> int:
-        """The index of a class by name or index; a name that is also a number is read as a name. Else ConfigError."""
+        """The index of a class by name or index; a name that is also a number is read as a name. Else RequestError."""
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
         if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
         shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
-        raise ConfigError(f"--labels {label} is not a class of this model: {shown}")
+        raise RequestError("labels", f"{label} is not a class of this model: {shown}")
+
+    def labels(self, given: ClassLabels) -> list[int | str]:
+        """The single labels in what a person gives; RequestError for a matrix that is not one-hot."""
+        if not isinstance(given, Tensor | np.ndarray | np.generic | Sequence) or isinstance(given, str):
+            return [given]
+        if isinstance(given, Sequence):
+            return [each.item() if isinstance(each, Tensor | np.generic) and each.ndim == 0 else each for each in given]
+        if given.ndim < 2:
+            labels: list[int | str] = given.reshape(-1).tolist()
+            return labels
+        rows, one_hot = given.tolist(), [0] * (len(self.classes) - 1) + [1]
+        if given.ndim != 2 or any(sorted(row) != one_hot for row in rows):
+            raise RequestError("labels", f"of shape {list(given.shape)} are not one-hot rows of {len(self.classes)}")
+        return [row.index(1) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -47,23 +65,28 @@ class ConditionSchema:
         """What can be asked for by name, in order: the classes; empty for an unconditional model."""
         return self.attributes[0].classes if self.attributes else ()
 
-    def names(self, labels: Sequence[int | str] | None) -> list[str]:
-        """The names of the requested classes, all of them in turn for None; ConfigError if there is no such class."""
-        return [self.choices[index] for index in self._indices(labels)]
+    def names(self, labels: ClassLabels | None) -> list[str]:
+        """The names of the requested classes, all of them in turn for None; RequestError if there is no such class."""
+        return [self.choices[index] for index in self.indices(labels)]
 
-    def request(self, labels: Sequence[int | str] | None) -> "Condition":
+    def request(self, labels: ClassLabels | None) -> "Condition":
         """The condition of one image for each of `labels`, as `names` reads them."""
-        indices = torch.tensor(self._indices(labels), dtype=torch.int64)
+        return self.condition(torch.tensor(self.indices(labels), dtype=torch.int64))
+
+    def condition(self, indices: Tensor) -> "Condition":
+        """The condition of one image for each class index, NULL where the class is left out."""
         return Condition({attribute.name: indices for attribute in self.attributes})
 
-    def _indices(self, labels: Sequence[int | str] | None) -> list[int]:
+    def indices(self, labels: ClassLabels | None) -> list[int]:
+        """The indices of the requested classes, as `names` reads them."""
         if labels is None:
             return list(range(len(self.choices)))
         if not self.attributes:
-            raise ConfigError("--labels needs a model with classes, and this one has none")
-        if not labels:
-            raise ConfigError("--labels names no class; leave it out for all classes in turn")
-        return [self.attributes[0].index(label) for label in labels]
+            raise RequestError("labels", "needs a model with classes, and this one has none")
+        given = self.attributes[0].labels(labels)
+        if not given:
+            raise RequestError("labels", "names no class; leave it out for all classes in turn")
+        return [self.attributes[0].index(label) for label in given]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,7 @@
 """Errors: one class and one exit code for each expected failure, one line for the user, never a traceback."""
 
+from collections.abc import Mapping
+
 
 class LDMError(Exception):
     """An expected failure. Its message is one line, in the user's words: what was given, and what to do."""
@@ -12,6 +14,22 @@ class ConfigError(LDMError):
     """A setting, a flag or the command line is wrong, or the run folder is in use."""
 
     exit_code = 2
+
+
+class RequestError(ConfigError):
+    """A request for samples cannot be met; it names the argument in the words of `LatentDiffusion.sample`."""
+
+    def __init__(self, argument: str, problem: str):
+        super().__init__(f"{argument} {problem}")
+        self.argument, self.problem = argument, problem
+
+    def renamed(self, names: Mapping[str, str]) -> "RequestError":
+        """The same for a caller to whom arguments have other names."""
+        return RequestError(names.get(self.argument, self.argument), self.problem)
+
+    def as_flag(self) -> "RequestError":
+        """The same for the command line."""
+        return RequestError(f"--{self.argument.replace('_', '-')}", self.problem)
 
 
 class DataError(LDMError):
@@ -27,7 +45,7 @@ class CheckpointError(LDMError):
 
 
 class DivergedError(LDMError):
-    """A loss or a gradient stopped being a finite number."""
+    """A loss, a gradient or a sample is not a finite number."""
 
     exit_code = 5
 

@@ -2,26 +2,29 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
+import safetensors
 import torch
+from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.batch import Condition, ConditionSchema
-from ldm.config import reader
+from ldm.batch import ClassLabels, Condition, ConditionSchema
+from ldm.config.plain import from_plain
+from ldm.config.reader import to_dict
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.network import DenoiserNetwork
 from ldm.diffusion.noise import karras_sigmas
-from ldm.diffusion.samplers import Denoise, starting_noise, step_noise
-from ldm.errors import CheckpointError, ConfigError
-from ldm.shapes import Images
+from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
+from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
+from ldm.nn.weights_file import load_weights, save_weights
+from ldm.shapes import Images, Latents
 
 FORMAT = 2  # of the folder of a denoiser; 1 was that of version 0.1
 
@@ -66,10 +69,11 @@ class LatentDiffusion:
         denoiser, config = load_denoiser(folder / "unet")
         return cls(Autoencoder.load(folder), denoiser, config).to(device)
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move to a device."""
-        self.autoencoder.to(device)
-        self.denoiser.to(device)
+    def to(self, *target: str | torch.device | torch.dtype) -> Self:
+        """Move to a device, to a precision, or to both."""
+        for each in target:
+            self.autoencoder.to(each)
+            self.denoiser.to(each)
         return self
 
     @property
@@ -81,7 +85,7 @@ class LatentDiffusion:
     def sample(
         self,
         num: int = 16,
-        labels: Sequence[int | str] | None = None,
+        labels: ClassLabels | None = None,
         *,
         steps: int = 18,
         sampler: str = "heun",
@@ -92,61 +96,110 @@ class LatentDiffusion:
     ) -> Images:
         """`num` images, float B C H W in [-1, 1], on the CPU.
 
-        `labels` are classes by name or index, repeated as often as needed; None takes all classes in turn. `guidance` 1
-        means none; left out it is 2 for a model that saw its classes and none. Image i depends on (seed, i) alone,
-        whatever the batch. `on_step` is called with 1 after each step of each batch. Raises ConfigError for impossible
-        requests.
+        `labels` are classes by name or index (one, several, a tensor, one-hot rows), repeated as often as needed; None
+        takes all classes in turn. `guidance` 1 means none; left out it is 2 for a model that saw its classes and none.
+        Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
+        batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
         """
         requested = self.config.schema.request(labels)
-        if guidance is None:
-            guidance = 2.0 if self.classes and self.config.trained_with_condition_dropout else 1.0
-        self.check_request(num, steps, sampler, guidance, batch_size)
-        facts, grid = SAMPLERS[sampler], self.config.sampling
-        method, sigmas = facts.load(), karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
+        guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
+        check_request(num, steps, sampler, batch_size)
+        grid = self.config.sampling
+        sigmas = karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
         device, shape = next(self.denoiser.parameters()).device, self.config.latent_shape
+
+        def step_done(step: int, noisy: Latents) -> None:
+            if on_step is not None:
+                on_step(1)
+
         images = []
         for numbers in torch.arange(num).split(batch_size):
-            indices, options = numbers.tolist(), dict[str, Any]()
-            start = starting_noise(shape, indices, seed).to(device) * sigmas[0].item()
-            if facts.stochastic:
-                options["noise"] = lambda step, indices=indices: step_noise(shape, indices, seed, step).to(device)
-            if on_step is not None:
-                options["on_step"] = lambda _: on_step(1)
-            denoise = self.guided(guidance, requested.repeated(numbers).to(device))
-            images.append(self.autoencoder.decode(method(denoise, start, sigmas, **options)).clamp(-1, 1).cpu())
+            indices = numbers.tolist()
+
+            def noise_of_step(step: int, indices: list[int] = indices) -> Latents:
+                return step_noise(shape, indices, seed, step).to(device)
+
+            latents = sample_latents(
+                self.guided(guidance, requested.repeated(numbers).to(device)),
+                starting_noise(shape, indices, seed).to(device),
+                sigmas,
+                sampler=sampler,
+                noise=noise_of_step,
+                on_step=step_done,
+            )
+            images.append(finite(self.autoencoder.decode(latents).clamp(-1, 1)).cpu())
         return torch.cat(images)
 
     def guided(self, guidance: float, condition: Condition) -> Denoise:
-        """The denoiser as a function of noisy latents and noise level alone."""
+        """The denoiser as a function of noisy latents and noise level alone, which is what samplers call."""
         guided = classifier_free(self.denoiser, guidance=guidance)
         return lambda noisy, sigma: guided(noisy, sigma, condition)
 
-    def check_request(self, num: int, steps: int, sampler: str, guidance: float, batch_size: int) -> None:
-        """Raise ConfigError for a request that cannot be met."""
-        for name, value in (("num", num), ("steps", steps), ("batch-size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"--{name} {value} must be at least 1")
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"--sampler {sampler} is not one of {', '.join(SAMPLERS)}")
-        if not math.isfinite(guidance):
-            raise ConfigError(f"--guidance {guidance} must be a finite number")
-        if guidance != 1 and not self.classes:
-            raise ConfigError("--guidance needs a model with classes, and this one has none")
-        if guidance != 1 and not self.config.trained_with_condition_dropout:
-            raise ConfigError(
-                "--guidance needs a model trained with objective.condition_dropout, and this one had none"
+
+def sample_latents(
+    denoise: Denoise,
+    unit_noise: Latents,
+    sigmas: Tensor,
+    *,
+    sampler: str,
+    noise: StepNoise,
+    on_step: OnStep | None = None,
+) -> Latents:
+    """The latents that a sampler of the table makes of unit Gaussian noise along a grid of noise levels.
+
+    `noise` is for the samplers that draw some in every step.
+    """
+    facts = SAMPLERS[sampler]
+    options: dict[str, Any] = {"noise": noise} if facts.stochastic else {}
+    latents: Latents = facts.load()(denoise, unit_noise * sigmas[0].item(), sigmas, on_step=on_step, **options)
+    return finite(latents)
+
+
+def finite(samples: Tensor) -> Tensor:
+    """The same; DivergedError if they hold NaN or infinity, which no picture can show."""
+    if not samples.isfinite().all():
+        raise DivergedError(
+            "the samples are not finite numbers: take a smaller guidance or a wider precision (bfloat16, float32), or"
+            " the model itself is broken"
+        )
+    return samples
+
+
+def check_request(num: int, steps: int, sampler: str, batch_size: int = 1) -> None:
+    """Raise RequestError for a request that cannot be met."""
+    for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise RequestError(
+                name, f"{value} must be at least 1" if isinstance(value, int) else f"{value} is no number"
             )
+    if sampler not in SAMPLERS:
+        raise RequestError("sampler", f"{sampler} is not one of {', '.join(SAMPLERS)}")
 
 
-def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path) -> None:
+def checked_guidance(guidance: float | None, classes: int, dropout: bool) -> float:
+    """The guidance that is asked for, or else 2 where it is possible; RequestError for one that the model cannot give.
+
+    It needs classes, and that in training the class was sometimes left out (`dropout`).
+    """
+    if guidance is None:
+        return 2.0 if classes and dropout else 1.0
+    if not math.isfinite(guidance):
+        raise RequestError("guidance", f"{guidance} must be a finite number")
+    if guidance != 1 and not classes:
+        raise RequestError("guidance", "needs a model with classes, and this one has none")
+    if guidance != 1 and not dropout:
+        raise RequestError("guidance", "needs a model trained with objective.condition_dropout, and this one had none")
+    return guidance
+
+
+def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path, variant: str | None = None) -> None:
     """Write `config.json` and the weights as safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(reader.to_dict(config), indent=2))
-    weights = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+    save_weights(folder, denoiser.state_dict(), variant)
 
 
-def load_denoiser(folder: Path) -> tuple[Denoiser, DiffusionModelConfig]:
+def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, DiffusionModelConfig]:
     """What `save_denoiser` wrote."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -155,10 +208,10 @@ def load_denoiser(folder: Path) -> tuple[Denoiser, DiffusionModelConfig]:
     try:
         saved = json.loads((folder / "config.json").read_text())
         check_format(saved, folder.parent)
-        config = reader.from_dict(DiffusionModelConfig, saved)
+        config: DiffusionModelConfig = from_plain(DiffusionModelConfig, saved)
         denoiser = create_denoiser(config)
-        denoiser.load_state_dict(safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors"))
-    except (OSError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
+        denoiser.load_state_dict(load_weights(folder, variant))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError, ConfigError) as error:
         raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error
     return denoiser.eval(), config
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.config import SAMPLERS
@@ -90,6 +91,34 @@ def test_sampling_is_the_sampler_on_the_grid_from_the_noise_then_the_decoder(mod
     assert (images - expected).abs().max() < 1e-4
 
 
+def test_samplers_of_others_draw_our_samples_with_our_denoiser(model: LatentDiffusion) -> None:
+    """Written as k-diffusion's loops and as EDM's Heun are: from what docs/pipeline.md names."""
+    sampling = model.config.sampling
+    sigmas = karras_sigmas(6, sampling.sigma_min, sampling.sigma_max, sampling.rho)
+    start = starting_noise(model.config.latent_shape, range(3), seed=5) * sigmas[0]
+    denoiser = model.guided(3.0, model.config.schema.request(["square", "disc", "square"]))
+
+    def to_d(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - denoiser(x, sigma)) / sigma
+
+    with torch.no_grad():
+        x = start
+        for sigma, following in pairwise(sigmas):
+            x = x + (following - sigma) * to_d(x, sigma)
+        euler = model.autoencoder.decode(x).clamp(-1, 1)
+        x = start.double()
+        for sigma, following in pairwise(sigmas.double()):
+            d_cur = to_d(x, sigma)
+            x_next = x + (following - sigma) * d_cur
+            if following > 0:
+                x_next = x + (following - sigma) * (d_cur + to_d(x_next, following)) / 2
+            x = x_next
+        heun = model.autoencoder.decode(x.float()).clamp(-1, 1)
+    for sampler, expected in (("euler", euler), ("heun", heun)):
+        images = model.sample(3, [1, 0], steps=6, sampler=sampler, guidance=3.0, seed=5)
+        assert torch.allclose(images, expected, rtol=0, atol=1e-3), sampler
+
+
 @pytest.mark.parametrize("sampler", [name for name, facts in SAMPLERS.items() if facts.stochastic])
 def test_step_noise_of_image_i_depends_on_seed_i_and_step_alone(model: LatentDiffusion, sampler: str) -> None:
     """By hand, all images at once; by the pipeline in batches of 2, 1 and 3."""
@@ -149,33 +178,33 @@ def test_an_unconditional_model_samples_without_labels(unconditional: LatentDiff
 
 
 @pytest.mark.parametrize(
-    ("request_", "flag"),
+    ("request_", "words"),
     [
-        ({"num": 0}, "--num 0"),
-        ({"num": -3}, "--num -3"),
-        ({"steps": 0}, "--steps 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"sampler": "ddim"}, "--sampler ddim"),
-        ({"labels": ["circle"]}, "--labels circle"),
-        ({"labels": [2]}, "--labels 2"),
-        ({"labels": [-1]}, "--labels -1"),
-        ({"labels": ["²"]}, "--labels ²"),
-        ({"labels": []}, "--labels"),
-        ({"guidance": float("nan")}, "--guidance nan"),
-        ({"guidance": float("inf")}, "--guidance inf"),
+        ({"num": 0}, "num 0"),
+        ({"num": -3}, "num -3"),
+        ({"steps": 0}, "steps 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"sampler": "ddim"}, "sampler ddim"),
+        ({"labels": ["circle"]}, "labels circle"),
+        ({"labels": [2]}, "labels 2"),
+        ({"labels": [-1]}, "labels -1"),
+        ({"labels": ["²"]}, "labels ²"),
+        ({"labels": []}, "labels"),
+        ({"guidance": float("nan")}, "guidance nan"),
+        ({"guidance": float("inf")}, "guidance inf"),
     ],
 )
-def test_an_impossible_request_is_refused_with_its_flag(
-    model: LatentDiffusion, request_: dict[str, Any], flag: str
+def test_an_impossible_request_is_refused_with_its_argument(
+    model: LatentDiffusion, request_: dict[str, Any], words: str
 ) -> None:
-    assert refused(lambda: model.sample(**{"steps": 2, **request_})).startswith(flag)
+    assert refused(lambda: model.sample(**{"steps": 2, **request_})).startswith(words)
 
 
-@pytest.mark.parametrize(("request_", "flag"), [({"guidance": 2.0}, "--guidance"), ({"labels": [0]}, "--labels")])
+@pytest.mark.parametrize(("request_", "words"), [({"guidance": 2.0}, "guidance"), ({"labels": [0]}, "labels")])
 def test_a_model_without_classes_refuses_what_needs_them(
-    unconditional: LatentDiffusion, request_: dict[str, Any], flag: str
+    unconditional: LatentDiffusion, request_: dict[str, Any], words: str
 ) -> None:
-    assert refused(lambda: unconditional.sample(2, **request_)).startswith(f"{flag} needs a model with classes")
+    assert refused(lambda: unconditional.sample(2, **request_)).startswith(f"{words} needs a model with classes")
 
 
 def test_the_possible_classes_and_samplers_are_named(model: LatentDiffusion) -> None:
@@ -207,7 +236,7 @@ def with_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
 
 def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
     def damage(run: Path) -> object:
-        file = run / "unet" / "diffusion_pytorch_model.safetensors"
+        file = run / "unet" / UNET_WEIGHTS
         weights = safetensors.torch.load_file(file)
         change(weights)
         return safetensors.torch.save_file(weights, file)
@@ -219,7 +248,7 @@ def cut(name: str, size: int) -> Callable[[Path], object]:
     return lambda run: (run / name).write_bytes((run / name).read_bytes()[:size])
 
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS, UNET_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty config": cut("unet/config.json", 0),
     "half a config": cut("unet/config.json", 100),
@@ -235,9 +264,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "unknown attribute": with_config(lambda config: config["schema"]["attributes"][0].update(kind="text")),
     "no attributes": with_config(lambda config: config["schema"].update(attributes=[])),
     "unknown network": with_config(lambda config: config["denoiser"]["network"].update(kind="transformer")),
-    "no weights": lambda run: (run / "unet" / WEIGHTS).unlink(),
-    "empty weights": cut(f"unet/{WEIGHTS}", 0),
-    "half the weights": cut(f"unet/{WEIGHTS}", 5000),
+    "no weights": lambda run: (run / "unet" / UNET_WEIGHTS).unlink(),
+    "empty weights": cut(f"unet/{UNET_WEIGHTS}", 0),
+    "half the weights": cut(f"unet/{UNET_WEIGHTS}", 5000),
     "a tensor less": with_weights(lambda weights: weights.pop("network.first.bias")),
     "a tensor more": with_weights(lambda weights: weights.update(more=torch.zeros(1))),
     "no unet": lambda run: shutil.rmtree(run / "unet"),

@@ -99,7 +99,7 @@ def test_a_run_on_pixels_that_restarts_in_the_middle_equals_one_that_does_not(ru
     outcome = pixel_stage.run(again)
     assert outcome.code == 0 and "resuming from step 3" in outcome.out + outcome.err, outcome
     assert weights(again) == weights(run) and metrics(again) == metrics(run)
-    assert {"vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} < weights(run).keys()
+    assert {"vae/model.safetensors", "unet/model.safetensors"} < weights(run).keys()
 
 
 def test_two_processes_equal_one_on_pixels_to_1e_9_in_float64(pixel_stage, tmp_path):

@@ -240,7 +240,7 @@ SAMPLER = [
 def midpoint(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | None = None) -> Latents:
     """Second order: the slope in the geometric middle of the step."""
     noisy = start
-    for sigma, lower in sigma_pairs(sigmas, on_step):
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas), start=1):
         denoised = denoise(noisy, expand_sigma(sigma, noisy))
         if lower > 0:
             middle = math.sqrt(sigma * lower)
@@ -249,6 +249,7 @@ def midpoint(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnSte
             noisy = noisy + (lower - sigma) * slope
         else:
             noisy = denoised
+        noisy = after_step(on_step, step, noisy)
     return noisy
 ''',
     ),

@@ -98,7 +98,10 @@ class Autoencoder(nn.Module):
                 parameter.requires_grad_(False)
 
     def encode(self, images: Images, hidden: Tensor | None = None) -> Posterior:
-        """The posterior of each image; an image whose sides the downsampling does not divide is first padded."""
+        """The posterior of each image; an image whose sides the downsampling does not divide is first padded.
+
+        It is in float64 if the images or the weights are, and in float32 otherwise, in half precision too.
+        """
         return self.raw_posterior(images, hidden).standardized(self.latent_mean, self.latent_std)
 
     def raw_posterior(self, images: Images, hidden: Tensor | None = None) -> Posterior:
@@ -107,8 +110,8 @@ class Autoencoder(nn.Module):
             assert self.network.fixed_size is not None
             only, given = (format_size(tuple(sides)) for sides in (self.network.fixed_size[1:], images.shape[2:]))
             raise ConfigError(f"{self.network.downsampling_setting} takes images of size {only} alone, not of {given}")
-        moments = self.network.encode(padded(images, self.network.downsampling), hidden)
-        return self.bottleneck.posterior(moments)
+        moments = self.network.encode(self.cast(padded(images, self.network.downsampling)), hidden)
+        return self.bottleneck.posterior(moments.to(torch.promote_types(moments.dtype, images.dtype)))
 
     def code(self, moments: Tensor, rng: StepRandom) -> Code:
         """The standardized code of the encoder's output in training: with samples, and what they cost."""
@@ -116,12 +119,18 @@ class Autoencoder(nn.Module):
         return code
 
     def decode(self, latents: Latents, hidden: Tensor | None = None) -> Images:
-        """The image of each latent, in [-1, 1] as far as the decoder learned it; not clamped."""
+        """The image of each latent, in [-1, 1] as far as the decoder learned it and not clamped; precision as above."""
         return self.decode_raw(latents * self.latent_std + self.latent_mean, hidden)
 
     def decode_raw(self, code: Tensor, hidden: Tensor | None = None) -> Images:
         """The image of a code that is not standardized."""
-        return full_precision(self.network.decode(self.unit_norm_scaled(code), hidden))
+        images = self.network.decode(self.cast(self.unit_norm_scaled(code)), hidden)
+        return full_precision(images.to(torch.promote_types(images.dtype, code.dtype)))
+
+    def cast(self, x: Tensor) -> Tensor:
+        """A tensor in the precision of the network's weights."""
+        first = next(self.network.parameters(), None)
+        return x if first is None else x.to(first.dtype)
 
     def unit_norm_scaled(self, code: Tensor) -> Tensor:
         """The code in units of the decoder's columns: these have length 1 where the bottleneck says so."""

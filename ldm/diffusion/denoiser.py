@@ -10,6 +10,7 @@ from ldm.batch import Condition, ConditionSchema
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.noise import broadcast_sigma
+from ldm.errors import ConfigError
 from ldm.shapes import Latents, NoiseLevels, Scalars
 
 
@@ -36,25 +37,47 @@ class Denoiser(nn.Module):
         self.parametrization: Parametrization = PARAMETRIZATIONS[parametrization].load()
         self.sigma_data = sigma_data
 
-    def forward(self, noisy: Latents, sigma: NoiseLevels, condition: Condition | None = None) -> Latents:
+    def forward(self, noisy: Latents, sigma: float | NoiseLevels, condition: Condition | None = None) -> Latents:
         """The denoised tensor, in float64 if `noisy` is and in float32 otherwise; no condition is the null one.
 
-        Autocast may lower the precision inside the network. Outside it nothing is lowered: where σ is small the answer
-        is almost all `noisy`, and rounding that would cost more than the network can repair.
+        `sigma` is one noise level, or one for each sample. The weights, or autocast, may lower the precision inside the
+        network. Outside it nothing is lowered: where σ is small the answer is almost all `noisy`, and rounding that
+        would cost more than the network can repair.
         """
-        sigma = sigma.to(torch.promote_types(noisy.dtype, torch.float32))
+        sigma = self.noise_levels(sigma, noisy)
         level = broadcast_sigma(sigma, noisy)
         vector, tokens = self.embedding(condition, sigma)
-        output: Tensor = self.network(self.c_in(level) * noisy, sigma.log() / 4, vector, tokens)
+        scaled = (self.c_in(level) * noisy).to(self.network_dtype or level.dtype)
+        output: Tensor = self.network(scaled, sigma.log() / 4, vector, tokens)
         return self.c_skip(level) * noisy + self.c_out(level) * output.to(level.dtype)
 
-    def score(self, noisy: Latents, sigma: NoiseLevels, condition: Condition | None = None) -> Latents:
+    @property
+    def network_dtype(self) -> torch.dtype | None:
+        """The precision of the network's weights; None if it has none."""
+        first = next(self.network.parameters(), None)
+        return None if first is None else first.dtype
+
+    def noise_levels(self, sigma: float | Tensor, noisy: Latents) -> NoiseLevels:
+        """One noise level for each sample; ConfigError for another number of them, or for one that is not positive.
+
+        Levels that lie on an accelerator are looked at only by who can wait for them: it would stall a training step.
+        """
+        if not torch.is_tensor(sigma) or (sigma.device.type == "cpu" and not self.training):
+            check_positive(sigma)
+        sigma = torch.as_tensor(sigma).to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
+        if sigma.numel() not in (1, len(noisy)):
+            raise ConfigError(
+                f"sigma has {sigma.numel()} noise levels for {len(noisy)} samples: give 1 or {len(noisy)}"
+            )
+        return sigma.reshape(-1).expand(len(noisy))
+
+    def score(self, noisy: Latents, sigma: float | NoiseLevels, condition: Condition | None = None) -> Latents:
         """∇ log p_σ(noisy) = (D(noisy; σ) − noisy) / σ², the score of the data smoothed by noise of level σ.
 
         Exact where D is the posterior mean E[clean | noisy] (Robbins 1956, Vincent 2011).
         """
         denoised: Tensor = self(noisy, sigma, condition)
-        return (denoised - noisy) / broadcast_sigma(sigma, noisy) ** 2
+        return (denoised - noisy) / broadcast_sigma(self.noise_levels(sigma, noisy), noisy) ** 2
 
     def target(self, noisy: Latents, sigma: NoiseLevels, clean: Latents) -> Latents:
         """What the network must put out for D(noisy; σ) to equal `clean`."""
@@ -76,6 +99,17 @@ class Denoiser(nn.Module):
     def c_in(self, sigma: Tensor) -> Tensor:
         """The scale of the network's input."""
         return self.parametrization.c_in(sigma, self.sigma_data)
+
+
+def check_positive(sigma: float | Tensor) -> None:
+    """Raise ConfigError for a noise level that is not above 0, which a timestep may be: a network is told ln σ."""
+    if torch.compiler.is_compiling():
+        return
+    lowest = float(torch.as_tensor(sigma).min())
+    if not lowest > 0:
+        raise ConfigError(
+            f"sigma {lowest:g} is not above 0: it is a noise level (as in a scheduler's `sigmas`), and not a timestep"
+        )
 
 
 Coefficient = Callable[[Tensor, float], Tensor]  # of σ and sigma_data

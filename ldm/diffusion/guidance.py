@@ -29,7 +29,8 @@ def classifier_free(denoiser: ConditionalDenoise, *, guidance: float) -> Conditi
             raise ValueError("classifier-free guidance needs a condition, and there is none")
         if guidance == 0:
             return denoiser(noisy, sigma, condition.null())
-        both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigma, sigma]), condition.joined(condition.null()))
+        sigmas = torch.as_tensor(sigma, device=noisy.device).reshape(-1).expand(len(noisy))
+        both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigmas, sigmas]), condition.joined(condition.null()))
         conditional, unconditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 

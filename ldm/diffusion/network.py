@@ -29,5 +29,8 @@ class DenoiserNetwork(nn.Module):
     ) -> Tensor:
         """`x` is batch x c x h x w, `noise_condition` one number per sample, about -3 to 3; `vector` is batch x
         vector_channels and `tokens` batch x length x channels, None where there is no such condition.
+
+        `x`, `vector` and `tokens` come in the precision of the weights. `noise_condition` comes in float32 or float64,
+        for its sines need that; what is made of it is cast to that of `x`.
         """
         raise NotImplementedError

@@ -9,7 +9,8 @@ One such move is a step of Euler's method; better samplers use a better D or a b
 the last step is this one, and its result is the denoised tensor itself.
 
 `denoise(noisy, sigma)` has its condition and its guidance bound already. `start` is noise times the first level, in
-float32 or float64. `on_step` is told how many steps are done.
+float32 or float64. `on_step` is told how many steps are done and shown the latents after them, which what it returns
+replaces, unless that is None.
 """
 
 import math
@@ -24,7 +25,7 @@ from ldm.randomness import generator
 from ldm.shapes import Latents, NoiseLevels
 
 Denoise: TypeAlias = Callable[[Latents, NoiseLevels], Latents]
-OnStep: TypeAlias = Callable[[int], None]
+OnStep: TypeAlias = Callable[[int, Latents], Latents | None]
 StepNoise: TypeAlias = Callable[[int], Latents]  # step -> unit noise of the shape and on the device of the start
 
 
@@ -53,9 +54,9 @@ def step_noise(shape: Sequence[int], indices: Sequence[int], seed: int, step: in
 def euler(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | None = None) -> Latents:
     """First order, one denoising per step; DDIM (Song et al. 2021) is this method."""
     noisy = start
-    for sigma, lower in sigma_pairs(sigmas, on_step):
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas), start=1):
         denoised = denoise(noisy, expand_sigma(sigma, noisy))
-        noisy = torch.lerp(denoised, noisy, lower / sigma)
+        noisy = after_step(on_step, step, torch.lerp(denoised, noisy, lower / sigma))
     return noisy
 
 
@@ -65,14 +66,14 @@ def heun(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | 
     Karras et al. 2022, algorithm 1. A step to 0 stays Euler's, for there is no slope at 0.
     """
     noisy = start
-    for sigma, lower in sigma_pairs(sigmas, on_step):
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas), start=1):
         denoised = denoise(noisy, expand_sigma(sigma, noisy))
         arrival = torch.lerp(denoised, noisy, lower / sigma)
         if lower > 0:
             slope = (noisy - denoised) / sigma
             slope_at_arrival = (arrival - denoise(arrival, expand_sigma(lower, arrival))) / lower
             arrival = noisy + (lower - sigma) * (slope + slope_at_arrival) / 2
-        noisy = arrival
+        noisy = after_step(on_step, step, arrival)
     return noisy
 
 
@@ -84,14 +85,14 @@ def dpmpp_2m(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnSte
     """
     noisy = start
     before: tuple[float, Tensor] | None = None
-    for sigma, lower in sigma_pairs(sigmas, on_step):
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas), start=1):
         denoised = denoise(noisy, expand_sigma(sigma, noisy))
         middle = denoised
         if before is not None and lower > 0:
             higher, denoised_before = before
             ratio = math.log(sigma / lower) / math.log(higher / sigma)
             middle = denoised + ratio / 2 * (denoised - denoised_before)
-        noisy = torch.lerp(middle, noisy, lower / sigma)
+        noisy = after_step(on_step, step, torch.lerp(middle, noisy, lower / sigma))
         before = sigma, denoised
     return noisy
 
@@ -110,19 +111,23 @@ def euler_ancestral(
     step 0, 1, and so on.
     """
     noisy = start
-    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas, on_step)):
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas)):
         denoised = denoise(noisy, expand_sigma(sigma, noisy))
         kept = (lower / sigma) ** 2
         noisy = torch.lerp(denoised, noisy, kept) + lower * math.sqrt(1 - kept) * noise(step)
+        noisy = after_step(on_step, step + 1, noisy)
     return noisy
 
 
-def sigma_pairs(sigmas: Tensor, on_step: OnStep | None) -> Iterator[tuple[float, float]]:
+def sigma_pairs(sigmas: Tensor) -> Iterator[tuple[float, float]]:
     """Neighboring noise levels, higher and lower, one pair per step."""
-    for step, pair in enumerate(pairwise(sigmas.tolist()), start=1):
-        yield pair
-        if on_step is not None:
-            on_step(step)
+    yield from pairwise(sigmas.tolist())
+
+
+def after_step(on_step: OnStep | None, step: int, noisy: Latents) -> Latents:
+    """The latents after a step: as they are, or as `on_step` wants them."""
+    wanted = None if on_step is None else on_step(step, noisy)
+    return noisy if wanted is None else wanted
 
 
 def expand_sigma(sigma: float, noisy: Latents) -> NoiseLevels:

@@ -1,149 +1,72 @@
-"""The diffusers pipeline: a run of train_diffusion.py opens with DiffusionPipeline.from_pretrained, offline.
+"""The diffusers pipeline of a run: saves a folder that DiffusionPipeline.from_pretrained opens, and `sample.py` too.
 
-The run holds files of one line each, `pipeline.py`, `unet/denoiser.py` and, where diffusers does not know the
-autoencoder, `vae/autoencoder.py`, which import the classes of this one.
+The folder brings the code along, written out from this package, which need not be installed. (What version 0.1 wrote
+imports the three classes from here.)
 """
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, EDMDPMSolverMultistepScheduler, ImagePipelineOutput
-from torch import Tensor, nn
+from diffusers import EDMDPMSolverMultistepScheduler
 
 from ldm.autoencoder.formats.diffusers import is_ours
 from ldm.autoencoder.model import Autoencoder
-from ldm.batch import Condition
-from ldm.checkpoint import write_atomically, write_folder_atomically
+from ldm.checkpoint import read_json, write_folder_atomically
+from ldm.diffusion.config import SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.pictures import picture
-from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, load_denoiser, save_denoiser
-from ldm.shapes import to_uint8
+from ldm.export.diffusers_components import AutoencoderModel, DenoiserModel, autoencoder_code
+from ldm.export.latent_diffusion_pipeline import LatentDiffusionPipeline, class_of, write_index
+from ldm.nn.weights_file import convert_weights
+from ldm.pipeline import DiffusionModelConfig
+
+__all__ = ["AutoencoderModel", "DenoiserModel", "LatentDiffusionPipeline", "save_pipeline"]
 
 
-class DiffusersComponent(nn.Module):
-    """What diffusers asks every component of a pipeline."""
+def save_pipeline(
+    folder: Path,
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    config: DiffusionModelConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+) -> None:
+    """Write all that diffusers and `sample.py` need into `folder`; what else lies there is left alone.
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    The weights are in float32, or in `dtype`; a `variant` (fp16) is part of the names of their files.
+    """
+    unet = DenoiserModel.around(denoiser, config)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+    def save_vae(new: Path) -> None:
+        autoencoder.save(new)
+        convert_weights(new, dtype, variant)
+        if is_ours(new):
+            facts = read_json(new / "config.json")
+            autoencoder_code(facts["network"]["kind"], facts["bottleneck"]["kind"]).write(new)
 
+    def save_unet(new: Path) -> None:
+        unet.save_pretrained(new)
+        convert_weights(new, dtype, variant)
 
-class DenoiserModel(DiffusersComponent):
-    """A denoiser together with its config, in the manner of a diffusers component."""
-
-    def __init__(self, denoiser: Denoiser, config: DiffusionModelConfig):
-        super().__init__()
-        self.denoiser, self.model_config = denoiser, config
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **_: Any) -> Self:
-        """Read the `unet` folder of a run; diffusers' further arguments do not apply."""
-        return cls(*load_denoiser(Path(folder)))
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write a `unet` folder."""
-        save_denoiser_model(self.denoiser, self.model_config, Path(folder))
-
-    def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
-        """The denoised latents."""
-        denoised: Tensor = self.denoiser(noisy, sigma, condition)
-        return denoised
-
-
-class AutoencoderModel(DiffusersComponent):
-    """An autoencoder that is not an AutoencoderKL, in the manner of a diffusers component."""
-
-    def __init__(self, autoencoder: Autoencoder):
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **_: Any) -> Self:
-        """Read the `vae` folder of a run; diffusers' further arguments do not apply."""
-        return cls(Autoencoder.load(folder))
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write a `vae` folder."""
-        self.autoencoder.save(Path(folder))
-
-
-class LatentDiffusionPipeline(DiffusionPipeline):
-    """Class labels to images. `scheduler` describes the noise levels for other tools; ours come with the denoiser."""
-
-    def __init__(
-        self, vae: AutoencoderKL | AutoencoderModel, unet: DenoiserModel, scheduler: EDMDPMSolverMultistepScheduler
-    ):
-        super().__init__()
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
-
-    def __call__(
-        self,
-        num_images: int = 16,
-        labels: Sequence[int | str] | None = None,
-        *,
-        num_inference_steps: int = 18,
-        sampler: str = "heun",
-        guidance_scale: float | None = None,
-        seed: int = 0,
-    ) -> ImagePipelineOutput:
-        """`num_images` Pillow images: the same as LatentDiffusion.sample gives for these arguments."""
-        vae = self.vae
-        autoencoder = vae.autoencoder if isinstance(vae, AutoencoderModel) else Autoencoder.from_diffusers(vae)
-        model = LatentDiffusion(autoencoder, self.unet.denoiser, self.unet.model_config)
-        with self.progress_bar(total=num_inference_steps * -(-num_images // 64)) as bar:
-            images = model.sample(
-                num_images,
-                labels,
-                steps=num_inference_steps,
-                sampler=sampler,
-                guidance=guidance_scale,
-                seed=seed,
-                on_step=bar.update,
-            )
-        return ImagePipelineOutput(images=[picture(image) for image in to_uint8(images)])
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a folder like that of a run, which opens again; diffusers by itself would leave the denoiser out."""
-        folder = Path(save_directory)
-        self.vae.save_pretrained(str(folder / "vae"))
-        self.unet.save_pretrained(folder / "unet")
-        save_index(folder, self.unet.model_config)
-
-
-def save_pipeline(folder: Path, autoencoder: Autoencoder, denoiser: Denoiser, config: DiffusionModelConfig) -> None:
-    """Write all that diffusers and `sample.py` need into `folder`; what else lies there is left alone."""
-    write_folder_atomically(folder / "vae", autoencoder.save)
-    write_folder_atomically(folder / "unet", lambda new: save_denoiser_model(denoiser, config, new))
-    save_index(folder, config)
-
-
-def save_denoiser_model(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path) -> None:
-    """The `unet` folder: config, weights, and the line by which diffusers finds the class."""
-    save_denoiser(denoiser, config, folder)
-    (folder / "denoiser.py").write_text("from ldm.export.diffusers_pipeline import DenoiserModel\n")
-
-
-def save_index(folder: Path, config: DiffusionModelConfig) -> None:
-    """`model_index.json`, `pipeline.py` and `scheduler/` beside `vae/` and `unet/`."""
-    sampling = config.sampling
-    scheduler = EDMDPMSolverMultistepScheduler(
-        sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, sigma_data=1.0, rho=sampling.rho
-    )
+    write_folder_atomically(folder / "vae", save_vae)
+    write_folder_atomically(folder / "unet", save_unet)
+    scheduler = scheduler_of(config.sampling)
     scheduler.save_pretrained(str(folder / "scheduler"))
-    if own := is_ours(folder / "vae"):
-        (folder / "vae" / "autoencoder.py").write_text("from ldm.export.diffusers_pipeline import AutoencoderModel\n")
-    index = {
-        "_class_name": ["pipeline", "LatentDiffusionPipeline"],
-        "vae": ["autoencoder", "AutoencoderModel"] if own else ["diffusers", "AutoencoderKL"],
-        "unet": ["denoiser", "DenoiserModel"],
-        "scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"],
-    }
-    (folder / "pipeline.py").write_text("from ldm.export.diffusers_pipeline import LatentDiffusionPipeline\n")
-    write_atomically(folder / "model_index.json", json.dumps(index, indent=2).encode())
+    write_index(folder, {"vae": class_in(folder / "vae"), "unet": class_of(unet), "scheduler": class_of(scheduler)})
+
+
+def scheduler_of(sampling: SamplingConfig) -> EDMDPMSolverMultistepScheduler:
+    """diffusers' description of a model's noise levels."""
+    grid = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
+    return EDMDPMSolverMultistepScheduler(**grid, sigma_data=1.0)
+
+
+def class_in(vae: Path) -> list[str]:
+    """Where diffusers finds the class of the autoencoder in a folder."""
+    facts = read_json(vae / "config.json")
+    if is_ours(vae):
+        return [
+            autoencoder_code(facts["network"]["kind"], facts["bottleneck"]["kind"]).module,
+            AutoencoderModel.__name__,
+        ]
+    return ["diffusers", facts["_class_name"]]

@@ -1,6 +1,5 @@
 """Self-attention over the positions of a feature map."""
 
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,12 +21,13 @@ class SelfAttention(nn.Module):
         self.to_out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        height = x.shape[2]
-        qkv = rearrange(self.to_qkv(self.norm(x)), "b (n k c) h w -> n b k (h w) c", n=3, k=self.heads)
+        batch, channels, height, width = x.shape
+        parts = self.to_qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
+        qkv = parts.permute(1, 0, 2, 4, 3)
         if prefers_contiguous(qkv):
             qkv = qkv.contiguous()
         attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return x + self.to_out(rearrange(attended, "b k (h w) c -> b (k c) h w", h=height))
+        return x + self.to_out(attended.transpose(2, 3).reshape(batch, channels, height, width))
 
 
 def prefers_contiguous(qkv: Tensor) -> bool:

@@ -15,7 +15,9 @@ from ldm.diffusion import config
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import broadcast_sigma
+from ldm.errors import ConfigError
 from ldm.randomness import generator
 from ldm.verify.score import CENTERS, STD, exact_score
 
@@ -160,6 +162,41 @@ def test_float64_is_float64_throughout_even_with_float32_noise_levels(parametriz
     sigma = LEVELS.float()
     assert torch.equal(denoiser(noisy, sigma), denoiser(noisy, sigma.double()))
     assert denoiser(noisy, sigma).dtype == torch.float64
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_and_input_of_different_precision_meet_at_the_door_of_the_network(weights: torch.dtype) -> None:
+    """`model.denoiser(x.double(), s)` and half-precision weights died in the first convolution."""
+    torch.manual_seed(0)
+    network = UNet(config.UNetConfig(widths=(8, 16), blocks=1, head_channels=8), channels=2)
+    schema = ConditionSchema((ClassAttribute("label", ("a", "b")),))
+    denoiser = Denoiser(network, ConditionEmbedding(schema, network.vector_channels)).eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    noisy, sigma = torch.randn(2, 2, 4, 4), torch.tensor([0.1, 5.0])
+    condition = Condition({"label": torch.tensor([0, 1])})
+    with torch.no_grad():
+        expected = denoiser(noisy, sigma, condition)
+        denoiser.to(weights)
+        for given, returned in ((torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+            denoised = denoiser(noisy.to(given), sigma.to(given), condition)
+            assert denoised.dtype == returned
+            tolerance = 2e-2 if weights == torch.bfloat16 else 4e-3
+            assert torch.allclose(denoised.float(), expected, rtol=0, atol=tolerance)
+
+
+def test_a_noise_level_is_one_number_or_one_per_sample_and_positive() -> None:
+    denoiser, noisy = Denoiser(Constant(0.5)).eval(), torch.ones(3, 2)
+    expected = denoiser(noisy, torch.full((3,), 2.0))
+    for sigma in (2, 2.0, torch.tensor(2.0), torch.tensor([2.0])):
+        assert torch.equal(denoiser(noisy, sigma), expected)
+        assert torch.equal(denoiser.score(noisy, sigma), (expected - noisy) / 4)
+    for sigma in (0, -0.3, torch.tensor([1.0, 0.0, 2.0]), torch.tensor(torch.nan)):
+        with pytest.raises(ConfigError, match="is not above 0: it is a noise level"):
+            denoiser(noisy, sigma)
+    with pytest.raises(ConfigError, match="sigma has 2 noise levels for 3 samples"):
+        denoiser(noisy, torch.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,29 @@ def test_scaling_data_noise_and_grid_together_only_scales_the_result(name: str) 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_progress_counts_the_steps_done(name: str) -> None:
     counted: list[int] = []
-    sampled(name, samplers.denoise, torch.ones(2, 1), karras_sigmas(5, 0.01, 40.0, 7.0), on_step=counted.append)
+
+    def on_step(step: int, noisy: Tensor) -> None:
+        counted.append(step)
+
+    sampled(name, samplers.denoise, torch.ones(2, 1), karras_sigmas(5, 0.01, 40.0, 7.0), on_step=on_step)
     assert counted == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_latents_that_are_replaced_after_a_step_are_those_of_the_next(name: str) -> None:
+    """Zeros after the third of five steps: the fourth begins at them, as the denoiser sees."""
+    seen: list[Tensor] = []
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(noisy)
+        return noisy / 2
+
+    def on_step(step: int, noisy: Tensor) -> Tensor | None:
+        return torch.zeros_like(noisy) if step == 3 else None
+
+    calls, sigmas = SAMPLERS[name].calls, karras_sigmas(5, 0.01, 40.0, 7.0)
+    sampled(name, denoise, torch.ones(2, 1), sigmas, on_step=on_step)
+    assert seen[3 * calls].eq(0).all() and not seen[3 * calls - 1].eq(0).any()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

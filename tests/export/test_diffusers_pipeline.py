@@ -1,5 +1,6 @@
 """The exports of a run for others: a diffusers pipeline, and a stock autoencoder that needs nothing of ours."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_diffusers_draws_the_same_images_pixel_for_pixel(used: Used, finished_di
 
 
 def test_diffusers_is_given_the_same_refusals(used: Used) -> None:
-    assert used.facts["refusal"] == "ConfigError: --labels circle is not a class of this model: disc, square"
+    assert used.facts["refusal"] == "RequestError: class_labels circle is not a class of this model: disc, square"
 
 
 def test_a_pipeline_saved_by_diffusers_opens_again_and_draws_the_same(used: Used) -> None:
@@ -87,12 +88,19 @@ def test_the_scheduler_of_a_run_has_the_noise_levels_of_its_own_sampler(finished
     assert grid | {"sigma_data": 1.0} == {name: scheduler[name] for name in [*grid, "sigma_data"]}
 
 
-def test_the_code_in_a_run_is_two_imports(finished_diffusion: Path) -> None:
-    """What trust_remote_code trusts can be read at a glance."""
-    for file in ("pipeline.py", "unet/denoiser.py"):
-        assert (finished_diffusion / file).read_text().startswith("from ldm.export.diffusers_pipeline import ")
-        assert len((finished_diffusion / file).read_text().splitlines()) == 1
-    assert sorted(path.name for path in finished_diffusion.rglob("*.py")) == ["denoiser.py", "pipeline.py"]
+def test_a_pipeline_that_is_open_goes_on_when_another_is_opened(used: Used) -> None:
+    """diffusers runs the code again, in the same module: without care the open one then has classes of two kinds."""
+    assert (used.images["first"] == used.images["plain"]).all()
+
+
+def test_the_code_in_a_run_is_named_by_what_is_in_it(finished_diffusion: Path, used: Used) -> None:
+    """diffusers copies the code of all models into one folder, where two files of one name would be one."""
+    for run in (finished_diffusion, used.again):
+        index = json.loads((run / "model_index.json").read_text())
+        for part, folder in (("_class_name", run), ("unet", run / "unet")):
+            (file,) = folder.glob("*.py")
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+            assert index[part][0] == file.stem and file.stem.endswith(f"_{digest}")
 
 
 def test_the_autoencoder_of_a_run_needs_nothing_of_ours(

@@ -9,8 +9,22 @@ import numpy as np
 
 from ldm.shapes import Images, to_uint8
 
-USE_PIPELINE = """
-import json, sys
+# What diffusers does not need, and what a run may not need either; importing it is an ImportError now.
+ALONE = """
+import sys
+for absent in ("ldm", "einops", "accelerate", "lpips", "torchmetrics", "torch_fidelity", "tifffile", "matplotlib"):
+    sys.modules[absent] = None
+try:
+    import ldm
+except ImportError:
+    pass
+else:
+    sys.exit("ldm is not blocked")
+"""
+USE_PIPELINE = (
+    ALONE
+    + """
+import json
 import numpy as np
 from diffusers import DiffusionPipeline
 
@@ -28,16 +42,18 @@ np.savez(
     f"{out}/images.npz",
     plain=sampled(pipe, 5, num_inference_steps=3),
     again=sampled(again, 5, num_inference_steps=3),
+    first=sampled(pipe, 5, num_inference_steps=3),
     chosen=sampled(pipe, 4, labels, num_inference_steps=4, sampler="dpm++2m", guidance_scale=1.5, seed=7),
 )
 try:
-    pipe(2, ["circle"])
+    pipe(2, class_labels="circle")
     refusal = ""
 except Exception as error:
     refusal = f"{type(error).__name__}: {error}"
 components = {name: type(part).__name__ for name, part in pipe.components.items()}
 json.dump({"components": components, "refusal": refusal, "class": type(pipe).__name__}, open(f"{out}/facts.json", "w"))
 """
+)
 
 
 def in_another_process(code: str, folder: Path, *arguments: object) -> None:

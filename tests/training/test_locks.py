@@ -59,8 +59,8 @@ def test_the_package_could_not_be_imported_on_windows() -> None:
         del signal.SIGHUP  # type: ignore[misc]
         for name in names:
             importlib.import_module(name)
-        errors = importlib.import_module("ldm.errors")
-        return 0 if errors.stopping_signals() == [signal.SIGINT, signal.SIGTERM] else 1
+        terminal = importlib.import_module("ldm.terminal")
+        return 0 if terminal.stopping_signals() == [signal.SIGINT, signal.SIGTERM] else 1
 
     for name in ("ldm.export.finalize", "ldm.latents", "ldm.cli.evaluate", "ldm.training.run"):
         importlib.import_module(name)

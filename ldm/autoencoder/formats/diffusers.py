@@ -36,6 +36,8 @@ def resolve_path(source: str | Path) -> Path:
         check_finished(folder)
     if (folder / "vae").is_dir():
         return folder / "vae"
+    if is_ours(folder):
+        return folder
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files or any(file.name.startswith(WHOLE) for file in files):
         return folder

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from ldm.autoencoder.config import AutoencoderConfig
 from ldm.autoencoder.formats.diffusers import OURS, check_finite
 from ldm.checkpoint import read_json
-from ldm.config import reader
+from ldm.config.plain import from_plain
+from ldm.config.reader import to_dict
+from ldm.nn.weights_file import load_weights, save_weights
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 RENAMED_SETTINGS = {"bottleneck": {"patience": "dead_after"}}  # since version 0.1, whose exports are still read
 RENAMED_TENSORS = {"bottleneck.fired": "bottleneck.last_active"}
 
@@ -33,27 +33,26 @@ class Saved:
         return len(self.tensors["head.weight"]) if "head.weight" in self.tensors else 0
 
 
-def write(folder: Path, saved: Saved) -> None:
+def write(folder: Path, saved: Saved, variant: str | None = None) -> None:
     """Make the folder."""
-    config = {name: value for name, value in reader.to_dict(saved.config).items() if name in ("network", "bottleneck")}
+    config = {name: value for name, value in to_dict(saved.config).items() if name in ("network", "bottleneck")}
     facts = {"_class_name": OURS, "decodes_images": saved.decodes_images, "image": list(saved.image), **config}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(facts, indent=2))
-    weights = {name: value.detach().cpu().contiguous() for name, value in saved.tensors.items()}
-    safetensors.torch.save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    save_weights(folder, saved.tensors, variant)
 
 
-def read(folder: Path) -> Saved:
+def read(folder: Path, variant: str | None = None) -> Saved:
     """What `write` wrote; an error of many types if it is damaged."""
     facts = read_json(folder / "config.json")
-    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    tensors = load_weights(folder, variant)
     check_finite(tensors)
     channels, height, width = map(int, facts["image"])
     parts: dict[str, Any] = {name: dict(facts[name]) for name in ("network", "bottleneck")}
     for part, names in RENAMED_SETTINGS.items():
         parts[part] = {names.get(name, name): value for name, value in parts[part].items()}
     return Saved(
-        reader.from_dict(AutoencoderConfig, parts),
+        from_plain(AutoencoderConfig, parts),
         (channels, height, width),
         bool(facts["decodes_images"]),
         {RENAMED_TENSORS.get(name, name): value for name, value in tensors.items()},

@@ -99,7 +99,7 @@ class UNet(DenoiserNetwork):
     ) -> Tensor:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ConfigError(f"latents of {x.shape[-2]} x {x.shape[-1]} are not divisible by {self.factor}")
-        condition = self.noise_embedding(self.noise_features(noise_condition))
+        condition = self.noise_embedding(self.noise_features(noise_condition).to(x.dtype))
         condition = F.silu(condition if vector is None else condition + vector)
         x = self.first(x)
         skips = [x]

@@ -1,0 +1,221 @@
+"""Writes out a class of this package, and all that it needs of it, as one file of Python that stands alone.
+
+The definitions are copied as they are, comments included, module by module from the ground up, and no more of them than
+are reached from the class. `from ldm...` goes, what was `module.name` becomes `name`, and a swappable part is found in
+the new file. Two definitions of one name are refused, so that nothing is ever renamed.
+"""
+
+import ast
+import builtins
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+
+from ldm.export.source_module import PACKAGE, Edits, Import, SourceModule, imports_in
+
+DISTRIBUTION = "latent-diffusion-trainer"
+PLACE = re.compile(rf"({PACKAGE}(?:\.\w+)+):(\w+)")  # of a swappable part
+INSIDE = f"__name__.startswith('{PACKAGE}.')"  # the test of a block that runs in the package alone
+LEFT_OUT = {"Autoencoder": ("load", "save", "from_diffusers")}  # methods that lead to every format there is
+
+HEADER = """\
+ {version}, license MIT.
+# It defines {name} and all that this needs, so that diffusers opens this folder where the package
+# is not installed. To change it, change that: pip install {distribution}
+"""
+IMPORTS = """
+try:
+{imports}
+except ImportError as error:
+    raise ImportError(f"{{error}}; what this file needs comes with: pip install {distribution}") from error
+"""
+BEFORE = """
+# diffusers runs this file again for every pipeline that it opens. What the first time defined stays, as the classes of
+# pipelines that are open already.
+FIRST = {name: value for name, value in globals().items() if not name.startswith("__")}
+"""
+AFTER = """
+
+
+globals().update(FIRST)
+"""
+
+
+@cache
+def standalone(entry: type, parts: tuple[tuple[str, str], ...]) -> str:
+    """The text of a file that defines `entry`. `parts` pairs tables of swappable parts with the one entry wanted."""
+    closure = Closure(dict(parts))
+    closure.want(entry.__module__, entry.__name__)
+    closure.check_names()
+    try:
+        found = version(DISTRIBUTION)
+    except PackageNotFoundError:  # a folder of sources
+        found = "(sources)"
+    header = HEADER.format(version=found, name=entry.__name__, distribution=DISTRIBUTION)
+    imports = IMPORTS.format(imports=closure.import_lines(), distribution=DISTRIBUTION)
+    sections = [f"\n\n# ---- {name}\n\n\n{closure.section(name)}" for name in closure.in_order()]
+    return "".join([header, imports, closure.typing_block(), BEFORE, *sections, AFTER])
+
+
+class Closure:
+    """The definitions that one file needs, and what it imports from elsewhere."""
+
+    def __init__(self, parts: Mapping[str, str]):
+        self.parts = parts
+        self.modules: dict[str, SourceModule] = {}
+        self.wanted: dict[str, set[str]] = {}  # by module
+        self.edits: dict[str, Edits] = {}
+        self.uses: dict[str, set[str]] = {}  # modules that a module's definitions refer to
+        self.imports: set[Import] = set()
+        self.typing_only: set[Import] = set()
+
+    def want(self, home: str, name: str, user: str | None = None) -> None:
+        """Take in a definition and, in turn, what it needs."""
+        module = self.module(home)
+        if name not in module.definitions:
+            if name not in module.imports:
+                raise LookupError(f"{home} does not define {name}")
+            return self.resolve(module, name)  # passed on from another module
+        if user is not None and user != home:
+            self.uses[user].add(home)
+        if name not in self.wanted[home]:
+            self.wanted[home].add(name)
+            statement = module.definitions[name]
+            if name in self.parts:
+                self.keep_one_entry(module, statement, self.parts[name])
+            self.visit(module, statement)
+
+    def module(self, name: str) -> SourceModule:
+        """A module, read once."""
+        if name not in self.modules:
+            self.modules[name] = SourceModule.read(name)
+            self.wanted[name], self.edits[name], self.uses[name] = set(), Edits(), set()
+        return self.modules[name]
+
+    def keep_one_entry(self, module: SourceModule, table: ast.stmt, wanted: str) -> None:
+        """Drop the other entries of a table of swappable parts."""
+        value = getattr(table, "value", None)
+        assert isinstance(value, ast.Dict)
+        for key, part in zip(value.keys, value.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value != wanted:
+                self.edits[module.name].drop(key, until=part)
+
+    def visit(self, module: SourceModule, node: ast.AST) -> None:
+        """Take in what a node refers to, and note what has to be changed in it."""
+        edits = self.edits[module.name]
+        if getattr(node, "lineno", None) in edits.dropped:
+            return
+        if isinstance(node, ast.If) and ast.unparse(node.test) == INSIDE:
+            return edits.drop(node)
+        if isinstance(node, ast.ImportFrom) and all(each.is_ours for each in imports_in(node)):
+            return edits.drop(node)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (place := PLACE.fullmatch(node.value)):
+            self.want(place[1], place[2])
+            return edits.replace(node, f'f"{{__name__}}:{place[2]}"')
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            imported = module.imports.get(node.value.id)
+            if imported is not None and imported.is_module:
+                edits.replace(node, node.attr)
+                return self.want(f"{imported.module}.{imported.name}", node.attr, module.name)
+        if isinstance(node, ast.Name):
+            self.resolve(module, node.id)
+        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            self.visit_quoted(module, annotation)
+        for child in ast.iter_child_nodes(node):
+            if isinstance(node, ast.ClassDef) and getattr(child, "name", None) in LEFT_OUT.get(node.name, ()):
+                assert isinstance(child, ast.FunctionDef)
+                edits.drop(child)
+            else:
+                self.visit(module, child)
+
+    def visit_quoted(self, module: SourceModule, annotation: ast.expr | None) -> None:
+        """Take in what an annotation in quotes refers to."""
+        for node in ast.walk(annotation) if annotation is not None else ():
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for name in re.findall(r"\b[A-Za-z_]\w*\b", node.value):
+                    self.resolve(module, name)
+
+    def resolve(self, module: SourceModule, name: str) -> None:
+        """Take in what a name in a module stands for; local variables and builtins stand for nothing of ours."""
+        if name in module.definitions:
+            self.want(module.name, name)
+        elif name in module.imports:
+            imported = module.imports[name]
+            if not imported.is_ours:
+                self.imports.add(imported)
+            elif not imported.is_module:
+                assert imported.name is not None
+                self.want(imported.module, imported.name, module.name)
+        elif name in module.typing_only:
+            self.imports.add(Import("typing", "TYPE_CHECKING", "TYPE_CHECKING"))
+            self.typing_only.add(module.typing_only[name])
+
+    def check_names(self) -> None:
+        """Raise ValueError where two things would have one name."""
+        imported: dict[str, Import] = {}
+        for each in self.imports:
+            other = imported.setdefault(each.local, each)
+            if other != each and (each.name, other.name) != (None, None):
+                raise ValueError(f"{each.local} would be imported twice: from {each.module} and from {other.module}")
+        homes: dict[str, str] = dict.fromkeys([*dir(builtins), "FIRST"], "builtins") | dict.fromkeys(
+            imported, "imports"
+        )
+        for home, names in self.wanted.items():
+            for name in names:
+                if name in homes:
+                    raise ValueError(f"{name} would be defined twice: by {home} and by {homes[name]}")
+                homes[name] = home
+
+    def in_order(self) -> list[str]:
+        """The modules, each behind those that it refers to."""
+        order: list[str] = []
+
+        def place(name: str) -> None:
+            if name not in order:
+                for other in sorted(self.uses[name]):
+                    place(other)
+                order.append(name)
+
+        for name in sorted(self.wanted):
+            place(name)
+        return [name for name in order if self.wanted[name]]
+
+    def section(self, name: str) -> str:
+        """The definitions of a module, in its own order."""
+        module, written = self.modules[name], []
+        for defined, statement in module.definitions.items():
+            if defined in self.wanted[name]:
+                written.append((statement, module.text(statement, self.edits[name])))
+        parts = [written[0][1]]
+        for (before, _), (after, text) in pairwise(written):
+            apart = isinstance(before, ast.FunctionDef | ast.ClassDef) or isinstance(
+                after, ast.FunctionDef | ast.ClassDef
+            )
+            parts.append(("\n\n\n" if apart else "\n") + text)
+        return "".join(parts)
+
+    def import_lines(self) -> str:
+        """All imports, those of the standard library first."""
+
+        def rank(module: str) -> tuple[bool, str]:
+            return module.split(".")[0] not in sys.stdlib_module_names, module
+
+        plain = sorted((each for each in self.imports if each.name is None), key=lambda each: rank(each.module))
+        lines = [f"import {each}" for each in plain]
+        lines += [line for _, line in sorted((rank(module), line) for module, line in from_lines(self.imports))]
+        return "\n".join(f"    {line}" for line in lines)
+
+    def typing_block(self) -> str:
+        """The imports that only type checkers need."""
+        lines = "".join(f"    {line}\n" for _, line in sorted(from_lines(self.typing_only)))
+        return f"\nif TYPE_CHECKING:\n{lines}" if lines else ""
+
+
+def from_lines(imports: set[Import]) -> Iterator[tuple[str, str]]:
+    """`from module import names`, one line for each module."""
+    for module in {each.module for each in imports if each.name is not None}:
+        names = sorted(str(each) for each in imports if each.module == module and each.name is not None)
+        yield module, f"from {module} import {', '.join(names)}"

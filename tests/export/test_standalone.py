@@ -1,0 +1,149 @@
+"""The code that a run brings along stands alone: no import of ours is left in it, and it is read as it was written."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ldm.autoencoder.config import BOTTLENECKS, NETWORKS
+from ldm.diffusion.config import DENOISER_NETWORKS
+from ldm.export.diffusers_pipeline import AutoencoderModel, DenoiserModel, LatentDiffusionPipeline, save_pipeline
+from ldm.export.own_code import own_code
+from ldm.export.standalone import Closure
+from tests.support.diffusers_process import ALONE, in_another_process
+from tests.support.diffusion_models import diffusion_model
+from tests.support.scripts import ROOT
+
+AUTOENCODERS = [
+    *((network, "identity") for network in NETWORKS if network != "pretrained"),
+    *(("mlp", bottleneck) for bottleneck in BOTTLENECKS),
+]
+ENTRIES = {
+    "pipeline": (LatentDiffusionPipeline, {}),
+    **{f"denoiser {kind}": (DenoiserModel, {"DENOISER_NETWORKS": kind}) for kind in DENOISER_NETWORKS},
+    **{
+        f"autoencoder {network} {bottleneck}": (AutoencoderModel, {"NETWORKS": network, "BOTTLENECKS": bottleneck})
+        for network, bottleneck in AUTOENCODERS
+    },
+}
+NEEDED = {"torch", "diffusers", "safetensors", "numpy", "PIL"}  # diffusers needs the others itself
+
+DRAW = """
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+
+torch.set_num_threads(1)
+for run in sys.argv[1:]:
+    pipe = DiffusionPipeline.from_pretrained(run, trust_remote_code=True, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(f"{run}/again")
+    again = DiffusionPipeline.from_pretrained(f"{run}/again", trust_remote_code=True)
+    again.set_progress_bar_config(disable=True)
+    first, second = (each(3, num_inference_steps=3, output_type="pt").images.numpy() for each in (pipe, again))
+    np.savez(f"{run}/images.npz", first=first, again=second)
+"""
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_code_of_a_run_imports_nothing_of_ours_and_what_diffusers_has(entry: str) -> None:
+    """Of the networks, the vision transformer alone needs more: einops."""
+    cls, parts = ENTRIES[entry]
+    code = own_code(cls, "code", parts)
+    tree = ast.parse(code.text)
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+        assert not (isinstance(node, ast.Constant) and str(node.value).startswith("ldm.") and ":" in str(node.value))
+    elsewhere = {name for name in imported if name not in sys.stdlib_module_names}
+    assert elsewhere <= NEEDED | ({"einops"} if " vit " in entry else set())
+    assert cls.__name__ in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert "pip install latent-diffusion-trainer" in code.text and "license MIT" in code.text
+    assert len(code.text.splitlines()) < 1300
+
+
+def test_every_definition_in_the_code_of_a_run_is_that_of_the_package() -> None:
+    """There is one source: what stands in the package. Whole classes and functions are found there word for word."""
+    text = own_code(DenoiserModel, "code", {"DENOISER_NETWORKS": "unet"}).text
+    sources = "\n".join(file.read_text() for file in sorted((ROOT / "ldm").rglob("*.py")))
+    copied = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    assert len(copied) > 30
+    exact = [node.name for node in copied if (ast.get_source_segment(text, node) or "") in sources]
+    changed = {node.name for node in copied} - set(exact)
+    assert changed <= {"own_code", "DenoiserConfig", "create_denoiser"}, changed
+
+
+def test_two_definitions_of_one_name_are_refused() -> None:
+    closure = Closure({})
+    for name in ("ours", "diffusers"):
+        closure.want(f"ldm.autoencoder.formats.{name}", "read")
+    with pytest.raises(ValueError, match="read would be defined twice"):
+        closure.check_names()
+
+
+def test_a_run_opens_where_the_package_is_not_installed_and_draws_the_same(tmp_path: Path) -> None:
+    """With a stock autoencoder, with one of our own format, and on pixels; saved again, it opens again."""
+    expected = {}
+    for kind in ("kl", "tiny", "pixels"):
+        model = diffusion_model(kind, classes=() if kind == "tiny" else ("disc", "square"))
+        save_pipeline(tmp_path / kind, model.autoencoder, model.denoiser, model.config)
+        expected[kind] = (model.sample(3, steps=3) / 2 + 0.5).numpy()
+    in_another_process(ALONE + DRAW, tmp_path, *(tmp_path / kind for kind in expected))
+    for kind, images in expected.items():
+        found = np.load(tmp_path / kind / "images.npz")
+        assert np.abs(found["first"] - images).max() < 1e-5 and np.array_equal(found["first"], found["again"])
+        own = json.loads((tmp_path / kind / "again" / "model_index.json").read_text())
+        assert own == json.loads((tmp_path / kind / "model_index.json").read_text())
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers keeps the code that it runs in a folder of this test's own."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def drawn(pipe: DiffusionPipeline) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    images: Tensor = pipe(2, num_inference_steps=2, output_type="pt").images
+    return images * 2 - 1
+
+
+def test_a_run_of_before_whose_code_is_a_line_still_opens(tmp_path: Path, modules: None) -> None:
+    """pipeline.py and unet/denoiser.py said `from ldm.export.diffusers_pipeline import …`; saved again, no more."""
+    model, run = diffusion_model("kl"), tmp_path / "run"
+    save_pipeline(run, model.autoencoder, model.denoiser, model.config)
+    index = json.loads((run / "model_index.json").read_text())
+    for part, folder, module in (("_class_name", run, "pipeline"), ("unet", run / "unet", "denoiser")):
+        (file,) = folder.glob("*.py")
+        file.unlink()
+        (folder / f"{module}.py").write_text(f"from ldm.export.diffusers_pipeline import {index[part][1]}\n")
+        index[part][0] = module
+    (run / "model_index.json").write_text(json.dumps(index))
+    pipe = DiffusionPipeline.from_pretrained(run, trust_remote_code=True)
+    assert type(pipe) is LatentDiffusionPipeline
+    assert torch.allclose(drawn(pipe), model.sample(2, steps=2), rtol=0, atol=1e-5)
+    pipe.save_pretrained(run / "again")
+    assert len(list((run / "again").rglob("*_????????.py"))) == 2
+
+
+def test_from_pretrained_hands_variant_and_precision_to_every_component(tmp_path: Path, modules: None) -> None:
+    """They were thrown away: float32 weights came, whatever was asked for."""
+    model, run = diffusion_model("tiny"), tmp_path / "run"
+    save_pipeline(run, model.autoencoder, model.denoiser, model.config, dtype=torch.float16, variant="fp16")
+    options = {"trust_remote_code": True, "variant": "fp16"}
+    half = DiffusionPipeline.from_pretrained(run, dtype=torch.bfloat16, **options)
+    assert half.dtype == half.unet.dtype == half.vae.dtype == torch.bfloat16
+    full = DiffusionPipeline.from_pretrained(run, **options)
+    assert (drawn(full) - model.sample(2, steps=2)).abs().max() < 0.02
+    assert (drawn(half) - model.sample(2, steps=2)).abs().max() < 0.15, "it goes on when another was opened"
+    with pytest.raises(ValueError, match="no such modeling files"):
+        DiffusionPipeline.from_pretrained(run, trust_remote_code=True, variant="bf16")
