@@ -1,7 +1,9 @@
 """Draws images from a finished run of train_diffusion.py."""
 
 import argparse
+import csv
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +17,18 @@ from ldm.errors import ConfigError, RequestError, exit_code_of
 if TYPE_CHECKING:
     from ldm.shapes import Images
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+UNFIT = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')  # for a file's name, on any system
+
 
 def parser() -> Parser:
     parser = Parser("sample.py", __doc__ or "")
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run of train_diffusion.py")
     parser.add_argument("--out", type=Path, required=True, help="a .png for one grid, or a folder for single images")
     parser.add_argument("--num", type=int, default=16, help="how many images (%(default)s)")
-    parser.add_argument("--labels", help="classes, by name or number, separated by commas; repeated as needed (all)")
+    parser.add_argument(
+        "--labels", help='classes, by name or number, separated by commas; "a, b" is one; repeated as needed (all)'
+    )
     parser.add_argument("--steps", type=int, default=18, help="noise levels (%(default)s)")
     parser.add_argument("--sampler", default="heun", help=f"{', '.join(SAMPLERS)} (%(default)s)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
@@ -30,7 +37,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--columns", type=int, help="columns of the grid (the classes up to 20, else a square)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one)")
     return parser
 
 
@@ -39,49 +46,66 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser().read(arguments)
     if options.columns is not None and options.columns < 1:
         raise ConfigError(f"--columns {options.columns} must be at least 1")
+    ending = options.out.suffix.lower()
+    if ending in ENDINGS and not is_grid(options.out) and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out}: a grid is a .png, and a folder is not called {ending}")
     return options
+
+
+def split_labels(text: str | None) -> list[str] | None:
+    """The classes that `--labels` names: separated by commas as in CSV, where quotes hold a name with a comma."""
+    if text is None:
+        return None
+    try:
+        (names,) = csv.reader([text.strip()], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(f"--labels {text} cannot be read ({error}): separate classes by commas") from error
+    return [name.strip() for name in names or [""]]
 
 
 def main(arguments: list[str]) -> None:
     options = parsed(arguments)
-    import torch
+    labels = split_labels(options.labels)
     from tqdm import tqdm
 
     from ldm.pipeline import LatentDiffusion
+    from ldm.training.devices import choose_device
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    model = LatentDiffusion.load(options.run, device)
-    labels = None if options.labels is None else options.labels.split(",")
+    model = LatentDiffusion.load(options.run, choose_device(options.device))
+    with as_flags():
+        names = model.config.schema.names(labels)
     with writing(options.out):  # now, and not after the work
+        check_out(options.out, file_names(options.num, names))
         (options.out.parent if is_grid(options.out) else options.out).mkdir(parents=True, exist_ok=True)
 
     batches = -(-options.num // max(options.batch_size, 1))
-    with tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1) as bar:
-        try:
-            images = model.sample(
-                options.num,
-                labels,
-                steps=options.steps,
-                sampler=options.sampler,
-                guidance=options.guidance,
-                seed=options.seed,
-                batch_size=options.batch_size,
-                on_step=bar.update,
-            )
-        except RequestError as error:
-            raise error.as_flag() from None
-    names = model.config.schema.names(labels)
+    with as_flags(), tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1) as bar:
+        images = model.sample(
+            options.num,
+            labels,
+            steps=options.steps,
+            sampler=options.sampler,
+            guidance=options.guidance,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            on_step=bar.update,
+        )
     with writing(options.out):
         save(images, names, options)
     print(f"{options.num} images: {options.out}")
 
 
+@contextmanager
+def as_flags() -> Iterator[None]:
+    """A refusal names the flag of the command line, and not the argument behind it."""
+    try:
+        yield
+    except RequestError as error:
+        raise error.as_flag() from None
+
+
 def save(images: "Images", names: list[str], options: argparse.Namespace) -> None:
-    """One grid, or single images; `names` are the classes in the order in which they repeat."""
+    """One grid, or single images, all or none; `names` are the classes in the order in which they repeat."""
     from ldm.pictures import grid, picture, save_png, upscaled
     from ldm.shapes import to_uint8
 
@@ -89,9 +113,47 @@ def save(images: "Images", names: list[str], options: argparse.Namespace) -> Non
     if is_grid(options.out):
         columns = options.columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
         return save_png(upscaled(grid(images, columns)), options.out, settings)
-    for number, image in enumerate(to_uint8(images)):
-        of_class = f"-{names[number % len(names)]}".replace("/", "_") if names else ""
-        save_png(picture(image), options.out / f"{number:05d}{of_class}.png", {**settings, "number": number})
+    written: list[Path] = []
+    try:
+        for image, name in zip(to_uint8(images), file_names(len(images), names), strict=True):
+            written.append(options.out / name)
+            save_png(picture(image), written[-1], {**settings, "number": len(written) - 1})
+    except BaseException:  # Ctrl-C too
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def file_names(num: int, names: list[str]) -> list[str]:
+    """What the pictures in a folder are called: by number and class, which may have any name."""
+    plain = [f"-{UNFIT.sub('_', name)[:60]}" for name in names] or [""]  # 60 of four bytes: a name may have 255
+    return [f"{number:05d}{plain[number % len(plain)]}.png" for number in range(max(num, 0))]
+
+
+def check_out(out: Path, names: list[str]) -> None:
+    """Raise ConfigError if a picture of somebody's would be overwritten, or be taken for one of these."""
+    if is_grid(out):
+        if not is_own(out):
+            raise ConfigError(f"--out {out} is there, and is no picture of sample.py: choose another name")
+        return
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.suffix.lower() in ENDINGS and (path.name not in names or not is_own(path)):
+            raise ConfigError(
+                f"--out {out} holds {path.name}, which would be mixed with the new pictures: choose a new folder"
+            )
+
+
+def is_own(path: Path) -> bool:
+    """Whether that is a picture of sample.py, which may be drawn again, or nothing at all."""
+    from PIL import Image
+
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return {"run", "sampler", "seed"} <= picture.info.keys()
+    except Exception:  # of many types, where Pillow cannot read it
+        return False
 
 
 def is_grid(out: Path) -> bool:
@@ -112,4 +174,4 @@ def writing(out: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    sys.exit(exit_code_of(main, sys.argv[1:], resumes=False))

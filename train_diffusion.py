@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from ldm.config.command_line import Option, parse
+from ldm.config.command_line import Command, Option, parse
 from ldm.errors import exit_code_of
-from ldm.script_configs import TrainDiffusionConfig, with_data_from
+from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_autoencoder
 
 OPTIONS = {
     "autoencoder": Option(
@@ -18,7 +18,7 @@ OPTIONS = {
 
 
 def main(arguments: list[str]) -> None:
-    command = parse(TrainDiffusionConfig, arguments, prog="train_diffusion.py", description=__doc__, options=OPTIONS)
+    command = read(arguments)
     options = command.options
     out, cache, source = Path(str(options["out"])), options["cache"], options["autoencoder"]
     train(
@@ -30,10 +30,22 @@ def main(arguments: list[str]) -> None:
     )
 
 
+def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
+    return parse(
+        TrainDiffusionConfig,
+        arguments,
+        prog="train_diffusion.py",
+        description=__doc__,
+        options=OPTIONS,
+        inherited={"data": data_of_autoencoder},
+    )
+
+
 def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, dry: bool = False) -> None:
-    config, data = with_data_from(source, config)
+    data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
+    from ldm.data.found import what_was_found
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import SamplePanel
     from ldm.export.finalize import finalize_diffusion
@@ -47,6 +59,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
         return
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.list_unreadable(dataset.unreadable)
+    run.print(what_was_found(dataset))
     training, held_out = dataset.split()
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
     check_latent_shape(config.denoiser, autoencoder.latent_shape(data.sides))
@@ -60,7 +73,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     denoiser = create_denoiser(model)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume(latents.fingerprint)
-    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training.indices))
+    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
     panel = SamplePanel(autoencoder, model, latents, held_out)
 
     for step in run.steps(batches):
@@ -68,10 +81,10 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
         step.update(losses.total)
         step.log(losses.terms)
         if step.draws_panel:
-            step.record(**panel.draw(run.ema_model(), step.panel_path))
+            run.draw_panel(panel, step)
 
     if dry:
-        return run.report(image=data.shape, latent=latents.shape, training_images=len(training))
+        return run.report(data.shape, latents.shape, training, held_out)
     finalize_diffusion(run, autoencoder, model)
 
 

@@ -21,15 +21,12 @@ def main(arguments: list[str]) -> None:
 def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.autoencoder.config_checks import check_compatibility
-    from ldm.autoencoder.losses.discriminator import (
-        DiscriminatorObjective,
-        SaturationMonitor,
-        create_discriminator,
-    )
+    from ldm.autoencoder.losses.discriminator import DiscriminatorObjective, SaturationMonitor, create_discriminator
     from ldm.autoencoder.model import create_trainable
     from ldm.autoencoder.objective import ReconstructionObjective
     from ldm.data.batches import ImageBatches
     from ldm.data.datasets import open_dataset
+    from ldm.data.found import what_was_found
     from ldm.evaluation.panels import ReconstructionPanel
     from ldm.export.finalize import finalize_autoencoder
     from ldm.randomness import seed_weights
@@ -41,6 +38,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         return
     dataset = run.main_first(lambda: open_dataset(config.data, progress=run.is_main))
     run.list_unreadable(dataset.unreadable)
+    run.print(what_was_found(dataset))
     training, held_out = dataset.split()
 
     seed_weights(config.run.seed)
@@ -58,7 +56,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         )
         run.add_monitor(SaturationMonitor())
     run.resume(dataset.fingerprint, reconstruction.perceptual_weights)
-    batches = ImageBatches(dataset, run.batch_sampler(training.indices))
+    batches = ImageBatches(dataset, run.batch_sampler(training))
     panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
     for step in run.steps(batches):
@@ -73,10 +71,10 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
             losses.terms.update(adversary.terms)
         step.log(losses.terms)
         if step.draws_panel:
-            step.record(**panel.draw(run.ema_model(), step.panel_path))
+            run.draw_panel(panel, step)
 
     if dry:
-        return run.report(image=image, latent=autoencoder.latent_shape(image[1:]), training_images=len(training))
+        return run.report(image, autoencoder.latent_shape(image[1:]), training, held_out)
     finalize_autoencoder(run, training, held_out)
 
 

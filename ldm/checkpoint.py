@@ -141,7 +141,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     with _writing(path, partial):
         partial.write_bytes(data)
         _sync(partial)
-        os.rename(partial, path)
+        os.replace(partial, path)
         _sync(path.parent)
 
 
@@ -277,7 +277,10 @@ def _writing(path: Path, partial: Path) -> Iterator[None]:
 
 def _sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # which syncs no folders, and no files that are open for reading
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,10 +1,25 @@
-"""Errors: one class and one exit code for each expected failure, one line for the user, never a traceback."""
+"""Errors: one class and one exit code for each expected failure, one line for the user, never a traceback.
+
+And the terminal of a script, `exit_code_of`: output that outlives it, and signals that are answered even in a long
+computation.
+"""
 
 import errno
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+STOPPED = {
+    True: "error: stopped at once; run the same command again to resume from the last checkpoint",
+    False: "error: stopped; nothing was written",
+}
+LOST = {errno.EPIPE, errno.EIO} | ({errno.EINVAL} if os.name == "nt" else set())  # nobody reads there any more
+GRACE = 1.0  # seconds in which a computation may notice that it was interrupted
 
 
 class LDMError(Exception):
@@ -55,7 +70,7 @@ class DivergedError(LDMError):
 
 
 class StopRequested(LDMError):
-    """SIGTERM or SIGINT arrived: the state was saved, and the same command resumes."""
+    """SIGTERM, SIGINT or SIGHUP arrived: the state was saved, and the same command resumes."""
 
     exit_code = 75
 
@@ -63,34 +78,135 @@ class StopRequested(LDMError):
 def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, resumes: bool = True) -> int:
     """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr.
 
-    `resumes` says whether the same command resumes where it was stopped. SIGTERM ends it as Ctrl-C does, except where
-    `main` itself listens.
+    `resumes` says whether the same command resumes where it was stopped. SIGTERM and a closed terminal end it as Ctrl-C
+    does, except where `main` itself listens; that nobody reads its output ends nothing.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main(arguments)
-    except LDMError as error:
-        if not error.was_reported:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:  # outside the training loop, or asked twice
-        if not resumes:
-            print("error: stopped; nothing was written", file=sys.stderr)
-            return LDMError.exit_code
-        print("error: stopped at once; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        return StopRequested.exit_code
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
-            raise
-        print("error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of our output has seen enough, as in `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
-        return CheckpointError.exit_code
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    code = StopRequested.exit_code if resumes else LDMError.exit_code
+
+    def give_up() -> int:
+        with suppress(OSError):  # past Python's own streams, which the main thread may hold
+            os.write(2, f"\n{STOPPED[resumes]}\n".encode())
+        return code
+
+    with durable_output():
+        try:
+            with interruptible(give_up):
+                main(arguments)
+        except LDMError as error:
+            if not error.was_reported:
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:  # outside the training loop, or asked twice
+            print(STOPPED[resumes], file=sys.stderr)
+            return code
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
+                raise
+            print("error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", file=sys.stderr)
+            return 1
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
+            return CheckpointError.exit_code
     return 0
+
+
+class DurableOutput:
+    """A text stream that is written to without harm when its reader or its terminal is gone: `| head -1`, a closed ssh.
+
+    What its encoding does not have, such as a byte of a file name that is not UTF-8, is written with backslashes.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose, the text."""
+        try:
+            return self.stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self.stream.encoding
+            return self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except OSError as error:
+            self._discard_from_now_on(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose, what was written."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._discard_from_now_on(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _discard_from_now_on(self, error: OSError) -> None:
+        """Else Python would fail on what is still in the buffer when it ends, with an exit code of its own."""
+        if error.errno not in LOST:
+            raise error
+        with suppress(OSError, ValueError):  # a stream without a descriptor
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+@contextmanager
+def durable_output() -> Iterator[None]:
+    """Within this block a lost terminal ends nothing: whoever prints need not think of it."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:  # where Python was started without any output
+        streams = [DurableOutput(stream or nowhere) for stream in before]
+        sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for stream in streams:
+                stream.flush()
+            sys.stdout, sys.stderr = before
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that ask to stop: Ctrl-C, SIGTERM, and a terminal that is closed, unless `nohup` had that ignored."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        found.append(hangup)
+    return found
+
+
+@contextmanager
+def interruptible(give_up: Callable[[], int]) -> Iterator[None]:
+    """Within this block every signal that asks to stop raises KeyboardInterrupt.
+
+    Python does so only between two of its own instructions, and a matrix decomposition may take minutes. If nothing
+    was raised after a moment, `give_up` says so and names the exit code with which the process ends, as kill -9 would
+    end it; nothing that we write minds that. Where a signal has another handler, as in a training loop, that one alone
+    decides.
+    """
+    reading, writing = socket.socketpair()  # and not a pipe: Windows wakes sockets only
+    writing.setblocking(False)
+    raised = threading.Event()
+
+    def watch() -> None:
+        while number := reading.recv(1)[0]:
+            answered_here = signal.getsignal(number) is signal.default_int_handler
+            if answered_here and not raised.wait(GRACE):
+                os._exit(give_up())
+
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stopping_signals()}
+    woken_before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        raised.set()
+        signal.set_wakeup_fd(woken_before)
+        writing.send(b"\0")
+        watcher.join()
+        for end in (reading, writing):
+            end.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)

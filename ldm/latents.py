@@ -1,10 +1,9 @@
 """The latent cache: images encoded once, standardized, and drawn from at every training step."""
 
 import errno
-import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.randomness import derived_seed
 from ldm.shapes import format_size
+from ldm.training import locks
 from ldm.training.run import Run
 
 
@@ -86,7 +86,9 @@ def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Data
     def build() -> None:
         if open_cache(folder, expected, channels) is not None:
             return
-        with cache_lock(folder):
+        if folder.resolve() == run.folder.path.resolve():
+            raise ConfigError(f"--cache {folder} is the run's own folder: choose another, or leave it out")
+        with cache_lock(folder, run.print):
             if open_cache(folder, expected, channels) is None:
                 build_cache(folder, expected, autoencoder, dataset, run.device)
 
@@ -97,20 +99,21 @@ def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Data
 
 
 @contextmanager
-def cache_lock(folder: Path) -> Iterator[None]:
+def cache_lock(folder: Path, warn: Callable[[str], None] = tqdm.write) -> Iterator[None]:
     """Nobody else builds a cache in `folder` meanwhile: a run that shares it waits, and finds it built."""
     try:
+        if (folder / "moments.npy").exists() and not (folder / ".lock").exists():
+            raise ConfigError(f"--cache {folder} holds a moments.npy that no run made: choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = locks.acquire(folder / ".lock", wait=True, warn=warn)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ConfigError(f"--cache {folder} cannot be written: {error.filename}: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None:

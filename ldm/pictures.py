@@ -1,7 +1,10 @@
 """Grids, panels and curves as PNG files."""
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from ldm.shapes import Images, to_uint8
 
+T = TypeVar("T")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -34,8 +38,8 @@ def grid(images: Images, columns: int, gap: int = 2) -> Image.Image:
 def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
     """Write a PNG whose text chunks hold `settings`."""
     text = PngImagePlugin.PngInfo()
-    for key, value in (settings or {}).items():
-        text.add_text(key, str(value))
+    for key, value in (settings or {}).items():  # a class or a path may hold what UTF-8 or a text chunk cannot
+        text.add_text(key, str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00"))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, pnginfo=text)
 
@@ -57,6 +61,7 @@ def upscaled(image: Image.Image, about: int = 640) -> Image.Image:
 
 def curves(lines: list[dict[str, Any]], path: Path) -> None:
     """Every metric of a run's log over its steps, one small plot each."""
+    import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -86,3 +91,24 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
     height = 2.6 * rows
     figure.subplots_adjust(0.06, 0.3 / height, 0.99, 1 - 0.3 / height, wspace=0.22, hspace=0.35)
     figure.savefig(path, dpi=110)
+
+
+def import_matplotlib() -> None:
+    """Import it whatever MPLBACKEND says: a notebook hands its own backend down to every script that it starts."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):  # a backend that is not installed here
+            matplotlib.rcParams["backend"] = backend
+
+
+def drawn(what: str, draw: Callable[[], T], *, warn: Callable[[str], None]) -> T | None:
+    """The result of `draw`; that a picture cannot be drawn is a warning, and the training goes on without it."""
+    try:
+        return draw()
+    except Exception as error:  # whatever it is
+        reason = " ".join(str(error).split())[:200]
+        warn(f"warning: the {what} could not be drawn: {type(error).__name__}: {reason}")
+        return None

@@ -1,7 +1,9 @@
 """The whole configs of the two training scripts."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ldm.autoencoder.config import AutoencoderConfig, ReconstructionObjectiveConfig
 from ldm.config import reader
@@ -9,7 +11,7 @@ from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataSourceConfig
 from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig
 from ldm.errors import CheckpointError, ConfigError
-from ldm.training.config import OptimConfig, RunConfig, check_run_format
+from ldm.training.config import AdamWConfig, OptimConfig, RunConfig, check_run_format
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TrainVAEConfig:
     data: DataSourceConfig
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ReconstructionObjectiveConfig = field(default_factory=ReconstructionObjectiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=AdamWConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -31,26 +33,28 @@ class TrainDiffusionConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: DenoisingObjectiveConfig = field(default_factory=DenoisingObjectiveConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=AdamWConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def with_data_from(source: str | None, config: TrainDiffusionConfig) -> tuple[TrainDiffusionConfig, DataSourceConfig]:
-    """The config and its data; if it names none of its own, those of the run of train_vae.py in `source`."""
+def data_of_autoencoder(options: Mapping[str, str | bool | None]) -> dict[str, Any] | None:
+    """The data section of the run of train_vae.py that the option `autoencoder` names; None if it names none."""
+    file = Path(str(options["autoencoder"] or "")) / "config.yaml"
+    if not options["autoencoder"] or not file.is_file():
+        return None
+    check_run_format(file.parent, f"give --autoencoder {file.parent / 'vae'} and a data section in the config")
+    return reader.to_dict(reader.load(TrainVAEConfig, file, {}).data)
+
+
+def data_of(config: TrainDiffusionConfig, source: str | None) -> DataSourceConfig:
+    """The data of the config: its own, or those of the run of train_vae.py in `source` as flags changed them."""
     if config.data is not None:
-        return config, config.data
+        return config.data
     if source is None:
         raise ConfigError(
             "the config has no data section, and there is no --autoencoder whose data could be taken: give one of them"
         )
-    file = Path(source) / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(
-            f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section"
-        )
-    check_run_format(file.parent, f"give --autoencoder {file.parent / 'vae'} and a data section in the config")
-    data = reader.load(TrainVAEConfig, file, {}).data
-    return replace(config, data=data), data
+    raise ConfigError(f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section")
 
 
 def vae_config_of(source: str) -> TrainVAEConfig | None:

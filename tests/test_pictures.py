@@ -1,5 +1,8 @@
 """Pixels keep their place and their level on the way to a file."""
 
+import os
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ldm.pictures import MODES, curves, grid, picture, reconstruction_panel, save_png, upscaled
 from ldm.shapes import full_precision, to_float, to_uint8
+from tests.support.scripts import Stage, forked
 
 
 def images(count: int, channels: int, height: int = 3, width: int = 4) -> Tensor:
@@ -123,3 +127,41 @@ def test_curves_are_drawn_from_any_log_without_a_warning(name: str, tmp_path: Pa
 def test_a_log_without_metrics_gives_no_curves(lines: list[dict[str, object]], tmp_path: Path):
     curves(lines, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_the_backend_of_a_notebook_ended_the_run_at_its_first_curves(tmp_path: Path) -> None:
+    """As a Jupyter kernel hands it down to every script, in a child that has not imported matplotlib yet."""
+    backend = "module://backend_that_is_not_installed"
+
+    def action() -> int:
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+        os.environ["MPLBACKEND"] = backend
+        curves(LOGS["many"], tmp_path / "curves.png")
+        return 0 if os.environ["MPLBACKEND"] == backend else 1
+
+    outcome = forked(action)[1]()
+    assert outcome.code == 0, outcome
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_picture_that_cannot_be_drawn_ended_the_training(
+    stage_one: Stage, finished_vae: Path, tmp_path: Path
+) -> None:
+    """Neither the panels, for whose folder there is a file, nor the curves, for whose file there is a folder."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    shutil.rmtree(run / "samples")
+    (run / "samples").write_text("a file")
+    (run / "curves.png").unlink()
+    (run / "curves.png").mkdir()
+    outcome = stage_one.run(run, "--run.steps", 7, "--run.sample-every", 1)
+    assert outcome.code == 0 and (run / "finished.json").read_text() == '{"step": 7}', outcome
+    for what in ("panel", "curves"):
+        assert f"warning: the {what} could not be drawn: " in outcome.out
+
+
+def test_text_that_a_png_cannot_hold_is_written_with_backslashes(tmp_path: Path) -> None:
+    save_png(Image.new("L", (2, 2)), tmp_path / "a.png", {"labels": "caf\udce9\0"})
+    with Image.open(tmp_path / "a.png") as found:
+        assert found.text == {"labels": "caf\\udce9\\x00"}  # type: ignore[attr-defined]

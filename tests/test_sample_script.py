@@ -1,7 +1,14 @@
 """sample.py: one grid or many pictures, and one line for whatever cannot be done."""
 
 import errno
+import json
 import os
+import runpy
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +19,7 @@ from PIL import Image
 from ldm.diffusion.config import SAMPLERS
 from ldm.pipeline import LatentDiffusion
 from tests.support.diffusers_process import pixels
-from tests.support.scripts import Outcome, ran
+from tests.support.scripts import ROOT, Outcome, forked, ran
 
 
 def sampled(run: Path, out: Path, *more: object) -> Outcome:
@@ -163,14 +170,7 @@ def test_a_full_disk_exits_4_and_names_the_picture(finished_diffusion: Path, tmp
 
 def test_a_class_whose_name_is_a_path_stays_in_the_folder(finished_diffusion: Path, tmp_path: Path) -> None:
     """A metadata.jsonl may call a class anything."""
-    import json
-    import shutil
-
-    run = tmp_path / "run"
-    shutil.copytree(finished_diffusion, run)
-    config = json.loads((run / "unet" / "config.json").read_text())
-    config["schema"]["attributes"][0]["classes"] = ["../../disc", "cats/tabby"]
-    (run / "unet" / "config.json").write_text(json.dumps(config))
+    run = with_classes(finished_diffusion, tmp_path, "../../disc", "cats/tabby")
     sampled(run, tmp_path / "deep" / "many", "--num", 2)
     assert sorted(path.name for path in (tmp_path / "deep").rglob("*")) == [
         "00000-.._.._disc.png",
@@ -184,3 +184,119 @@ def test_the_pictures_of_a_gpu_are_not_asked_for_where_there_is_none(finished_di
     assert ran("sample", finished_diffusion, "--out", tmp_path / "a.png", "--num", 1, "--steps", 1).code == 0
     if not torch.cuda.is_available():
         refusal(ran("sample", finished_diffusion, "--out", tmp_path / "b.png", "--device", "cuda"), 2)
+
+
+def with_classes(run: Path, folder: Path, *names: str) -> Path:
+    """A copy of a run of two classes, which have other names there."""
+    shutil.copytree(run, folder / "run")
+    file = folder / "run" / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    config["schema"]["attributes"][0]["classes"] = names
+    file.write_text(json.dumps(config))
+    return folder / "run"
+
+
+def test_a_class_of_any_name_lost_the_pictures_after_all_the_sampling(finished_diffusion: Path, tmp_path: Path) -> None:
+    """A NUL, a byte that is not UTF-8, what Windows forbids, and more letters than a file's name may have."""
+    run = with_classes(finished_diffusion, tmp_path, "caf\udce9\0", 'a"b:c' + "é" * 300)
+    out = tmp_path / "many"
+    sampled(run, out, "--num", 2)
+    assert sorted(path.name for path in out.iterdir()) == ["00000-caf__.png", f"00001-a_b_c{'é' * 55}.png"]
+    sampled(run, tmp_path / "grid.png", "--num", 1, "--labels", "caf\udce9\0")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.text["labels"] == "caf\\udce9\\x00"
+
+
+def test_labels_with_a_space_after_the_comma_were_no_classes(finished_diffusion: Path, tmp_path: Path) -> None:
+    run = with_classes(finished_diffusion, tmp_path, "cat, black", "dog")
+    names = ["00000-dog.png", "00001-cat, black.png", "00002-dog.png"]
+    sampled(run, tmp_path / "many", "--num", 3, "--labels", 'dog, "cat, black" ')
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == names
+    said = refusal(ran("sample", run, "--out", tmp_path / "x", "--labels", '"cat, black'), 2)
+    assert "--labels" in said and "cannot be read" in said
+
+
+@pytest.mark.parametrize("name", ["grid.jpg", "grid.JPEG", "grid.webp", "grid.tiff"])
+def test_a_grid_with_another_ending_became_a_folder(finished_diffusion: Path, tmp_path: Path, name: str) -> None:
+    assert "a grid is a .png" in refusal(ran("sample", finished_diffusion, "--out", tmp_path / name), 2)
+    assert not (tmp_path / name).exists()
+
+
+def test_pictures_of_an_earlier_run_in_a_folder_were_mixed_with_the_new_ones(
+    finished_diffusion: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "many"
+    sampled(finished_diffusion, out, "--num", 2)
+    sampled(finished_diffusion, out, "--num", 2, "--seed", 1)  # the same names: drawn again
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    said = refusal(ran("sample", finished_diffusion, "--out", out, "--num", 2, "--labels", "square"), 2)
+    assert f"--out {out} holds 00000-disc.png" in said and "choose a new folder" in said
+    (out / "00000-disc.png").write_bytes(b"somebody's")
+    assert "holds 00000-disc.png" in refusal(ran("sample", finished_diffusion, "--out", out, "--num", 2), 2)
+    assert {path.name for path in out.iterdir()} == before.keys()
+
+
+def test_a_picture_of_somebodys_was_overwritten_by_a_grid(finished_diffusion: Path, tmp_path: Path) -> None:
+    out = tmp_path / "holiday.png"
+    Image.new("RGB", (4, 4)).save(out)
+    before = out.read_bytes()
+    assert "no picture of sample.py" in refusal(ran("sample", finished_diffusion, "--out", out), 2)
+    assert out.read_bytes() == before
+
+
+def test_a_tilde_after_an_equals_sign_became_a_folder_of_that_name(
+    finished_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    arguments = (f"--out={'~/grid.png'}", "--num", 1, "--steps", 1, "--device", "cpu")
+    assert ran("sample", finished_diffusion, *arguments).code == 0
+    assert (tmp_path / "grid.png").exists() and not (tmp_path / "~").exists()
+
+
+def test_ctrl_c_promised_that_sampling_would_go_on_from_what_was_saved(
+    finished_diffusion: Path, tmp_path: Path
+) -> None:
+    arguments = ("--out", tmp_path / "many", "--num", 10_000, "--device", "cpu")
+    child, wait = forked(as_started_by_a_person(finished_diffusion, *arguments))
+    while not (tmp_path / "many").exists():
+        time.sleep(0.01)
+    began = time.monotonic()
+    os.kill(child, signal.SIGINT)
+    outcome = wait()
+    assert time.monotonic() - began < 2
+    assert outcome.code == 1 and outcome.err.endswith("error: stopped; nothing was written\n"), outcome
+    assert not list((tmp_path / "many").iterdir())
+
+
+def test_ctrl_c_while_pictures_are_saved_leaves_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldm import pictures
+    from sample import parsed, save
+
+    written: list[Path] = []
+
+    def interrupted(image: Image.Image, path: Path, settings: object) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        image.save(path)
+        written.append(path)
+
+    monkeypatch.setattr(pictures, "save_png", interrupted)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(KeyboardInterrupt):
+        save(torch.zeros(5, 3, 4, 4), [], parsed(["run", "--out", str(tmp_path)]))
+    assert len(written) == 3 and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def as_started_by_a_person(*arguments: object) -> Callable[[], int]:
+    """`python sample.py ARGUMENTS` for `forked`, the last line of the script included."""
+
+    def action() -> int:
+        sys.argv = ["sample.py", *map(str, arguments)]
+        try:
+            runpy.run_path(str(ROOT / "sample.py"), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 70
+
+    return action

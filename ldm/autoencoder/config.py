@@ -7,7 +7,7 @@ from ldm.autoencoder.penalty import PenaltiesConfig
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
 from ldm.corruption import Corruption, Mask
-from ldm.training.config import OptimConfig
+from ldm.training.config import AdamWConfig, OptimConfig
 
 Count = Annotated[int, AtLeast(1)]
 Weight = Annotated[float, AtLeast(0)]
@@ -31,6 +31,7 @@ class DistanceFacts(Part):
 NETWORKS = {
     "kl": Part("ldm.autoencoder.networks.kl:KLNetwork"),
     "tiny": Part("ldm.autoencoder.networks.tiny:TinyNetwork"),
+    "taesd": Part("ldm.autoencoder.networks.taesd:TAESDNetwork"),
     "pretrained": Part("ldm.autoencoder.networks.kl:PretrainedNetwork"),
     "linear": Part("ldm.autoencoder.networks.mlp:MLPNetwork"),
     "mlp": Part("ldm.autoencoder.networks.mlp:MLPNetwork"),
@@ -50,7 +51,6 @@ DISTANCES = {
     "huber": DistanceFacts("ldm.autoencoder.losses.distance:huber"),
     "gaussian": DistanceFacts("ldm.autoencoder.losses.distance:gaussian", learns_variance=True),
 }
-
 
 PERCEPTUAL = Part("ldm.autoencoder.losses.perceptual:Perceptual")
 
@@ -85,6 +85,16 @@ class TinyNetworkConfig(Checked):
 
 
 @dataclass(frozen=True)
+class TAESDNetworkConfig(Checked):
+    """The network of TAESD, diffusers' AutoencoderTiny: with bottleneck.kind identity, it is exported as that class."""
+
+    kind: Literal["taesd"] = "taesd"
+    width: Count = 64  # channels, the same everywhere
+    blocks: tuple[Count, ...] = (1, 3, 3, 3)  # residual blocks per level, from the image on; the decoder mirrors them
+    latent_norm: bool = False  # group norms in the blocks next to the latent, as TAEF2 has them and AutoencoderTiny not
+
+
+@dataclass(frozen=True)
 class PretrainedNetworkConfig(Checked):
     """A pretrained AutoencoderKL, weights and all, to fine-tune."""
 
@@ -95,9 +105,6 @@ class PretrainedNetworkConfig(Checked):
         super().__post_init__()
         if not self.path.strip():
             raise ValueError("path is empty: name the autoencoder to start from")
-
-
-Activation = Literal["none", "relu", "silu", "tanh", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class MLPNetworkConfig(Checked):
 
     kind: Literal["mlp"] = "mlp"
     widths: tuple[Count, ...] = (512, 256)  # of the layers between image and code
-    activation: Activation = "silu"  # of these layers; that of the code belongs to the bottleneck
+    activation: Literal["none", "relu", "silu", "tanh", "sigmoid"] = "silu"  # of these layers, not of the code
     tied: bool = False  # the decoder's matrices are the encoder's, transposed
 
     def __post_init__(self) -> None:
@@ -156,6 +163,7 @@ class PixelNetworkConfig(Checked):
 NetworkConfig: TypeAlias = (
     KLNetworkConfig
     | TinyNetworkConfig
+    | TAESDNetworkConfig
     | PretrainedNetworkConfig
     | LinearNetworkConfig
     | MLPNetworkConfig
@@ -213,10 +221,8 @@ class AutoencoderConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze_encoder and self.network.kind != "pretrained":
-            raise ValueError(
-                f"freeze_encoder with network.kind {self.network.kind} would leave the encoder as random as it begins:"
-                " use kind pretrained and the path of an autoencoder"
-            )
+            kind = self.network.kind
+            raise ValueError(f"freeze_encoder leaves the encoder of network.kind {kind} random: use kind pretrained")
 
 
 @dataclass(frozen=True)
@@ -247,7 +253,7 @@ class DiscriminatorConfig(Checked):
     layers: Count = 3  # layers that halve the size
     lecam: Weight = 0.0  # weight of the LeCAM regularization
     r1: Weight = 0.0  # weight of the gradient penalty at real images
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, betas=(0.5, 0.9)))
+    optim: OptimConfig = field(default_factory=lambda: AdamWConfig(lr=2e-4, betas=(0.5, 0.9)))
 
 
 @dataclass(frozen=True)

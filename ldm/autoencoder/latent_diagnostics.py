@@ -73,6 +73,6 @@ def encoder_jacobian(
             pixels = part.detach().requires_grad_()
             codes = autoencoder.encode(pixels).mean
         signs = torch.randint(0, 2, codes.shape, generator=generator).to(codes) * 2 - 1
-        total += jacobian_norms(codes, pixels, std, signs[None]).double().sum().item()
+        total += jacobian_norms(codes, pixels, std, signs[None]).cpu().double().sum().item()
         elements += codes[:, live].numel()
     return math.sqrt(total / max(elements, 1))

@@ -113,8 +113,9 @@ class ReconstructionObjective(nn.Module):
         )
         for name, penalty in self.penalties.items():
             if penalty.applies(stage):
-                terms[name] = penalty.weight * penalty(forward)
-                total = total + terms[name]
+                cost = penalty.weight * penalty(forward)
+                terms[penalty.log_name or name] = cost
+                total = total + cost
         terms |= code_statistics(forward, self.autoencoder.bottleneck, code.latents, is_code=stage.has_code)
         outputs = {"images": target, "reconstruction": reconstruction.detach()}
         if stage.has_code:  # and not the output of a layer below it

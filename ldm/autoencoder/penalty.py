@@ -86,6 +86,7 @@ class Penalty(Checked):
     """A weight, and what it weighs."""
 
     weight: float
+    log_name = ""  # its term in the log, if that is not the name of its setting
     needs_jacobian = False  # whether it differentiates the code by the inputs
     needs_latent = True  # whether it is about the code, and rests while a layer below it trains
 
@@ -107,6 +108,7 @@ class L1Penalty(Penalty):
     """The absolute values of the code (sparse coding, Olshausen and Field 1996)."""
 
     weight: Weight = 0.05  # of their sum over the code, divided by the number of image values
+    log_name = "l1_sparsity"  # l1 is the distance between the images
     needs_latent = False  # a layer's output may be sparse as well
 
     def __call__(self, forward: ForwardPass) -> "Tensor":

@@ -4,11 +4,13 @@ import argparse
 import errno
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ldm.autoencoder.config import PerceptualConfig
+from ldm.cli.interruption import prompt_interrupt
 from ldm.config.command_line import Parser
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
@@ -16,7 +18,7 @@ from ldm.script_configs import vae_config_of
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
-    from ldm.evaluation.protocol import EvaluationSet
+    from ldm.evaluation.measurements import EvaluationSet
 
 SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
@@ -36,13 +38,14 @@ def parser() -> Parser:
     add("--lpips", choices=NETWORKS, default="none", help="the network of the perceptual distance (%(default)s)")
     add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
     fid = ("inception", *NETWORKS)
-    add("--fid", choices=fid, default="none", help="the network of the Fréchet distance (%(default)s)")
+    add("--fid", choices=fid, default="none", help="the network of the Fréchet and kernel distances (%(default)s)")
     add("--fid-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
     probe = "what of a latent kNN and a linear classifier are given: the mean over positions, or all (%(default)s)"
     add("--probe", choices=PROBES, default="none", help=probe)
     add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where the metrics and the protocol are written")
+    add("--save-images", type=Path, metavar="DIR", help="a new folder for images and reconstructions as PNG files")
     add("--panel", type=Path, metavar="FILE.png", help="where eight images and their reconstructions are drawn")
     return parser
 
@@ -62,12 +65,15 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         )
     if options.panel and options.panel.suffix.lower() != ".png":
         raise ConfigError(f"--panel {options.panel} must end in .png")
-    for name in ("out", "panel"):  # now, and not after the work
-        path = getattr(options, name)
-        if path and (path.is_dir() or not path.resolve().parent.is_dir()):
-            raise ConfigError(
-                f"--{name} {path} cannot be written: {'it is' if path.is_dir() else 'it is in no'} folder"
-            )
+    for name in ("out", "panel", "save_images"):  # now, and not after the work
+        path, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if path and not path.resolve().parent.is_dir():
+            raise ConfigError(f"{flag} {path} cannot be written: it is in no folder")
+        if path and name != "save_images" and path.is_dir():
+            raise ConfigError(f"{flag} {path} cannot be written: it is a folder")
+    folder = options.save_images
+    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--save-images {folder} is there already: name a new folder")
     return options
 
 
@@ -79,6 +85,12 @@ def split_of(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
     options = parsed(arguments)
+    with prompt_interrupt():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, write the files that were asked for, and print the table."""
     run_config = vae_config_of(options.run)
     run_data = None if run_config is None else run_config.data
     size = None if options.size is None else size_of(options.size)
@@ -88,14 +100,17 @@ def main(arguments: list[str]) -> None:
     from ldm.autoencoder.model import Autoencoder
     from ldm.evaluation.feature_networks import open_extractor, open_perceptual_metric
     from ldm.evaluation.protocol import evaluate
+    from ldm.evaluation.saved_images import SavedImages
     from ldm.training.processes import Processes
 
     processes = Processes(options.device)
 
     def prepared() -> Any:
         autoencoder = Autoencoder.load(options.run).requires_grad_(False)
-        if not autoencoder.decodes_images and (options.lpips, options.fid) != ("none", "none"):
-            raise ConfigError(f"--lpips and --fid are for images, and {options.run} decodes to normalized patches")
+        needs_images = options.save_images or (options.lpips, options.fid) != ("none", "none")
+        if needs_images and not autoencoder.decodes_images:
+            flags = "--lpips, --fid and --save-images"
+            raise ConfigError(f"{flags} are for images, and {options.run} decodes to normalized patches")
         channels = autoencoder.network.image_channels
         metric = open_perceptual_metric(options.lpips, options.lpips_weights, processes.device)
         extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
@@ -103,11 +118,13 @@ def main(arguments: list[str]) -> None:
         evaluated = evaluation_set(options, data, run_data, processes.is_main)
         if options.probe != "none":
             check_probe(options.probe, autoencoder, evaluated)
-        return autoencoder, metric, extractor, evaluated
+        saved = SavedImages(options.save_images, evaluated.images) if options.save_images else None
+        return autoencoder, metric, extractor, evaluated, saved
 
-    autoencoder, metric, extractor, evaluated = processes.main_first(prepared)
+    autoencoder, metric, extractor, evaluated, saved = processes.main_first(prepared)
     total = len(evaluated.images) + (len(evaluated.for_probes) if options.probe != "none" else 0)
-    with tqdm(total=total, desc="evaluating", unit="image", delay=1, disable=not processes.is_main) as bar:
+    bar = tqdm(total=total, desc="evaluating", unit="image", delay=1, disable=not processes.is_main)
+    with bar, saved.open(processes) if saved else nullcontext():
         result = evaluate(
             autoencoder,
             evaluated,
@@ -115,6 +132,7 @@ def main(arguments: list[str]) -> None:
             metric=metric,
             extractor=extractor,
             probe=options.probe,
+            saved=saved,
             batch_size=options.batch_size,
             on_images=bar.update,
         )
@@ -167,7 +185,7 @@ def evaluation_set(
     Raises an error where there are none or too few, or where they are no longer those of the run.
     """
     from ldm.data.datasets import Subset, open_dataset
-    from ldm.evaluation.protocol import EvaluationSet
+    from ldm.evaluation.measurements import EvaluationSet
 
     split = split_of(options)
     dataset = open_dataset(data, progress=progress)

@@ -8,7 +8,9 @@ from ldm.errors import ConfigError, exit_code_of
 
 VERBS = {
     "evaluate": "measure an autoencoder on images",
-    "export": "write an autoencoder for use elsewhere",
+    "encode": "write the latents of a folder of images to a file",
+    "decode": "draw the images of latents in a file",
+    "export": "write an autoencoder, or a diffusion model, for use elsewhere",
     "verify": "check every part against its closed form",
 }
 

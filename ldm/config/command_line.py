@@ -6,11 +6,14 @@
 import argparse
 import inspect
 import io
+import os
+import re
 import textwrap
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -22,6 +25,8 @@ from ldm.config.yaml_file import inline
 from ldm.errors import ConfigError
 
 T = TypeVar("T")
+
+Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None]], Any]]
 
 _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", NoneType: "null"}
 
@@ -56,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         """What the command line says, or ConfigError with the flag that was probably meant."""
-        options, unknown = self.parse_known_args(arguments)
+        options, unknown = self.parse_known_args(list(map(expand_user, arguments)))
         if unknown:
             flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
             near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
@@ -65,24 +70,43 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def parse(cls: type[T], arguments: list[str], *, prog: str, description: str, options: dict[str, Option]) -> Command[T]:
+def parse(
+    cls: type[T],
+    arguments: list[str],
+    *,
+    prog: str,
+    description: str,
+    options: dict[str, Option],
+    inherited: Inherited | None = None,
+) -> Command[T]:
     """The command `prog CONFIG.yaml --option VALUE --section.field VALUE`, in any order; `--help` prints and exits.
 
-    Dashes in flags equal underscores. Each option is found in the result under its key in `options`.
+    Dashes in flags equal underscores. Each option is found in the result under its key in `options`. A section that the
+    file does not have may be `inherited` from what an option names; flags change it then.
     """
     if not {"-h", "--help"}.isdisjoint(arguments):
         rows = [(f"--{name} {option.metavar or ''}", option.help) for name, option in options.items()]
         print("\n\n".join([_usage(prog, options), description, _table(rows), describe(cls)]))
         raise SystemExit(0)
-    files, given = _split(arguments, options, reader.setting_names(cls))
+    files, given = _split(list(map(expand_user, arguments)), options, reader.setting_names(cls))
     if len(files) != 1:
         raise ConfigError(f"expected one config file, not {', '.join(files) or 'none'}; {_usage(prog, options)}")
     for name, option in options.items():
         if option.required and name not in given:
             raise ConfigError(f"--{name} is missing; {_usage(prog, options)}")
     chosen = {name: given.pop(name, option.default if option.metavar else False) for name, option in options.items()}
-    config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()})
+    sections = {name: partial(section, chosen) for name, section in (inherited or {}).items()}
+    config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()}, sections)
     return Command(config, Path(files[0]), chosen)
+
+
+def expand_user(argument: str) -> str:
+    """An argument with `~/` or `~name/` as the home folder it stands for, also in `--flag=~/x`, where no shell does it.
+
+    A `~` alone stays: of a setting it means null.
+    """
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return flag + equals + os.path.expanduser(value) if re.match(r"~[^/\\]*[/\\]", value) else argument
 
 
 def _split(

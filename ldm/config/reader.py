@@ -6,6 +6,7 @@ wrong becomes a ConfigError of one line.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -20,8 +21,14 @@ from ldm.errors import ConfigError
 T = TypeVar("T")
 
 
-def load(cls: type[T], file: Path | None, flags: dict[str, str]) -> T:
-    """The settings that `file` describes, changed by `flags`: dotted names and the text given for each."""
+def load(
+    cls: type[T], file: Path | None, flags: dict[str, str], inherited: Mapping[str, Callable[[], Any]] | None = None
+) -> T:
+    """The settings that `file` describes, changed by `flags`: dotted names and the text given for each.
+
+    `inherited` are sections that a file without them takes from elsewhere; each is a function, called if it is needed,
+    which returns the section as a dictionary, or None.
+    """
     flags = {name.replace("-", "_"): text for name, text in flags.items()}
     names = setting_names(cls)
     for name in flags:
@@ -29,7 +36,11 @@ def load(cls: type[T], file: Path | None, flags: dict[str, str]) -> T:
             raise ConfigError(f"--{name} is not a setting; {advice(name, names, '--')}")
         if inner := next((other for other in flags if other.startswith(f"{name}.")), None):
             raise ConfigError(f"--{name} and --{inner} cannot be given together")
-    config: T = _Reader(names, flags, str(file or "")).root(cls, read_yaml(file) if file else {})
+    given = read_yaml(file) if file else {}
+    for section, settings in (inherited or {}).items():
+        if isinstance(given, dict) and section not in given and (found := settings()) is not None:
+            given[section] = found
+    config: T = _Reader(names, flags, str(file or "")).root(cls, given)
     return config
 
 

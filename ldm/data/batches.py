@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ldm.batch import ImageBatch
 from ldm.data.augmentation import augmented, draws
-from ldm.data.datasets import Dataset
+from ldm.data.balanced_order import BalancedOrder
+from ldm.data.datasets import Dataset, Subset
+from ldm.errors import ConfigError
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import to_float
 
@@ -18,13 +20,15 @@ class BatchSpec(NamedTuple):
     """Which images one part of a global batch consists of, before anything is loaded."""
 
     rng: StepRandom
-    epochs: list[int]  # which pass over the data each sample belongs to
+    epochs: list[int]  # which pass over the data, or over its class if they are balanced, each sample belongs to
     indices: list[int]  # index of each sample in the data set
 
 
 @dataclass(frozen=True)
 class BatchSampler:
     """The training images in the order in which they are seen: shuffled passes, one after the other, without end.
+
+    With `balanced` it is the order of that, whose samples are numbered as in `samples`.
 
     Micro-batch m of a process belongs to step m // accumulation. The parts of a step tile the global batch, so that
     the batch is the same for any number of processes and any accumulation.
@@ -36,6 +40,7 @@ class BatchSampler:
     accumulation: int = 1
     processes: int = 1
     rank: int = 0
+    balanced: BalancedOrder | None = None
 
     def spec(self, micro_batch: int) -> BatchSpec:
         """The part of the global batch that this process computes in its micro-batch number `micro_batch`."""
@@ -43,9 +48,28 @@ class BatchSampler:
         parts, part = self.accumulation * self.processes, micro_step * self.processes + self.rank
         rng = StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
         first = step * self.batch_size + rng.start
-        places = [divmod(position, len(self.samples)) for position in range(first, first + rng.count)]
-        indices = [self.samples[shuffled(len(self.samples), self.seed, epoch)[place]] for epoch, place in places]
-        return BatchSpec(rng, [epoch for epoch, _ in places], indices)
+        places = [self.place(position) for position in range(first, first + rng.count)]
+        return BatchSpec(rng, [epoch for epoch, _ in places], [self.samples[place] for _, place in places])
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Which pass the sample at a position of the order belongs to, and where in `samples` it is."""
+        if self.balanced is not None:
+            return self.balanced.place(position)
+        epoch, step = divmod(position, len(self.samples))
+        return epoch, shuffled(len(self.samples), self.seed, epoch)[step]
+
+
+def balanced_order(training: Subset, seed: int) -> BalancedOrder | None:
+    """The order that `data.balance` asks for; None at 0, where every image is seen equally often."""
+    dataset, balance = training.dataset, training.dataset.config.balance
+    if balance == 0:
+        return None
+    if not dataset.classes:
+        raise ConfigError(
+            f"data.balance {balance:g} needs classes, and these images have none: leave it at 0, or put the images of"
+            " each class into a sub-folder"
+        )
+    return BalancedOrder(dataset.labels[training.indices], balance, seed)
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ class SourceFacts(Part):
 
 SOURCES = {
     "mnist5k": SourceFacts("ldm.data.sources:mnist5k"),
-    "folder": SourceFacts("ldm.data.sources:folder", needs="a folder of images"),
+    "folder": SourceFacts("ldm.data.sources:folder", needs="images"),
     "torchvision": SourceFacts("ldm.data.sources:torchvision", needs="a download"),
 }
 
@@ -49,6 +49,9 @@ class DataConfig(Checked):
     resize: bool = True  # scale images until they just cover `size`, before the crop
     augment: AugmentConfig | None = None  # null: none
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)  # RGB: what transparent pixels are laid on
+    balance: Annotated[float, Between(0, 1)] = (
+        0.0  # 0: every image equally often, 1: every class; else size^(1-balance)
+    )
     held_out: Annotated[float, Between(0, 1, high_is_open=True)] = 0.1  # fraction of the images kept out of training
     split_seed: int = 0  # which images those are
     max_unreadable: Annotated[float, Between(0, 1)] = 0.01  # fraction of unreadable files at which a run stops
@@ -88,16 +91,23 @@ class MNIST5kConfig(BundledDataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig(DataConfig):
-    """A folder of images: flat, one sub-folder per class, or described by a metadata.jsonl in it."""
+    """Your own images: a folder, zip, tar, Parquet or NumPy file of them, in any of the layouts of docs/images.md."""
 
     kind: Literal["folder"] = "folder"
-    path: str = ""  # the folder
+    path: str = ""  # the folder or file; several files as "shards/{000..007}.tar"
+    labels: Literal["auto", "none", "folder", "metadata"] = "auto"  # what names classes; auto: metadata, else folders
+    label_column: str = "label"  # what metadata or a Parquet file calls the class
+    split: str = "auto"  # the split to train on; auto: train, if there are splits; none: folders called so are classes
+    held_out_split: str = "auto"  # the split to hold out; auto: validation, if there; none: `held_out` of the training
+    exclude: tuple[str, ...] = ()  # files and folders to leave out: paths from `path` on, with * and **
     pixel_limit: Annotated[int, AtLeast(1)] = 100_000_000  # images of more pixels count as unreadable
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path.strip():
             raise ValueError("path is empty: name the folder of images")
+        if self.split == self.held_out_split and self.split not in ("auto", "none"):
+            raise ValueError(f"held_out_split {self.held_out_split} is the split that is trained on")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Data sets: decoded images with labels, conditions and groups, whatever they come from, and subsets of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.data.config import SOURCES, DataConfig, DataSourceConfig
 from ldm.data.decoding import UnreadableImage, center_crop, fit
-from ldm.data.split import split_groups
+from ldm.data.split import explain_split, split_groups
 from ldm.errors import DataError
 from ldm.shapes import Images, to_float
 
@@ -23,8 +23,9 @@ class Dataset:
     """The images of a data set by index.
 
     An unreadable image is noted in `unreadable` when it is met, and the next readable one of the same label takes its
-    place, in cyclic order. Images kept in memory are all met at once, and a substitute then lends its group too, so
-    that no picture can end up on both sides of a split. Images decoded at each access are met too late for that.
+    place, in cyclic order and on the same side of a split that the data bring. Images kept in memory are all met at
+    once, and a substitute then lends its group too, so that no picture can end up on both sides of a split. Images
+    decoded at each access are met too late for that.
     """
 
     config: DataConfig
@@ -34,6 +35,10 @@ class Dataset:
     groups: list[str]  # images of one group belong on the same side of a split
     fingerprint: str  # of the files' content and the settings that shape the images; not of where they lie
     source: Callable[[int], np.ndarray]  # the decoded image, [channels, height, width] of `depth`, or UnreadableImage
+    held_out_split: str = ""  # the split of the data that is held out; empty: a fraction of the images
+    is_held_out: np.ndarray | None = None  # bool, one per image, where a split is
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # other files, counted by ending
+    notes: tuple[str, ...] = ()  # what else was found that a person should know
     _reasons: dict[int, str] = field(default_factory=dict)
     _cached: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -46,6 +51,11 @@ class Dataset:
         return list(self._reasons.values())
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether every image is decoded already."""
+        return len(self._cached) + len(self._reasons) == len(self)
+
+    @property
     def schema(self) -> ConditionSchema:
         """What a model of these images can be conditioned on."""
         return ConditionSchema((ClassAttribute("label", tuple(self.classes)),) if self.classes else ())
@@ -56,9 +66,19 @@ class Dataset:
         return Condition({attribute.name: labels for attribute in self.schema.attributes})
 
     def split(self) -> "tuple[Subset, Subset]":
-        """The training images and the held-out ones, as `data.held_out` and `data.split_seed` say."""
-        training, held_out = split_groups(self.groups, self.config.held_out, self.config.split_seed)
+        """The training images and the held-out ones: splits of the data, or as `data.held_out` and `split_seed` say."""
+        if self.is_held_out is not None:
+            sides = (np.flatnonzero(side).tolist() for side in (~self.is_held_out, self.is_held_out))
+            return Subset(self, next(sides)), Subset(self, next(sides))
+        config, labels = self.config, self.labels if self.classes else None
+        training, held_out = split_groups(self.groups, config.held_out, config.split_seed, labels)
         return Subset(self, training.tolist()), Subset(self, held_out.tolist())
+
+    def split_note(self) -> str:
+        """One sentence on why another fraction than `data.held_out` is held out; empty if it is as asked."""
+        if self.is_held_out is not None:
+            return ""
+        return explain_split(self.groups, self.config.held_out, self.split()[1].indices)
 
     def eval_view(self, index: int) -> Tensor:
         """One image at its depth as evaluation and the latent cache see it: cropped in the center, never mirrored."""
@@ -74,7 +94,8 @@ class Dataset:
     def preload(self, progress: bool = False) -> None:
         """Decodes every image once, in threads, and keeps as many as fit into `cache_gb`."""
         room = self.config.cache_gb * 1e9
-        with ThreadPoolExecutor() as pool:
+        pool = ThreadPoolExecutor()
+        try:
             decoded = pool.map(self._attempt, range(len(self)))
             for index, result in enumerate(tqdm(decoded, "decoding", len(self), disable=not progress)):
                 if isinstance(result, UnreadableImage):
@@ -82,6 +103,8 @@ class Dataset:
                 elif result.nbytes <= room:
                     self._cached[index] = result.copy()  # a crop alone, without the image that it was cut from
                     room -= result.nbytes
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the images that are left
         self._check_unreadable()
         for index in self._reasons:
             self.groups[index] = self.groups[self._readable(index)[0]]
@@ -102,7 +125,10 @@ class Dataset:
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        same = np.flatnonzero(self.labels == self.labels[index])
+        alike = self.labels == self.labels[index]
+        if self.is_held_out is not None:
+            alike &= self.is_held_out == self.is_held_out[index]
+        same = np.flatnonzero(alike)
         yield from np.roll(same, -np.searchsorted(same, index, side="right")).tolist()
 
     def _attempt(self, index: int) -> np.ndarray | UnreadableImage:

@@ -5,20 +5,49 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
 from ldm.data.bit_depth import to_bit_depth, with_channels
+from ldm.data.color_profile import jpeg2000_profile, to_srgb
 from ldm.data.config import DataConfig
-from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, read_npy, read_tiff
+from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, check_width, read_npy, read_tiff
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # of Pillow, and .npy beside them
+# Formats of Pillow, with the endings of their files.
+FORMATS = {
+    "PNG": ("png", "apng"),
+    "JPEG": ("jpg", "jpeg", "jpe", "jif", "jfif", "pjpeg", "pjp"),
+    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "WEBP": ("webp",),
+    "AVIF": ("avif", "avifs"),
+    "HEIF": ("heic", "heif", "heics", "heifs", "hif"),
+    "GIF": ("gif",),
+    "BMP": ("bmp", "dib"),
+    "TIFF": ("tif", "tiff"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+}
+# What is to be done before files of a format can be read, where something is missing on this machine.
+ADVICE = {
+    name: advice
+    for name, has_it, advice in (
+        ("HEIF", find_spec("pillow_heif") is not None, "pip install 'latent-diffusion-trainer[heic]'"),
+        ("AVIF", features.check("avif"), "install a Pillow that is built with AVIF"),
+        ("JPEG2000", features.check("jpg_2000"), "install a Pillow that is built with OpenJPEG"),
+    )
+    if not has_it
+}
+NEEDS = {f".{ending}": advice for name, advice in ADVICE.items() for ending in FORMATS[name]}
+EXTENSIONS = tuple(
+    [f".{ending}" for name, endings in FORMATS.items() if name not in ADVICE for ending in endings] + [".npy"]
+)
 
-KINDS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "npy")
-EXTENSIONS = tuple(f".{kind}" for kind in KINDS)
+# Text and color profiles in a PNG, unpacked: of a file, and of one chunk of it. Pillow's limits are 64 and 1 MiB.
+PngImagePlugin.MAX_TEXT_MEMORY, PngImagePlugin.MAX_TEXT_CHUNK = 2**27, 2**24
 
 # How an image with this EXIF orientation is brought upright: transposed first, then mirrored (rows, columns).
 ORIENTATIONS = {
@@ -46,10 +75,11 @@ class UnreadableImage(Exception):
 def decode(file: str | Path | IO[bytes], config: DataConfig, *, pixel_limit: int) -> np.ndarray:
     """The image in a file as [channels, height, width] of the depth of `config`, upright as its EXIF says.
 
-    Only the first frame of an animation or page of a document is read (of five channels and more: all pages), and
-    color profiles are ignored. The size is checked before anything is decoded; Pillow's own limit of 178,956,970 pixels
-    holds above `pixel_limit`. Truncated files are unreadable, and so is whatever makes a decoder raise. An unreadable
-    EXIF block only costs the orientation. `to_array` and `to_bit_depth` say what becomes of each kind of pixel.
+    Only the first frame of an animation or page of a document is read (of five channels and more: all pages). Colors of
+    8 bits are converted to sRGB from what the file's color profile says. The size is checked before anything is
+    decoded; Pillow's own limit of 178,956,970 pixels holds above `pixel_limit`. Truncated files are unreadable, and so
+    is whatever makes a decoder raise. An unreadable EXIF block only costs the orientation. `to_array` and
+    `to_bit_depth` say what becomes of each kind of pixel.
     """
     for library in ("PIL", "tifffile"):  # what is wrong with a file is raised; it would also be logged, line by line
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
@@ -64,7 +94,8 @@ def decode(file: str | Path | IO[bytes], config: DataConfig, *, pixel_limit: int
 def to_array(image: Image.Image, config: DataConfig) -> np.ndarray:
     """A Pillow image of any mode as [channels, height, width] of the depth of `config`, for up to four channels.
 
-    - 1, L, P, RGB, RGBX, YCbCr, CMYK, LAB, HSV: as Pillow converts them to RGB.
+    - 1, L, P, RGB, RGBX, YCbCr, CMYK: as their color profile says or, without one, as Pillow converts them to RGB.
+    - LAB, HSV: as Pillow converts them to RGB.
     - I;16 in either byte order, and I: 16 bits, 0 to 65535; I beyond that range is refused.
     - F: as `to_bit_depth` has floats.
     - PNG of 16 bits with alpha or color: Pillow keeps the upper eight, at most one level of 256 away from rounding.
@@ -103,7 +134,7 @@ def center_crop(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
 
 
 def _decoded(stream: IO[bytes], config: DataConfig, pixel_limit: int) -> np.ndarray:
-    start, asked = stream.read(8), {"channels": config.channels, "pixel_limit": pixel_limit}
+    start, asked = stream.read(12), {"channels": config.channels, "pixel_limit": pixel_limit}
     stream.seek(0)
     if start.startswith(NPY_START):
         with _quiet():
@@ -114,7 +145,7 @@ def _decoded(stream: IO[bytes], config: DataConfig, pixel_limit: int) -> np.ndar
         return _upright_levels(read_tiff(stream, **asked), config)
     stream.seek(0)
     with _quiet():
-        image = Image.open(stream, formats=FORMATS)
+        image = Image.open(stream, formats=_formats(start))
     with image:
         width, height = image.size
         if not 0 < width * height <= pixel_limit:
@@ -122,7 +153,30 @@ def _decoded(stream: IO[bytes], config: DataConfig, pixel_limit: int) -> np.ndar
         _match_key_to_samples(image)
         with _quiet() if image.format == "TIFF" else nullcontext():  # loading a TIFF reads its headers once more
             image.load()
+        if image.format == "TIFF" and image.mode == "I" and max(_bits_per_sample(image)) == 32:  # Pillow widens 16
+            check_width(np.asarray(image))
+        if image.format == "JPEG2000":
+            image.info["icc_profile"] = jpeg2000_profile(stream)
         return _upright(to_array(image, config), _orientation(image))
+
+
+def _formats(start: bytes) -> tuple[str, ...]:
+    """The formats of Pillow that a file which starts so may be of: only those in a container of MPEG, or all others."""
+    if start[4:8] != b"ftyp":
+        return tuple(name for name in FORMATS if name not in ("AVIF", "HEIF"))
+    if "HEIF" not in ADVICE:
+        _register_heif()
+        return ("AVIF", "HEIF")
+    if start[8:11] in (b"hei", b"hev"):
+        raise ValueError(f"a HEIC image: {ADVICE['HEIF']}")
+    return ("AVIF",)
+
+
+@cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
 
 
 def _pillow_keeps_all(stream: IO[bytes], config: DataConfig) -> bool:
@@ -132,12 +186,16 @@ def _pillow_keeps_all(stream: IO[bytes], config: DataConfig) -> bool:
     try:
         with _quiet(), Image.open(stream, formats=["TIFF"]) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            if max(tags.get(ExifTags.Base.BitsPerSample, (1,))) <= 8:
+            if max(_bits_per_sample(image)) <= 8:
                 return True
             white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # ignored by Pillow above 8 bits
             return not white_is_zero and (config.depth == "uint8" or len(image.getbands()) == 1)
     except UnidentifiedImageError:
         return False
+
+
+def _bits_per_sample(tiff: Any) -> tuple[int, ...]:
+    return tiff.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))
 
 
 def _upright_levels(stored: Stored, config: DataConfig) -> np.ndarray:
@@ -168,6 +226,7 @@ def _color_and_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]
         return np.repeat(values[None], 3, axis=0), alpha
     if image.mode == "La":
         image = image.convert("LA")
+    image = to_srgb(image)
     pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")).transpose(2, 0, 1)
     return pixels[:3], pixels[3:] if len(pixels) == 4 else None
 
@@ -213,5 +272,5 @@ def _quiet() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image of a known format ({', '.join(FORMATS)})"
+        return f"not an image of a known format ({', '.join(name for name in FORMATS if name not in ADVICE)})"
     return " ".join(str(error).split()) or type(error).__name__

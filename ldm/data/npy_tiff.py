@@ -40,6 +40,7 @@ def read_npy(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
     _check(found, height, width, channels=channels, pixel_limit=pixel_limit)
     file.seek(0)
     values = np.load(file, allow_pickle=False).astype(dtype.newbyteorder("="), copy=False)
+    check_width(values)
     return Stored(values[None] if values.ndim == 2 else values.transpose(2, 0, 1) if last else values)
 
 
@@ -66,8 +67,18 @@ def read_tiff(file: IO[bytes], *, channels: int, pixel_limit: int) -> Stored:
         if len(page.dataoffsets) != math.prod(page.chunked):  # tifffile would fill the rest with zeros, one by one
             raise ValueError(f"{len(page.dataoffsets)} strips or tiles of {math.prod(page.chunked)}")
         values = np.moveaxis(part.asarray(maxworkers=1), [axes.index("Y"), axes.index("X")], [-2, -1])
+        check_width(values)
         orientation = page.tags.valueof("Orientation", 1)
         return Stored(values.reshape(found, height, width), int(orientation), extra == (STRAIGHT,))
+
+
+def check_width(values: np.ndarray) -> None:
+    """Refuses integers of 32 and 64 bits that never exceed 255: bytes that were stored too wide, as of a list."""
+    if values.dtype.kind in "ui" and values.dtype.itemsize > 2 and 0 < (most := values.max()) <= 255:
+        raise ValueError(
+            f"{values.dtype} values up to {most} would be nearly black, as 65535 is white: save them with"
+            " .astype(np.uint8), or with .astype(np.uint16) if they are that dark"
+        )
 
 
 def _check(found: int, height: int, width: int, *, channels: int, pixel_limit: int, converts: bool = False) -> None:

@@ -4,16 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ldm.data.config import DataConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
+from ldm.data.containers import list_images
 from ldm.data.datasets import Dataset
-from ldm.data.decoding import UnreadableImage, covering, decode, to_array
-from ldm.data.folder import labels_and_classes, listing, size_and_checksum
+from ldm.data.decoding import UnreadableImage, covering, to_array
+from ldm.data.listing import ImageStore, labels_and_classes
+from ldm.data.splits import choose_splits
 from ldm.errors import DataError
 
 
@@ -54,31 +55,39 @@ def _picture(config: DataConfig, pictures: np.ndarray, index: int) -> np.ndarray
 
 
 def folder(config: FolderConfig) -> Dataset:
-    """The images of a folder."""
-    path = Path(config.path).expanduser()
-    entries = listing(path)
+    """The images that `data.path` holds, in whatever layout."""
+    listing = list_images(config)
+    entries, held_out, notes = choose_splits(listing.entries, config, f"data.path {config.path}")
     names = [entry.name for entry in entries]
     labels, classes = labels_and_classes([entry.label for entry in entries])
-    contents = [[entry.name, entry.label, entry.group, *size_and_checksum(path / entry.name)] for entry in entries]
-    groups = [entry.group for entry in entries]
+    contents = [
+        [entry.name, entry.label, entry.group, *listing.store.checksum(entry.name)]
+        + (["held out"] if held_out and entry.split == held_out else [])
+        for entry in entries
+    ]
     return Dataset(
         config,
         names,
         labels,
         classes,
-        groups,
+        [entry.group for entry in entries],
         fingerprint_of(config, contents),
-        partial(_file, config, path, names),
+        partial(_stored, config, listing.store, names),
+        held_out_split=held_out or "",
+        is_held_out=np.array([entry.split == held_out for entry in entries]) if held_out else None,
+        passed_over=listing.passed_over,
+        notes=(*notes, *listing.all_notes()),
     )
 
 
-def _file(config: FolderConfig, folder: Path, names: list[str], index: int) -> np.ndarray:
-    path, limit = folder / names[index], config.pixel_limit
-    pixels = decode(path, config, pixel_limit=limit)
+def _stored(config: FolderConfig, store: ImageStore, names: list[str], index: int) -> np.ndarray:
+    pixels, limit = store.image(names[index], config), config.pixel_limit
     _, height, width = pixels.shape
     new, old = covering(height, width, config.sides)
     if height * width * new**2 > limit * old**2:
-        raise UnreadableImage(str(path), f"{width} x {height} pixels; resized it would have more than {limit}")
+        raise UnreadableImage(
+            f"{config.path}: {names[index]}", f"{width} x {height} pixels; resized it would have more than {limit}"
+        )
     return pixels
 
 

@@ -1,4 +1,4 @@
-"""Feature networks for perceptual metrics (LPIPS, FID), and the names their metrics may bear."""
+"""Feature networks for perceptual metrics (LPIPS, FID, KID), and the names their metrics may bear."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +27,10 @@ class PerceptualMetric:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Features for the Fréchet distance, a row for each image. `name` is the distance's key among the metrics."""
+    """Features for the Fréchet and the kernel distance, a row for each image, and the keys of these metrics."""
 
-    name: str
+    frechet_name: str
+    kernel_name: str
     features: Callable[[Images], Tensor]
     reference: str  # of its weights
 
@@ -51,24 +52,25 @@ def open_perceptual_metric(kind: str, weights: str, device: torch.device) -> Per
 
 
 def open_extractor(kind: str, weights: str, channels: int, device: torch.device) -> FeatureExtractor | None:
-    """What the Fréchet distance is measured with; None for `none`.
+    """What the Fréchet and the kernel distance are measured with; None for `none`.
 
-    `rfid` is Inception with the official weights on gray or RGB images, and nothing else. Images of other channels are
-    shown to the network as several pictures (`perceptual.rgb_triples`), whose features stand side by side in a row.
+    `rfid` and `kid` are Inception with the official weights on gray or RGB images, and nothing else. Images of other
+    channels are shown to the network as several pictures (`perceptual.rgb_triples`), whose features stand side by side
+    in a row.
     """
     if kind == "none":
         return None
     if kind == "inception":
         inception = open_inception(weights).to(device)
-        is_rfid = inception.is_official and channels in (1, 3)
-        extractor = _pooled(inception, channels, size=1)
-        return FeatureExtractor("rfid" if is_rfid else "frechet_inception", extractor, inception.reference)
+        is_fid = inception.is_official and channels in (1, 3)
+        names = ("rfid", "kid") if is_fid else ("frechet_inception", "kernel_distance_inception")
+        return FeatureExtractor(*names, _pooled(inception, channels, size=1), inception.reference)
     if kind == "features" and not weights:
         raise ConfigError("--fid features needs --fid-weights FOLDER, with config.json and the weights")
     with naming_flag("--fid-weights"):
         backbone = open_backbone(kind, weights).to(device)
-    size = PerceptualConfig().size
-    return FeatureExtractor(f"frechet_{backbone.name}", _pooled(backbone, channels, size), backbone.reference)
+    names = f"frechet_{backbone.name}", f"kernel_distance_{backbone.name}"
+    return FeatureExtractor(*names, _pooled(backbone, channels, PerceptualConfig().size), backbone.reference)
 
 
 class PooledFeatures(Protocol):

@@ -3,6 +3,14 @@
 import math
 from typing import Any
 
+from ldm.evaluation.metrics import MS_SSIM_SIDE, SSIM_SIDE
+
+FEATURE_METRICS = {
+    "distance": ("perceptual distance", "--lpips vgg"),
+    "frechet": ("Frechet distance", "--fid inception"),
+    "kernel": ("kernel distance", "--fid inception"),
+}
+TITLES = {"rfid": "rFID", "kid": "KID"}
 LATENT_METRICS = {
     "kl_per_latent_element": "KL per latent element, nats",
     "latent_mean": "latent mean",
@@ -34,7 +42,7 @@ def report_table(result: dict[str, Any]) -> str:
     rows = [("images", f"{result['count']} ({protocol['split']}), each {image}, in latents of {latent}")]
     if result["unreadable"]:
         rows.append(("unreadable", f"{result['unreadable']}, replaced by others"))
-    rows += [("PSNR", format_metric(metrics["psnr"], " dB")), ("SSIM", format_metric(metrics["ssim"]))]
+    rows.append(("PSNR", format_metric(metrics["psnr"], " dB")))
     for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
         without = (
             "not defined: too few training images" if protocol["baselines"] else "not measured: no training images"
@@ -42,14 +50,17 @@ def report_table(result: dict[str, Any]) -> str:
         if name == "patch_pca_psnr" and protocol["latent"][1:] == [1, 1]:
             without = "the same: there is one patch"
         rows.append((f"  PSNR of {title}", format_metric(metrics[name], " dB", without)))
-    for key, advice in (("distance", "--lpips vgg"), ("frechet", "--fid inception")):
+    for title, name, side in (("SSIM", "ssim", SSIM_SIDE), ("MS-SSIM", "ms_ssim", MS_SSIM_SIDE)):
+        small = min(protocol["image"][1:]) < side
+        undefined = f"not defined: needs sides of at least {side} pixels" if small else "not defined"
+        rows.append((title, format_metric(metrics[name], undefined=undefined)))
+    for key, (title, advice) in FEATURE_METRICS.items():
         if metric := protocol[key]:
             few = metric.get("fewer_images_than_dimensions")
             note = f" (too large: no more images than the {metric['dimensions']} features)" if few else ""
-            title = "rFID" if metric["name"] == "rfid" else metric["name"]
-            rows.append((title, format_metric(metrics[metric["name"]]) + note))
+            rows.append((TITLES.get(metric["name"], metric["name"]), format_metric(metrics[metric["name"]]) + note))
         else:
-            rows.append((key, f"not measured: ask with {advice}"))
+            rows.append((title, f"not measured: ask with {advice}"))
     rows += probe_rows(metrics, protocol["probe"]) + code_rows(result)
     rows += [(title, format_metric(metrics[name])) for name, title in LATENT_METRICS.items()]
     width = max(len(title) for title, _ in rows)

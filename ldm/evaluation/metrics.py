@@ -1,9 +1,16 @@
-"""Image metrics: PSNR, SSIM, Fréchet distance, and the PCA and Wiener baselines."""
+"""Image metrics: PSNR, SSIM, MS-SSIM, Fréchet and kernel distance, and the PCA and Wiener baselines."""
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldm.shapes import Images, Scalars
+
+SSIM_SIDE = 11  # of the window, in pixels
+MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, from the finest on
+MS_SSIM_SIDE = 161  # the smallest whose fifth scale still holds a window
+KID_SUBSET, KID_SUBSETS = 1000, 100
 
 
 def psnr(images: Images, reconstruction: Images) -> Scalars:
@@ -13,22 +20,59 @@ def psnr(images: Images, reconstruction: Images) -> Scalars:
 
 
 def ssim(images: Images, reconstruction: Images) -> Scalars:
-    """Structural similarity of each image, at most 1 (Wang et al. 2004), averaged over channels and positions.
+    """Structural similarity of each image, at most 1 (Wang et al. 2004): the mean over channels and windows.
 
-    In a Gaussian window of 11 x 11 pixels, σ = 1.5, reflected at the borders. Images with a side of fewer than 11
-    pixels get the largest odd window that fits, and a σ smaller in proportion. In float64: the variance of a flat
-    window is a difference of large numbers.
+    A window is 11 x 11 pixels with Gaussian weights, σ = 1.5, and lies wholly inside the image: nothing is padded, so
+    that no side may be shorter than `SSIM_SIDE`. In float64: the variance of a flat window is a difference of large
+    numbers.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    similarity, _ = _similarity(*_from_black(images, reconstruction))
+    return similarity.mean(1)
 
-    radius = min(5, (min(images.shape[-2:]) - 1) // 2)
-    # torchmetrics takes the window from σ: 3.5 σ to each side, rounded.
-    sigma = 1.5 if radius == 5 else max(radius / 3.5, 0.1)
-    # Not shift-invariant: its luminance term is made for values that start at black = 0.
-    shown, real = ((x.clamp(-1, 1).double() + 1) / 2 for x in (reconstruction, images))
-    values = structural_similarity_index_measure(shown, real, sigma=sigma, reduction="none", data_range=1.0)
-    assert isinstance(values, Tensor)
-    return values.view(len(images))
+
+def ms_ssim(images: Images, reconstruction: Images) -> Scalars:
+    """Multi-scale structural similarity of each image (Wang, Simoncelli and Bovik 2003), averaged over channels.
+
+    The product over five scales, each half as large as the one before, of the contrast and structure terms of SSIM,
+    and at the last scale of SSIM itself, to the powers of the paper. Negative factors count as 0, and an odd side is
+    extended by its last pixel before it is halved. No side may be shorter than `MS_SSIM_SIDE`.
+    """
+    real, shown = _from_black(images, reconstruction)
+    product = real.new_ones(real.shape[:2])
+    for scale, power in enumerate(MS_SSIM_POWERS):
+        if scale:
+            real, shown = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (real, shown))
+        similarity, contrast = _similarity(real, shown)
+        is_last = scale == len(MS_SSIM_POWERS) - 1
+        product = product * (similarity if is_last else contrast).clamp_min(0) ** power
+    return product.mean(1)
+
+
+def _from_black(images: Images, reconstruction: Images) -> tuple[Tensor, Tensor]:
+    """Both in float64 from black = 0 to white = 1, for which the luminance term of SSIM is made."""
+    real, shown = ((x.clamp(-1, 1).double() + 1) / 2 for x in (images, reconstruction))
+    return real, shown
+
+
+def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over all windows of SSIM and of its contrast and structure term, for each image and channel."""
+    c1, c2 = 0.01**2, 0.03**2
+    mean_x, mean_y = _window_means(x), _window_means(y)
+    variances = _window_means(x * x + y * y) - mean_x**2 - mean_y**2
+    contrast = (2 * (_window_means(x * y) - mean_x * mean_y) + c2) / (variances + c2)
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+
+def _window_means(x: Tensor) -> Tensor:
+    """Means weighted by the Gaussian window, at every place where it fits; by sums, as double convolutions are slow."""
+    radius = SSIM_SIDE // 2
+    weights = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * 1.5**2))
+    for dimension in (2, 3):
+        places = x.shape[dimension] - 2 * radius
+        terms = ((weights / weights.sum()).tolist(), range(SSIM_SIDE))
+        x = sum(weight * x.narrow(dimension, start, places) for weight, start in zip(*terms, strict=True))
+    return x
 
 
 def frechet_distance(real: Tensor, other: Tensor) -> float:
@@ -49,6 +93,30 @@ def _covariance_factor(rows: Tensor, mean: Tensor) -> Tensor:
     """F with Fᵀ F = the unbiased covariance of the rows, and no more rows than columns unless they were fewer."""
     factor = (rows.double() - mean) / (len(rows) - 1) ** 0.5
     return torch.linalg.qr(factor, mode="r").R if len(rows) > rows.shape[1] else factor
+
+
+def kernel_distance(real: Tensor, other: Tensor, *, subset_size: int = KID_SUBSET, subsets: int = KID_SUBSETS) -> float:
+    """Squared maximum mean discrepancy of two sets of features, n x d and m x d, as in KID (Binkowski et al. 2018).
+
+    The unbiased estimate with the kernel (xᵀy / d + 1)³, in float64: about 0, and possibly below, where both sets have
+    the same distribution. Of more than `subset_size` rows it is the mean over random subsets, those of torch-fidelity.
+    """
+    random = np.random.RandomState(2020)
+    values = []
+    for _ in range(subsets if max(len(real), len(other)) > subset_size else 1):
+        x, y = (
+            rows[random.choice(len(rows), subset_size, replace=False)] if len(rows) > subset_size else rows
+            for rows in (real, other)
+        )
+        values.append(_unbiased_mmd(x.double(), y.double()))
+    return sum(values) / len(values)
+
+
+def _unbiased_mmd(x: Tensor, y: Tensor) -> float:
+    """Squared maximum mean discrepancy; a row is not compared with itself."""
+    kernels = [(first @ second.T / x.shape[1] + 1) ** 3 for first, second in ((x, x), (y, y), (x, y))]
+    within = [(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels[:2]]
+    return (within[0] + within[1] - 2 * kernels[2].mean()).item()
 
 
 def principal_components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Export of an autoencoder to diffusers, CompVis or ComfyUI, read again and compared."""
+"""Export of an autoencoder to diffusers, CompVis or ComfyUI, read again as these read it and compared."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,21 +7,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from ldm.autoencoder.formats import compvis, diffusers
-from ldm.autoencoder.model import Autoencoder
-from ldm.autoencoder.saving import to_diffusers
+from ldm.autoencoder.formats import diffusers
+from ldm.autoencoder.networks.taesd import TAESDNetwork
+from ldm.autoencoder.saving import to_diffusers, to_tiny
 from ldm.checkpoint import write_folder_atomically
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import ConfigError
 from ldm.export import model_card
-from ldm.export.load_run import COMPARED_IMAGES, load_run
+from ldm.export.hosts import check_comfyui, check_compvis, with_all_layers
+from ldm.export.load_run import COMPARED_IMAGES, LoadedAutoencoder, load_run
+from ldm.export.written import (
+    TOLERANCES,
+    WrittenAutoencoder,
+    cast,
+    differences,
+    write_comfyui,
+    write_compvis,
+    write_diffusers,
+    write_tiny,
+)
 from ldm.shapes import Images
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
-TOLERANCE = 1e-4  # the largest difference of a re-loaded export's images and latents, over their largest value
-HOSTS_SCALE = 0.18215  # what ComfyUI and A1111 multiply the latents of every 4-channel Stable Diffusion 1 or 2 VAE by
+
+@dataclass(frozen=True)
+class LatentScale:
+    """What a host does to latents before its diffusion model sees them: (latent - shift) * scale."""
+
+    scale: float
+    shift: float = 0.0
+    channels: int = 4  # of the latents that it does this to
+    downsampling: int = 8
+
+
+HOSTS = {
+    "sd15": LatentScale(0.18215),  # Stable Diffusion 1 and 2
+    "sdxl": LatentScale(0.13025),
+    "x4": LatentScale(0.08333, downsampling=4),  # Stable Diffusion's upscaler
+    "sd3": LatentScale(1.5305, 0.0609, channels=16),
+    "flux": LatentScale(0.3611, 0.1159, channels=16),
+}
 
 
 @dataclass(frozen=True)
@@ -32,18 +60,17 @@ class ExportRequest:
     out: Path
     format: str  # one of FORMATS
     latent_scale: float | str | None = None  # "source": as trained; None: what the hosts of the format expect
+    latent_shift: float | None = None  # None: that of `host`, or 0
+    host: str | None = None  # one of HOSTS, whose scale and shift are meant
+    dtype: str = "fp32"  # one of TOLERANCES: the floating-point format of the weights
     step: int | None = None  # None: the finished run, or else its newest checkpoint
     ema: str | None = None  # None: as the run says
     force: bool = False
     command: str = ""  # for the record
 
 
-def export(request: ExportRequest) -> dict[str, Any]:
-    """Write the autoencoder in the form that was asked for, read it again, compare, and only then put it in place.
-
-    Returns what export.json records, with the two largest differences. Raises ConfigError for a form that cannot hold
-    the network, CheckpointError where there is none or the comparison fails.
-    """
+def check_out(request: ExportRequest) -> Path:
+    """The folder to make; ConfigError where there is one already that is not to be replaced."""
     out = request.out.absolute()
     if out.exists():
         if not request.force:
@@ -52,7 +79,58 @@ def export(request: ExportRequest) -> dict[str, Any]:
             )
         if not (out / "export.json").is_file():
             raise ConfigError(f"--out {request.out} is not an earlier export, and --force replaces nothing else")
+    return out
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be written, and what it is compared with."""
+
+    model: "AutoencoderKL | AutoencoderTiny"
+    write: Callable[[Any, Path, str, str], WrittenAutoencoder]
+    statistics: tuple[Tensor, Tensor]  # mean and standard deviation per channel of the model's own latents
+    images: Images
+    facts: dict[str, Any]  # about the scale of its latents, for export.json
+
+
+def export(request: ExportRequest) -> dict[str, Any]:
+    """Write the autoencoder in the form that was asked for, read it again, compare, and only then put it in place.
+
+    Returns what export.json records, with the two largest differences. Raises ConfigError for a form that cannot hold
+    the network, CheckpointError where there is none or the comparison fails.
+    """
+    out = check_out(request)
     loaded = load_run(request.source, step=request.step, ema=request.ema, raw_latents=request.latent_scale == "source")
+    autoencoder = loaded.autoencoder
+    prepared = (prepared_tiny if isinstance(autoencoder.network, TAESDNetwork) else prepared_kl)(loaded, request)
+    model = cast(prepared.model, request.dtype)
+    facts: dict[str, Any] = {
+        **{"format": request.format, **prepared.facts, "step": loaded.step, "ema": loaded.ema},
+        **{"dtype": request.dtype, "tolerance": TOLERANCES[request.dtype]},
+        "command": model_card.without_places(request.command),
+    }
+
+    def write(folder: Path) -> None:
+        written = prepared.write(model, folder, out.name, request.dtype)
+        facts.update({"file": written.place.name} if written.place != folder else {})
+        facts.update(differences(autoencoder, written, prepared.statistics, prepared.images, request.dtype))
+        model_card.write(folder, out.name, loaded, facts, dict(prepared.model.config))
+        finish_folder(folder, facts)
+
+    write_folder_atomically(out, write)
+    return facts
+
+
+def finish_folder(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write export.json, and let whoever may read it read every file: safetensors lets only the owner read its own."""
+    (folder / "export.json").write_text(json.dumps(facts, indent=2))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod((folder / "export.json").stat().st_mode)
+
+
+def prepared_kl(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared:
+    """An AutoencoderKL with the latent statistics folded in; ConfigError where there is none, or not for the host."""
     autoencoder = loaded.autoencoder
     if not autoencoder.is_autoencoder_kl:
         config = autoencoder.config
@@ -62,103 +140,93 @@ def export(request: ExportRequest) -> dict[str, Any]:
             " for: use its vae/ with ldm.Autoencoder.load"
         )
     kl = to_diffusers(autoencoder)
+    if request.format in CHECKS:
+        CHECKS[request.format](kl.config)
+        kl = with_all_layers(kl)
     scale = resolved_scale(request, kl.config)
-    if loaded.step is not None and scale != "source":
-        images = loaded.measure()
-    else:
-        side = 8 * autoencoder.network.downsampling[0]
-        shape = (COMPARED_IMAGES, autoencoder.network.image_channels, side, side)
-        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    if scale != "source":
-        kl = diffusers.fold(kl, autoencoder.latent_mean, autoencoder.latent_std, float(scale))
-    facts: dict[str, Any] = {"format": request.format, "latent_scale": scale, "step": loaded.step, "ema": loaded.ema}
-    facts["command"] = model_card.without_places(request.command)
-
-    def write(folder: Path) -> None:
-        file = FORMATS[request.format](kl, folder, f"{out.name}.safetensors")
-        facts.update({"file": file.name} if file != folder else {}, **differences(autoencoder, file, images))
-        model_card.write(folder, out.name, loaded, facts, dict(kl.config))
-        (folder / "export.json").write_text(json.dumps(facts, indent=2))
-        for path in folder.iterdir():  # safetensors lets only the owner read its files, and an export is to be shared
-            path.chmod((folder / "export.json").stat().st_mode)
-
-    write_folder_atomically(out, write)
-    return facts
+    images = compared_images(loaded, measured=scale is not None)
+    facts: dict[str, Any] = {"latent_scale": "source"}
+    if scale is not None:
+        kl = diffusers.fold(kl, autoencoder.latent_mean, autoencoder.latent_std, scale.scale, scale.shift)
+        facts = {"latent_scale": scale.scale, "latent_shift": scale.shift}
+    return Prepared(kl, FORMATS[request.format], diffusers.statistics(kl.config), images, facts)
 
 
-def resolved_scale(request: ExportRequest, config: Mapping[str, Any]) -> float | str:
-    """The latent scale, and ConfigError for a network that hosts of the format cannot load."""
-    if request.format != "comfyui":
-        return 1.0 if request.latent_scale is None else request.latent_scale
-    check_comfyui(config)
-    if request.latent_scale is None and config["latent_channels"] != 4:
+def prepared_tiny(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared:
+    """An AutoencoderTiny as it was trained; ConfigError for another format, or a scale, which it cannot be given."""
+    if request.format != "diffusers":
         raise ConfigError(
-            f"--latent-scale has no default for {config['latent_channels']} latent channels: give the one that the"
-            " diffusion model's host multiplies by"
+            f"{request.source} is of TAESD's network, which {request.format} has no file for: diffusers has"
         )
-    return HOSTS_SCALE if request.latent_scale is None else request.latent_scale
-
-
-def check_comfyui(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError, saying what ComfyUI takes for granted and what is different here.
-
-    It builds a fixed network, reads of the file only the number of latent channels and whether there is a fourth
-    level, and then leaves weights that do not fit as they are or stops.
-    """
-    widths, blocks = tuple(config["block_out_channels"]), [*config["down_block_types"], *config["up_block_types"]]
-    different = {
-        f"{config['in_channels']} image channels": config["in_channels"] != 3,
-        f"{config['latent_channels']} latent channels": config["latent_channels"] not in (4, 16),
-        f"widths {', '.join(map(str, widths))}": widths not in ((128, 256, 512, 512), (128, 256, 512)),
-        f"{config['layers_per_block']} block(s) per level": config["layers_per_block"] != 2,
-        f"{config['norm_num_groups']} norm groups": config["norm_num_groups"] != 32,
-        "no attention in the middle": not config["mid_block_add_attention"],
-        "attention beside the middle": any("Attn" in block for block in blocks),
-    }
-    if found := [what for what, wrong in different.items() if wrong]:
+    if request.latent_scale not in (None, "source") or request.latent_shift or request.host:
         raise ConfigError(
-            "ComfyUI takes it for granted that a VAE has 3 image channels, 4 or 16 latent channels, widths 128, 256,"
-            " 512, 512 (or without the last, at f4), 2 blocks per level, 32 norm groups and attention in the middle"
-            f" only; this one has {' and '.join(found)}: use --format diffusers or compvis"
+            "--latent-scale, --latent-shift and --host are not for TAESD's network: its decoder begins with a tanh,"
+            " which no statistics can be folded through; its latents stay as they were trained"
         )
+    autoencoder = loaded.autoencoder
+    images = compared_images(loaded, measured=request.latent_scale is None)
+    statistics = autoencoder.latent_mean.flatten(), autoencoder.latent_std.flatten()
+    facts: dict[str, Any] = {"latent_scale": "source"}
+    if loaded.run is not None:
+        facts |= {"latent_mean": statistics[0].tolist(), "latent_std": statistics[1].tolist()}
+    return Prepared(to_tiny(autoencoder), write_tiny, statistics, images, facts)
 
 
-def write_folder(kl: "AutoencoderKL", folder: Path, name: str) -> Path:
-    """As diffusers saves it."""
-    kl.save_pretrained(str(folder), safe_serialization=True)
-    return folder
+def compared_images(loaded: LoadedAutoencoder, *, measured: bool) -> Images:
+    """Images to compare reconstructions of; where the latents of a checkpoint are `measured`, some of its run's."""
+    if loaded.step is not None and measured:
+        return loaded.measure()
+    network = loaded.autoencoder.network
+    side = 8 * network.downsampling[0]
+    shape = (COMPARED_IMAGES, network.image_channels, side, side)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def write_file(kl: "AutoencoderKL", folder: Path, name: str) -> Path:
-    """One file with CompVis' names and no prefix, and the configuration that diffusers' `from_single_file` needs."""
-    kl.save_config(str(folder))
-    compvis.write(folder / name, kl.state_dict(), kl.config)
-    return folder / name
-
-
-@torch.no_grad()
-def differences(autoencoder: Autoencoder, file: Path, images: Images) -> dict[str, float]:
-    """How far the images and latents of what was written are from the original's, over the largest value.
-
-    Raises CheckpointError above BOUND.
-    """
-    again, found = Autoencoder.load(file), {}
-    pairs = {
-        "reconstruction_difference": (autoencoder.reconstruct(images), again.reconstruct(images)),
-        "latent_difference": (autoencoder.encode(images).mean, again.encode(images).mean),
-    }
-    for name, (expected, given) in pairs.items():
-        found[name] = ((given - expected).abs().max() / expected.abs().max()).item()
-        if not found[name] <= TOLERANCE:
-            raise CheckpointError(
-                f"read again, the export differs: {name.replace('_', ' ')} {found[name]:.1e} of the largest value, and"
-                f" {TOLERANCE:.0e} is allowed; nothing was left behind"
+def resolved_scale(request: ExportRequest, config: Mapping[str, Any]) -> LatentScale | None:
+    """What the host will do to latents, None where they are to stay as trained; ConfigError if nothing tells."""
+    channels, downsampling = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+    if request.host is not None:
+        if request.latent_scale is not None or request.latent_shift is not None:
+            raise ConfigError(
+                f"--host {request.host} stands for a scale and a shift: leave out --latent-scale and -shift"
             )
-    return found
+        host = HOSTS[request.host]
+        if (host.channels, host.downsampling) != (channels, downsampling):
+            raise ConfigError(
+                f"--host {request.host} has {host.channels} latent channels at f{host.downsampling}; this one has"
+                f" {channels} at f{downsampling}"
+            )
+        return checked_shift(request, host)
+    if request.latent_scale == "source":
+        if request.latent_shift is not None:
+            raise ConfigError("--latent-shift changes the latents, and --latent-scale source leaves them: give one")
+        return None
+    if request.latent_scale is None and request.format == "comfyui":
+        fitting = [
+            scale for scale in HOSTS.values() if (scale.channels, scale.downsampling) == (channels, downsampling)
+        ]
+        if channels != 4 or request.latent_shift is not None:
+            raise ConfigError(
+                f"--latent-scale has no default for {channels} latent channels{' and a shift' if channels == 4 else ''}"
+                ": give --host, or the --latent-scale and --latent-shift of the diffusion model's host"
+            )
+        return fitting[0]
+    scale = 1.0 if request.latent_scale is None else float(request.latent_scale)
+    return checked_shift(request, LatentScale(scale, request.latent_shift or 0.0))
 
 
-FORMATS: dict[str, Callable[["AutoencoderKL", Path, str], Path]] = {
-    "diffusers": write_folder,
-    "compvis": write_file,
-    "comfyui": write_file,
+def checked_shift(request: ExportRequest, scale: LatentScale) -> LatentScale:
+    """The same, or ConfigError where the host subtracts no shift."""
+    if scale.shift and request.format == "compvis":
+        raise ConfigError(
+            f"CompVis' program has no shift to take {scale.shift:g} from latents: use --format comfyui or diffusers"
+        )
+    return scale
+
+
+CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {"compvis": check_compvis, "comfyui": check_comfyui}
+FORMATS: dict[str, Callable[["AutoencoderKL", Path, str, str], WrittenAutoencoder]] = {
+    "diffusers": write_diffusers,
+    "compvis": write_compvis,
+    "comfyui": write_comfyui,
 }

@@ -19,10 +19,10 @@ tags: [autoencoder, vae, latent-diffusion]
 ---
 """
 DIFFUSERS = """```python
-from diffusers import AutoencoderKL
+{torch}from diffusers import {kind}
 
-autoencoder = AutoencoderKL.{loading}
-latents = autoencoder.encode(images).latent_dist.sample() * autoencoder.config.scaling_factor
+autoencoder = {kind}.{loading}
+latents = autoencoder.encode(images).{latents} * autoencoder.config.scaling_factor
 images = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample  # in [-1, 1]
 ```"""
 SHIFTED = (
@@ -31,6 +31,9 @@ SHIFTED = (
 COMFYUI = """
 ComfyUI: copy {file} to `models/vae/` and choose it in a Load VAE node. A1111: copy it to `models/VAE/`; it takes the
 shape of Stable Diffusion's own only (f8, 4 latent channels).
+"""
+COMPVIS = """
+CompVis' `ldm`: {yaml} describes the network and the scale as its configs do, for `first_stage_config`.
 """
 OWN_ATTENTION = "\nIt has attention beside the middle, which `from_single_file` of diffusers does not read.\n"
 
@@ -47,40 +50,72 @@ def write(folder: Path, name: str, loaded: LoadedAutoencoder, facts: dict[str, A
     ]
     if loaded.run is not None and loaded.is_final and (loaded.run / "report.json").is_file():
         report = read_json(loaded.run / "report.json")
-        if facts["latent_scale"] != 1:  # then the latents of the export are not those of the report
+        if facts["latent_scale"] != 1 or facts.get(
+            "latent_shift"
+        ):  # then the latents of the export are not those of the report
             report = {name: value for name, value in report.items() if name not in ("latent_mean", "latent_std")}
         rows = "\n".join(f"| {name} | {shown} |" for name, shown in metric_rows(report))
         sections.append(f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}")
     sections += list(pictures(loaded, folder))
-    (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
+    text = HEAD + "\n" + "\n\n".join(sections) + "\n"
+    (folder / "README.md").write_bytes(text.encode("utf-8", "replace"))  # a folder's name may be any bytes
 
 
 def description(loaded: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     """What it is, and of what shape and scale its latents are."""
     network, count = loaded.autoencoder.network, sum(p.numel() for p in loaded.autoencoder.network.parameters())
     scale, channels, side = kl_config["scaling_factor"], kl_config["latent_channels"], 256 // network.downsampling[0]
+    kind = class_of(kl_config)
     known = "over the images it was trained on" if loaded.run else "as far as its source states their scale rightly"
-    unit = f"Times {scale:g}, latents have zero mean and unit variance per channel, {known}."
+    shift = f"Minus {facts['latent_shift']:g}, times" if facts.get("latent_shift") else "Times"
+    unit = f"{shift} {scale:g}, latents have zero mean and unit variance per channel, {known}."
     same = f"Latents are as the network was trained, with the scaling factor {scale:g} that it began with."
+    if "latent_std" in facts:
+        same = (
+            f"Latents are as the network was trained; export.json has their mean and standard deviation per channel,"
+            f" {known}."
+        )
+    latent = "a Gaussian latent" if kind == "AutoencoderKL" else "a latent without noise"
     return (
-        f"A convolutional autoencoder with a Gaussian latent: AutoencoderKL, {count:,} parameters, widths"
+        f"A convolutional autoencoder with {latent}: {kind}, {count:,} parameters, widths"
         f" {', '.join(map(str, kl_config['block_out_channels']))}. It takes images in [-1, 1] and downsamples by"
         f" {network.downsampling[0]}: {network.image_channels} x 256 x 256 becomes {channels} x {side} x {side}.\n\n"
-        f"{same if facts['latent_scale'] == 'source' else unit}"
+        f"{same if facts['latent_scale'] == 'source' else unit}{precision(facts)}"
+    )
+
+
+def class_of(config: dict[str, Any]) -> str:
+    """The class of diffusers that a configuration is of."""
+    return "AutoencoderTiny" if "num_decoder_blocks" in config else "AutoencoderKL"
+
+
+def precision(facts: dict[str, Any]) -> str:
+    """What is to be known of weights in half precision."""
+    if facts["dtype"] == "fp32":
+        return ""
+    off = max(facts["reconstruction_difference"], facts["latent_difference"])
+    return (
+        f"\n\nThe weights are in {facts['dtype']}: images and latents differ from the original's by up to {off:.1e} of"
+        f" the largest value ({facts['tolerance']:g} was allowed)."
     )
 
 
 def loading(facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     """The lines that load it, in diffusers and, for one file, in ComfyUI."""
+    kind, half = class_of(kl_config), facts["dtype"] != "fp32"
+    dtype = f", torch_dtype=torch.{'float16' if facts['dtype'] == 'fp16' else 'bfloat16'}" if half else ""
     if facts["format"] == "diffusers":
-        text = DIFFUSERS.format(loading='from_pretrained("this/folder")')
+        variant = f', variant="{facts["dtype"]}"' if half else ""
+        call = f'from_pretrained("this/folder"{variant}{dtype})'
     else:
-        file = f'from_single_file("this/folder/{facts["file"]}", config="this/folder")'
-        text = DIFFUSERS.format(loading=file)
+        call = f'from_single_file("this/folder/{facts["file"]}", config="this/folder"{dtype})'
+    latents = "latent_dist.sample()" if kind == "AutoencoderKL" else "latents"
+    text = DIFFUSERS.format(torch="import torch\n" if half else "", kind=kind, loading=call, latents=latents)
     named = [what for what in ("shift_factor", "latents_mean") if kl_config.get(what)]
     text += "".join(SHIFTED.format(what=f"`{what}`") for what in named)
-    if facts["format"] == "compvis" and any("Attn" in block for block in kl_config["down_block_types"]):
-        text += OWN_ATTENTION
+    if facts["format"] == "compvis":
+        text += COMPVIS.format(yaml=f"`{Path(facts['file']).with_suffix('.yaml')}`")
+        text += OWN_ATTENTION if any("Attn" in block for block in kl_config["down_block_types"]) else ""
     return text + (COMFYUI.format(file=f"`{facts['file']}`") if facts["format"] == "comfyui" else "")
 
 
@@ -96,7 +131,7 @@ def origin(loaded: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:
         place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
         yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {shown}{place}."
         record = loaded.run / "command.txt"
-        lines = record.read_text().splitlines() if record.is_file() else []
+        lines = record.read_text("utf-8", "replace").splitlines() if record.is_file() else []
         commands = list(dict.fromkeys(map(without_places, lines)))
     yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from ldm.config.bounds import Above, AtLeast, Between, Checked
 from ldm.errors import ConfigError
@@ -14,15 +14,28 @@ Decay = Annotated[float, Between(0, 1, high_is_open=True)]
 
 
 @dataclass(frozen=True)
-class OptimConfig(Checked):
-    """Fused AdamW."""
+class AdamWConfig(Checked):
+    """AdamW, fused, for every parameter."""
 
+    kind: Literal["adamw"] = "adamw"
     lr: Annotated[float, Above(0)] = 1e-3  # peak learning rate
     betas: tuple[Decay, Decay] = (0.9, 0.99)  # decay of the first and second moment
     weight_decay: Annotated[float, AtLeast(0)] = 0.0  # decoupled weight decay (AdamW)
     warmup: Annotated[int, AtLeast(0)] = 50  # steps of linear warm-up
-    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up; cosine ends at a hundredth of lr
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # after the warm-up; the last two end at lr / 100
+    decay: Annotated[float, Between(0, 1, low_is_open=True)] = 0.4  # share of the steps over which `linear` falls
     clip: Annotated[float, Above(0)] = 1.0  # largest norm of the gradient
+
+
+@dataclass(frozen=True)
+class MuonConfig(AdamWConfig):
+    """Muon for matrices and convolution filters of at least 32 x 32 channels, AdamW for everything else."""
+
+    kind: Literal["muon"] = "muon"  # type: ignore[assignment]
+    momentum: Decay = 0.95  # of Muon, Nesterov's
+
+
+OptimConfig: TypeAlias = AdamWConfig | MuonConfig
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,26 @@ def cpu_has_bf16() -> bool:
     return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
 
 
+def choose_device(asked: str | torch.device | None) -> torch.device:
+    """The device that a person asked for, or the best one here: CUDA, Apple's mps, the CPU; ConfigError if unusable."""
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = asked or best or "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def trains_on_cpu() -> bool:
+    """Whether there is no device to train on but the CPU.
+
+    Apple's mps is left out: clipping and the guard against numbers that are not finite rely on arguments of fused AdamW
+    that nobody has tested there.
+    """
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return best is None or best.type in ("cpu", "mps")
+
+
 def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: bool = False) -> Accelerator:
     """The Accelerator of a run: device, process group, autocast, trackers; `find_unused_parameters` as `Run` has it."""
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", MIXED[config.precision]):
@@ -47,7 +67,7 @@ def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: 
     # Convolutions from or to one channel: the stride of a dimension of size 1 means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without this, Accelerate ignores torchrun's processes on CPUs
+        cpu=trains_on_cpu(),  # without this, Accelerate ignores torchrun's processes on CPUs
         mixed_precision=MIXED[config.precision],
         log_with=config.report_to or None,
         project_dir=str(out),

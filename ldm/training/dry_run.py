@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from ldm.config import reader
+from ldm.data.datasets import Subset
+from ldm.data.near_duplicates import describe_near_duplicates
 from ldm.training.config import RunConfig
 
 STEPS = 4  # the last ones of the run, in which everything takes part that starts late
@@ -25,10 +27,10 @@ def report(
     config: Any,
     measured: Measured,
     modules: Mapping[str, nn.Module],
-    *,
     image: tuple[int, ...],
     latent: tuple[int, ...],
-    training_images: int,
+    training: Subset,
+    held_out: Subset,
 ) -> Iterator[str]:
     """The resolved config, and what the whole run would take, line by line."""
     run: RunConfig = config.run
@@ -40,7 +42,8 @@ def report(
     yield f"image              {' x '.join(map(str, image))} = {prod(image):,} numbers"
     ratio = prod(image) / prod(latent)
     yield f"latent             {' x '.join(map(str, latent))} = {prod(latent):,} numbers, {ratio:.1f} times fewer"
-    yield f"training images    {training_images:,}"
+    yield f"training images    {len(training):,}"
+    yield f"near-duplicates    {describe_near_duplicates(training, held_out)}"
     yield f"steps              {run.steps:,} of {run.batch_size} images"
     yield f"time               about {seconds * run.steps / 60:.1f} minutes: {seconds:.3f} s per step"
     yield f"memory             {measured.bytes_per_process / 2**30:.2f} GiB per process"

@@ -1,7 +1,6 @@
 """The metrics log: loss terms are kept on the device, then become lines of metrics.jsonl."""
 
 import math
-import resource
 import sys
 import time
 from typing import Any
@@ -68,7 +67,7 @@ class MetricsLog:
         self.rows, self.names = [], []
         if self.accelerator.num_processes > 1:
             flat = self.accelerator.reduce(flat, "mean")
-        values = iter(flat.double().tolist())
+        values = iter(flat.cpu().double().tolist())  # on mps there is no float64
         return [{name: next(values) for name in row} for row in names]
 
     def write(self, line: dict[str, Any]) -> None:
@@ -103,5 +102,11 @@ class MetricsLog:
         """Peak bytes: of the GPU's allocator, or of the process."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
+        if sys.platform == "win32":
+            import psutil  # Accelerate needs it too
+
+            return int(psutil.Process().memory_info().peak_wset)
+        import resource  # which Windows has not
+
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,8 +7,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ldm.errors import ConfigError, LDMError
-from ldm.training.devices import TIMEOUT
+from ldm.errors import LDMError
+from ldm.training.devices import TIMEOUT, choose_device
 
 T = TypeVar("T")
 
@@ -20,14 +20,10 @@ class Processes:
     """
 
     def __init__(self, device: str | torch.device | None = None):
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-        state = PartialState(cpu=torch.device(name).type == "cpu", timeout=TIMEOUT)
+        chosen = choose_device(device)
+        state = PartialState(cpu=chosen.type == "cpu", timeout=TIMEOUT)
         self.count, self.rank, self.is_main = state.num_processes, state.process_index, state.is_main_process
-        self.device = state.device if self.count > 1 else torch.device(name)
+        self.device = state.device if self.count > 1 else chosen
 
     def map(self, jobs: int, work: Callable[[int], T]) -> Iterator[T]:
         """`work(0)`, `work(1)`, ... in order, on every process; they are computed in turn, and travel between them.

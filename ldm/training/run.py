@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from ldm import checkpoint
 from ldm.config import reader
-from ldm.data.batches import BatchSampler
+from ldm.data.batches import BatchSampler, balanced_order
+from ldm.data.datasets import Subset
 from ldm.errors import ConfigError, LDMError, StopRequested
+from ldm.pictures import drawn
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
@@ -24,7 +26,7 @@ from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag, catch_signals
-from ldm.training.step import Schedule, TrainingStep, WholeRun
+from ldm.training.step import Panel, Schedule, TrainingStep, WholeRun
 from ldm.training.train_state import TrainState
 
 T = TypeVar("T")
@@ -56,7 +58,7 @@ class Run:
         self.curves_drawn_at = time.monotonic()
         self.stop = StopFlag()
         if not dry:
-            self.on_main(lambda: self.folder.claim(self.config))
+            self.on_main(lambda: self.folder.claim(self.config, self.print))
         self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}")
         if self.run_config.report_to and not dry:
             self.accelerator.init_trackers("ldm", config={"config": reader.dump(self.config)})
@@ -77,14 +79,13 @@ class Run:
         if len(unreadable) > 20:
             self.print(f"unreadable, replaced by others: {len(unreadable) - 20} more")
 
-    def batch_sampler(self, samples: list[int]) -> BatchSampler:
-        """The order in which this process sees the training samples."""
+    def batch_sampler(self, training: Subset) -> BatchSampler:
+        """The order in which this process sees the training images."""
         config, processes = self.run_config, self.processes
-        if config.batch_size > len(samples):
-            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(samples)} training images")
-        return BatchSampler(
-            tuple(samples), config.seed, config.batch_size, config.accumulation, processes.count, processes.rank
-        )
+        if config.batch_size > len(training):
+            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(training)} training images")
+        layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
+        return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
 
     def prepare(
         self,
@@ -181,12 +182,11 @@ class Run:
         per_step = mean(seconds[1:]) * accumulation  # the first is slower
         self.measured = dry_run.Measured(per_step, self.metrics.memory())
 
-    def report(self, *, image: tuple[int, ...], latent: tuple[int, ...], training_images: int) -> None:
-        """After the steps of a dry run: print what the whole run would take."""
+    def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:
+        """After the steps of a dry run: print what the whole run would take, for images and latents of these shapes."""
         modules = {name: state.module for name, state in self.states.items()}
-        for line in dry_run.report(
-            self.config, self.measured, modules, image=image, latent=latent, training_images=training_images
-        ):
+        lines = dry_run.report(self.config, self.measured, modules, image, latent, training, held_out)
+        for line in lines if self.is_main else ():
             self.print(line)
 
     def begin_step(self, number: int) -> None:
@@ -221,12 +221,14 @@ class Run:
         saves = stop or done % every == 0 or done == config.steps
         if saves or done % config.log_every == 0:
             self.read_metrics(done)
+        if done == self.first_step + 1:
+            self.on_main(lambda: self.folder.record(self.config))
         if saves:
             self.save(done)
-        if stop and done < config.steps:
+        if stop:
             raise StopRequested(
                 f"stopped by {self.stop.name or 'a signal'} at step {done} of {config.steps}, all saved;"
-                " run the same command again to resume"
+                f" run the same command again to {'resume' if done < config.steps else 'export it'}"
             )
 
     def read_metrics(self, done: int) -> None:
@@ -264,10 +266,14 @@ class Run:
         checkpoint.save(folder, done, tensors, host_state)
         checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.run_config.steps))
         if done == self.run_config.steps or time.monotonic() - self.curves_drawn_at > CURVES_EVERY:
-            self.folder.draw_curves()
+            drawn("curves", self.folder.draw_curves, warn=self.print)
             self.curves_drawn_at = time.monotonic()
 
     # ---- small services
+
+    def draw_panel(self, panel: Panel, step: TrainingStep) -> None:
+        """Draw what the model makes of a few images at this step, and record the metrics of that."""
+        step.record(**drawn("panel", lambda: panel.draw(self.ema_model(), step.panel_path), warn=self.print) or {})
 
     def on_main(self, action: Callable[[], T]) -> T:
         """The result of `action`, run on the main process only; its failure ends every process."""
@@ -290,4 +296,4 @@ class Run:
 
     def to_device(self, batch: Any) -> Any:
         """The same batch on this process's device."""
-        return type(batch)(*(part.to(self.device, non_blocking=True) for part in batch))
+        return type(batch)(*(part.to(self.device, non_blocking=self.device.type == "cuda") for part in batch))

@@ -1,22 +1,26 @@
 """The run folder: which run owns it, what it was started with, and what it has logged."""
 
 import errno
-import fcntl
 import json
-import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ldm import checkpoint
 from ldm.checkpoint import read_entry, write_atomically
 from ldm.config import reader
-from ldm.errors import ConfigError, DataError
+from ldm.errors import CheckpointError, ConfigError, DataError
 from ldm.pictures import curves
+from ldm.training import locks
 from ldm.training.config import RUN_FORMAT, check_run_format
+from ldm.training.ownership import LOCK, in_the_way
 
 MAY_CHANGE = {
     "run.steps",
@@ -26,6 +30,8 @@ MAY_CHANGE = {
     "run.workers",
     "run.report_to",
     "data.cache_gb",
+    "data.path",  # where the images lie; that they are the same is told by their content
+    "data.root",
 }
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "latent-diffusion-trainer")
 
@@ -37,43 +43,70 @@ class RunFolder:
         self.path = path
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         self.metrics, self.finished = path / "metrics.jsonl", path / "finished.json"
-        self.lock: int | None = None
+        self.lock: FileLock | None = None
 
-    def claim(self, config: Any) -> None:
+    def claim(self, config: Any, warn: Callable[[str], None]) -> None:
         """Create the folder, or take it up again if it holds a run with the same settings, and lock it.
 
-        Of a run that is finished nothing is changed: its records are those of what it did.
+        Nothing in it is changed yet, as the data may turn out to be others. Only where a finished run was trained
+        longer, and that is asked for no more, its settings are again those that it finished with.
         """
-        self.check_not_among_images(config)
+        self.check_name(config)
         try:
-            self.samples.mkdir(parents=True, exist_ok=True)
-            self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            if found := in_the_way(self.path):
+                raise ConfigError(
+                    f"--out {self.path} is no run's folder and holds {found}, which could be lost: choose an empty or"
+                    " a new folder"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = locks.acquire(self.path / LOCK, wait=False, warn=warn)
+        except Timeout as error:
+            raise ConfigError(f"{self.path} is in use by another run; wait for it, or choose another --out") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise ConfigError(
                 f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}"
             ) from error
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{self.path} is in use by another run; wait for it, or choose another --out") from error
         self.check_same_config(config)
         if self.is_finished(config.run.steps):
-            return
-        write_atomically(self.path / "config.yaml", reader.dump(config).encode())
-        with open(self.path / "command.txt", "a") as file:
-            file.write(shlex.join(sys.argv) + "\n")
+            self.restore_config(config)
+        elif self.finished.exists() and not checkpoint.steps(self.checkpoints):
+            done = read_entry(self.finished, "step", int)
+            raise CheckpointError(
+                f"{self.path} is a run that finished {done} steps, and its checkpoints/, from which it would go on, are"
+                " gone: restore them, or choose another --out"
+            )
 
-    def check_not_among_images(self, config: Any) -> None:
-        """Raise ConfigError if the run's own panels would become training images."""
+    def record(self, config: Any) -> None:
+        """Write the settings, and add the command line to the others: a first new step of the run was made."""
+        write_atomically(self.path / "config.yaml", reader.dump(config).encode())
+        words = shlex.join(sys.argv).encode("utf-8", "surrogateescape")  # a path may be any bytes
+        file = self.path / "command.txt"
+        write_atomically(file, (file.read_bytes() if file.exists() else b"") + words + b"\n")
+
+    def restore_config(self, config: Any) -> None:
+        """Where config.yaml asks for more steps than the run has finished, write it as it was."""
+        file, done = self.path / "config.yaml", read_entry(self.finished, "step", int)
+        if file.exists() and reader.load(type(config), file, {}).run.steps > done:
+            before = replace(config, run=replace(config.run, steps=done))
+            write_atomically(file, reader.dump(before).encode())
+
+    def check_name(self, config: Any) -> None:
+        """Raise ConfigError for a name that weights cannot have, or if the run's panels would be training images."""
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"--out {self.path} is not in UTF-8, and safetensors opens no such file: choose another --out"
+            ) from error
         images = getattr(config.data, "path", "")
         if images and self.path.resolve().is_relative_to(Path(images).expanduser().resolve()):
             raise ConfigError(f"--out {self.path} lies in data.path {images}, among the images: choose another --out")
 
     def has_begun(self) -> bool:
         """Whether there is something to go on from; until then a wrong setting can still be put right."""
-        return bool(checkpoint.steps(self.checkpoints))
+        return bool(checkpoint.steps(self.checkpoints)) or self.finished.exists()
 
     def check_same_config(self, new: Any) -> None:
         """Raise ConfigError if the folder was started with settings that a resumed run may not change."""
@@ -128,15 +161,17 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """The objects of metrics.jsonl; a line that a crash cut short is left out."""
+        """The objects of metrics.jsonl; a line that a crash cut short, or that something else damaged, is left out."""
         if not self.metrics.exists():
             return []
         found = []
-        for text in self.metrics.read_text().splitlines():
+        for text in self.metrics.read_bytes().splitlines():
             try:
-                found.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
         return found
 
     def draw_curves(self) -> None:

@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and SIGINT ask a run to finish its step and save; they do not tear it down."""
+"""Signals: SIGTERM, SIGINT and SIGHUP ask a run to finish its step and save; they do not tear it down."""
 
 import signal
 import time
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from ldm.errors import stopping_signals
+
 ECHO = 1.0  # seconds within which a second signal is the first once more: torchrun passes on what Ctrl-C told all
 
 
@@ -18,9 +19,10 @@ class StopFlag:
         self.since = 0.0
 
     def raised(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if not self.name:
-            self.name, self.since = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self.since > ECHO:  # asked twice: the person means now
+            self.name, self.since = name, time.monotonic()
+        elif name != "SIGHUP" and time.monotonic() - self.since > ECHO:  # asked twice: the person means now
             raise KeyboardInterrupt
 
 
@@ -28,7 +30,7 @@ class StopFlag:
 def catch_signals() -> Iterator[StopFlag]:
     """Within this block the signals only raise the flag."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.raised) for number in SIGNALS}
+    before = {number: signal.signal(number, flag.raised) for number in stopping_signals()}
     try:
         yield flag
     finally:

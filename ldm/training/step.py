@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,6 +22,14 @@ class Schedule(Protocol):
 
     def begin_step(self, step: int) -> None:
         """Called before each step, also after a resume."""
+        ...
+
+
+class Panel(Protocol):
+    """A picture of what a model makes of a few images, drawn again and again."""
+
+    def draw(self, model: Any, path: Path, /) -> dict[str, float]:
+        """Save the picture; returns metrics of what it shows."""
         ...
 
 
@@ -85,5 +93,6 @@ class TrainingStep(Step):
         return self.samples / f"step-{self.number + 1:08d}.png"
 
     def record(self, **values: float) -> None:
-        """Write metrics of this step to the log beside the loss terms."""
-        self.metrics.write({"step": self.number + 1, **values})
+        """Write metrics of this step, if there are any, to the log beside the loss terms."""
+        if values:
+            self.metrics.write({"step": self.number + 1, **values})

@@ -11,7 +11,7 @@ from ldm.checkpoint import Checkpoint
 from ldm.errors import CheckpointError
 from ldm.training.config import OptimConfig
 from ldm.training.ema import SIGMA_RELS, PowerEMA
-from ldm.training.optim import GuardedAdamW, learning_rate
+from ldm.training.optim import GuardedOptimizer, learning_rate
 
 
 class TrainState:
@@ -34,7 +34,7 @@ class TrainState:
         self.module, self.config, self.scaler, self.name, self.window = module, config, scaler, name, window
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.names = list(parameters)
-        self.optimizer = GuardedAdamW(parameters, config, scaler)
+        self.optimizer = GuardedOptimizer(module, config, scaler)
         self.ema = PowerEMA([*parameters.values()]) if keeps_ema else None
 
     def advance(self, number: int, lr: float, loss: Tensor) -> Tensor:

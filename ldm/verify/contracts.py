@@ -189,10 +189,11 @@ def of_penalty(name: str) -> list[Check]:
     batch = ImageBatch(images, torch.tensor([0, 1, 0, 1]))
     losses: Losses = objective(batch, Step(batch, StepRandom(0, LATE, 4)))
     parameters = list(autoencoder.parameters())
-    gradients = torch.autograd.grad(losses.terms[name], [p for p in parameters if p.requires_grad], allow_unused=True)
+    term = losses.terms[penalty.log_name or name]
+    gradients = torch.autograd.grad(term, [p for p in parameters if p.requires_grad], allow_unused=True)
     size = sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None)
     return [
-        at_most(f"penalty {name}: not a finite number", not bool(losses.terms[name].isfinite()), 0),
+        at_most(f"penalty {name}: not a finite number", not bool(term.isfinite()), 0),
         at_least(f"penalty {name}: size of its gradient", size, 1e-12),
     ]
 

@@ -177,7 +177,9 @@ def test_a_corrupted_code_is_decoded_and_the_penalties_see_the_clean_one(kind: t
     decoded = objective.autoencoder.decode(corruption(code, rng, name="latent", patch=(1, 1)).values)
     torch.testing.assert_close(losses.outputs["reconstruction"], decoded, rtol=1e-12, atol=1e-12)
     values = batch.images[0].numel()
-    torch.testing.assert_close(losses.terms["l1"], code.abs().flatten(1).sum(1).mean() / values, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        losses.terms["l1_sparsity"], code.abs().flatten(1).sum(1).mean() / values, rtol=1e-9, atol=0
+    )
 
 
 def test_the_spread_of_the_code_is_logged_as_it_is():

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.autoencoder.bottleneck import IdentityBottleneck
 from ldm.autoencoder.config import (
+    DISTANCES,
     AutoencoderConfig,
     GaussianConfig,
     IdentityConfig,
@@ -94,7 +95,7 @@ def test_l1_is_the_sum_over_the_code_per_image_value(network):
     objective, batch = of(network, IdentityConfig(channels=3), l1=L1Penalty(weight=0.7))
     code = objective.autoencoder.encode(batch.images).mean
     expected = 0.7 * code.abs().flatten(1).sum(1).mean() / batch.images[0].numel()
-    torch.testing.assert_close(losses_of(objective, batch).terms["l1"], expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(losses_of(objective, batch).terms["l1_sparsity"], expected, rtol=1e-9, atol=0)
 
 
 @NETWORKS
@@ -145,7 +146,8 @@ def test_the_total_is_the_sum_of_the_distance_and_all_penalties():
     }
     objective, batch = of(MLP, sparse, classes=2, classification=ClassificationLoss(), distance="mse", **penalties)
     found = losses_of(objective, batch)
-    expected = sum(found.terms[name] for name in (*penalties, "classification", "mse"))
+    expected = sum(found.terms[penalty.log_name or name] for name, penalty in penalties.items())
+    expected = expected + found.terms["classification"] + found.terms["mse"]
     torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
 
 
@@ -158,7 +160,8 @@ def test_a_penalty_on_the_code_trains_all_of_the_encoder_and_nothing_of_the_deco
     sparse = SparseConfig(channels=5, activation="sigmoid")
     penalty = {"l1": L1Penalty(), "kl_sparsity": KLSparsity(), "jacobian": JacobianPenalty()}[name]
     objective, batch = of(network, sparse if name == "kl_sparsity" else IdentityConfig(channels=3), **{name: penalty})
-    found, expected = reached(objective, losses_of(objective, batch).terms[name]), encoder_of(objective)
+    term = losses_of(objective, batch).terms[penalty.log_name or name]
+    found, expected = reached(objective, term), encoder_of(objective)
     if name == "jacobian":  # of an affine or normalized map, some biases move no derivative
         expected = {each for each in expected if not each.endswith("bias")}
         found = {each for each in found if not each.endswith("bias")}
@@ -179,7 +182,19 @@ def test_a_penalty_leaves_the_distance_as_it_was(network):
     without, _ = of(network, IdentityConfig(channels=3), distance="mse")
     found, plain = losses_of(with_penalty, batch), losses_of(without, batch)
     torch.testing.assert_close(found.terms["mse"], plain.terms["mse"], rtol=1e-12, atol=0)
-    assert "l1" not in plain.terms
+    assert "l1_sparsity" not in plain.terms
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_penalty_called_like_the_distance_does_not_take_its_place_in_the_log(distance):
+    """The terms of the log sum up to the loss, each under a name of its own."""
+    penalties = {"l1": L1Penalty(), "l2": L2Penalty(), "jacobian": JacobianPenalty()}
+    objective, batch = of(MLP, GaussianConfig(channels=3), distance=distance, kl=1.0, **penalties)
+    losses = losses_of(objective, batch)
+    parts = {name: losses.terms[name] for name in (distance, "kl", "l1_sparsity", "l2", "jacobian")}
+    torch.testing.assert_close(torch.stack(list(parts.values())).sum(), losses.total, rtol=1e-12, atol=0)
+    plain, _ = of(MLP, GaussianConfig(channels=3), distance=distance, kl=1.0)
+    torch.testing.assert_close(parts[distance], losses_of(plain, batch).terms[distance], rtol=1e-12, atol=0)
 
 
 # ---- Jacobian

@@ -41,7 +41,7 @@ from ldm.batch import ImageBatch, Losses
 from ldm.corruption import GaussianNoise, Mask
 from ldm.errors import ConfigError
 from ldm.randomness import seed_weights
-from ldm.training.config import OptimConfig
+from ldm.training.config import AdamWConfig
 from ldm.training.optim import learning_rate
 from tests.support.losses import checked_objective, losses_of
 from tests.support.runs import lose_everything_after, train_alike
@@ -234,7 +234,7 @@ def test_a_penalty_on_the_code_is_on_the_code_of_the_layer():
     objective = staged(layer_stage(1), layer_stage(3), penalties=PenaltiesConfig(l1=L1Penalty(weight=1.0)))
     network = objective.autoencoder.network
     code = network.encode_layer(1, batch().images)
-    found = losses(objective, 0).terms["l1"] * batch().images[0].numel()
+    found = losses(objective, 0).terms["l1_sparsity"] * batch().images[0].numel()
     torch.testing.assert_close(found, code.abs().sum() / 6, rtol=1e-9, atol=0)
 
 
@@ -380,7 +380,7 @@ def test_what_another_stage_trains_keeps_its_bytes_in_a_real_run(in_thirds: Path
 
 def test_the_learning_rate_goes_through_its_schedule_in_every_stage(in_thirds: Path):
     found = [line["lr"] for line in metrics(in_thirds) if "lr" in line]
-    optim = OptimConfig(lr=1e-2, warmup=2)
+    optim = AdamWConfig(lr=1e-2, warmup=2)
     expected = [learning_rate(optim, step, steps) for steps in (3, 6, 3) for step in range(steps)]
     assert found == pytest.approx(expected, rel=1e-12) and len(found) == 12
 

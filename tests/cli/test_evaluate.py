@@ -29,8 +29,6 @@ def networks() -> tuple[object, ...]:
 @pytest.fixture(scope="module", autouse=True)
 def imported_once() -> None:
     """What every forked child would import by itself."""
-    import torchmetrics.functional.image  # noqa: F401
-
     import ldm.evaluation.protocol  # noqa: F401
 
 
@@ -46,10 +44,16 @@ def measured(out: Path, *arguments: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def report(finished_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report on all images of the run."""
-    out = tmp_path_factory.mktemp("report") / "all.json"
-    return measured(out, finished_vae, "--split", "all", *networks(), "--batch-size", 7)
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the images of the report and their reconstructions are."""
+    return tmp_path_factory.mktemp("report") / "saved"
+
+
+@pytest.fixture(scope="module")
+def report(finished_vae: Path, saved: Path) -> dict[str, Any]:
+    """The report on all images of the run, which are saved."""
+    flags = ("--split", "all", *networks(), "--batch-size", 7, "--save-images", saved)
+    return measured(saved.parent / "all.json", finished_vae, *flags)
 
 
 def rounded(finished_vae: Path, shapes_folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,15 +65,75 @@ def rounded(finished_vae: Path, shapes_folder: Path) -> tuple[torch.Tensor, torc
         return images, to_uint8(Autoencoder.load(finished_vae).reconstruct(to_float(images)))
 
 
-def test_psnr_and_ssim_are_those_of_torchmetrics_on_bytes(finished_vae, shapes_folder, report):
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+def saved_pairs(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What `--save-images` wrote, each image with its reconstruction."""
+    files = sorted((folder / "images").iterdir())
+    assert [file.name for file in files] == sorted(file.name for file in (folder / "reconstructions").iterdir())
+    return [(np.asarray(Image.open(f)), np.asarray(Image.open(folder / "reconstructions" / f.name))) for f in files]
 
-    images, reconstruction = (pixels.double() for pixels in rounded(finished_vae, shapes_folder))
-    theirs = peak_signal_noise_ratio(reconstruction, images, data_range=255.0, reduction="none", dim=(1, 2, 3))
-    assert report["metrics"]["psnr"] == pytest.approx(theirs.mean().item(), rel=1e-5)
-    theirs = structural_similarity_index_measure(reconstruction, images, data_range=255.0)
-    assert report["metrics"]["ssim"] == pytest.approx(theirs.item(), abs=1e-5)
-    assert report["count"] == 60 and report["protocol"]["split"] == "all"
+
+def test_saved_images_have_the_psnr_and_ssim_of_scikit_image(report, saved):
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    pairs = saved_pairs(saved)
+    assert report["count"] == len(pairs) == 60 and report["protocol"]["split"] == "all"
+    theirs = np.mean([peak_signal_noise_ratio(image, other, data_range=255) for image, other in pairs])
+    assert report["metrics"]["psnr"] == pytest.approx(theirs, abs=1e-6)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    theirs = np.mean([structural_similarity(*pair, channel_axis=2, **options) for pair in pairs])
+    assert report["metrics"]["ssim"] == pytest.approx(theirs, abs=1e-6)
+    assert "inside the image, without padding" in report["protocol"]["ssim"]
+
+
+def test_saved_images_have_the_psnr_of_torchmetrics(report, saved):
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    images, reconstructions = (
+        torch.from_numpy(np.stack(each)).double() for each in zip(*saved_pairs(saved), strict=True)
+    )
+    theirs = peak_signal_noise_ratio(reconstructions, images, 255.0, reduction="none", dim=(1, 2, 3)).mean().item()
+    assert report["metrics"]["psnr"] == pytest.approx(theirs, rel=1e-5)
+
+
+def test_saved_images_have_the_frechet_and_kernel_distances_of_torch_fidelity(report, saved):
+    """In the features of the same network; those of Inception would have to be downloaded."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    from ldm.evaluation.feature_networks import open_extractor
+
+    extractor = open_extractor("alex", str(random_alexnet()), 3, torch.device("cpu"))
+    assert extractor is not None
+    features = []
+    for pixels in zip(*saved_pairs(saved), strict=True):
+        with torch.no_grad():
+            features.append(
+                extractor.features(to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))).double()
+            )
+    fid = fid_statistics_to_metric(*map(fid_features_to_statistics, features), verbose=False)
+    assert report["metrics"]["frechet_alex"] == pytest.approx(fid["frechet_inception_distance"], rel=1e-3)
+    kid = kid_features_to_metric(*features, kid_subset_size=60, kid_subsets=1, rng_seed=2020, verbose=False)
+    found = report["metrics"]["kernel_distance_alex"]
+    assert found == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-3)
+    assert report["protocol"]["kernel"]["subsets"] == 1 and report["protocol"]["kernel"]["subset_size"] == 60
+    assert not {"rfid", "kid"} & report["metrics"].keys()
+
+
+def test_saved_images_are_the_bytes_that_were_measured_under_the_names_of_the_files(
+    finished_vae, shapes_folder, report, saved
+):
+    images, reconstructions = rounded(finished_vae, shapes_folder)
+    files = sorted(str(path.relative_to(shapes_folder)) for path in shapes_folder.rglob("*.png"))
+    digests = []
+    for name, image, reconstruction in zip(files, images, reconstructions, strict=True):
+        found = [
+            np.asarray(Image.open(saved / part / name.replace("/", "-"))) for part in ("images", "reconstructions")
+        ]
+        assert np.array_equal(found[0], image.permute(1, 2, 0)) and found[1].dtype == np.uint8
+        assert np.abs(found[1].astype(int) - reconstruction.permute(1, 2, 0).numpy()).max() <= 1  # in other batches
+        digests.append(hashlib.sha256(found[0].transpose(2, 0, 1).tobytes()).digest())
+    assert report["reference"] == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["all.json", "saved"]
 
 
 def test_the_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features(finished_vae, shapes_folder, report):
@@ -78,7 +142,7 @@ def test_the_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features(
     from ldm.evaluation.feature_networks import open_extractor
 
     extractor = open_extractor("alex", str(random_alexnet()), 3, torch.device("cpu"))
-    assert extractor is not None and extractor.name == "frechet_alex"
+    assert extractor is not None and extractor.frechet_name == "frechet_alex"
 
     class Features(torch.nn.Module):
         num_features = 256
@@ -92,7 +156,6 @@ def test_the_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features(
             fid.update(to_float(pixels), real=real)
     assert report["metrics"]["frechet_alex"] == pytest.approx(fid.compute().item(), rel=1e-3)
     assert report["protocol"]["frechet"]["fewer_images_than_dimensions"]
-    assert "rfid" not in report["metrics"]
 
 
 def test_the_reference_is_a_hash_of_the_bytes_of_the_images(finished_vae, shapes_folder, report):
@@ -101,13 +164,65 @@ def test_the_reference_is_a_hash_of_the_bytes_of_the_images(finished_vae, shapes
     assert report["reference"] == hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def test_two_processes_write_what_one_writes(finished_vae, report, tmp_path):
-    flags = ("--split", "all", *networks(), "--batch-size", 7)
+def test_two_processes_write_what_one_writes(finished_vae, report, saved, tmp_path):
+    """Byte for byte: the metrics, and every image."""
+    flags = ("--split", "all", *networks(), "--batch-size", 7, "--save-images", tmp_path / "saved")
     main = ("evaluate", finished_vae, *flags, "--out", tmp_path / "two.json")
     outcomes = together([script("ldm.cli.main", *main)] * 2)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    assert json.loads((tmp_path / "two.json").read_text()) == report
-    assert sum("PSNR" in outcome.out for outcome in outcomes) == 1
+    assert (tmp_path / "two.json").read_bytes() == (saved.parent / "all.json").read_bytes()
+    assert sum("MS-SSIM" in outcome.out for outcome in outcomes) == 1
+    for part in ("images", "reconstructions"):
+        one, two = (
+            {file.name: file.read_bytes() for file in (each / part).iterdir()} for each in (saved, tmp_path / "saved")
+        )
+        assert one == two and len(one) == 60
+
+
+def test_large_images_have_all_figures_byte_for_byte_with_one_process_and_two(shapes_folder, tmp_path):
+    """MS-SSIM too, which small images are left out of."""
+    from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, TinyNetworkConfig
+    from ldm.autoencoder.model import create
+
+    torch.manual_seed(0)
+    network = TinyNetworkConfig(width=8, levels=1, blocks=1)
+    create(AutoencoderConfig(network, GaussianConfig(channels=3)), image=(3, 176, 162)).save(tmp_path / "vae")
+    flags = ("--data", shapes_folder, "--size", "176x162", "--images", 4, "--batch-size", 2)
+    one = measured(tmp_path / "one.json", tmp_path / "vae", *flags)
+    main = ("evaluate", tmp_path / "vae", *flags, "--out", tmp_path / "two.json")
+    outcomes = together([script("ldm.cli.main", *main)] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert 0 < one["metrics"]["ms_ssim"] < 1 and 0 < one["metrics"]["ssim"] < 1
+
+
+def test_small_images_get_no_smaller_window_but_no_similarity_and_the_table_says_why(finished_vae, report, tmp_path):
+    assert report["metrics"]["ms_ssim"] is None and "below 161 pixels, none" in report["protocol"]["ms_ssim"]
+    outcome = evaluated(finished_vae, "--size", "10x12", "--out", tmp_path / "a.json")
+    assert re.search(r"^SSIM +not defined: needs sides of at least 11 pixels$", outcome.out, re.MULTILINE), outcome
+    assert re.search(r"^MS-SSIM +not defined: needs sides of at least 161 pixels$", outcome.out, re.MULTILINE)
+    metrics = json.loads((tmp_path / "a.json").read_text())["metrics"]
+    assert metrics["ssim"] is metrics["ms_ssim"] is None and metrics["psnr"] > 0
+
+
+@pytest.mark.parametrize("there", ["a file in it", "a file"])
+def test_saved_images_never_take_the_place_of_what_is_there(finished_vae, tmp_path, there):
+    folder = tmp_path / "mine"
+    mine = folder / "images" / "disc-00.png" if there == "a file in it" else folder
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"mine")
+    outcome = evaluated(finished_vae, "--save-images", folder)
+    assert outcome.code == 2 and f"--save-images {folder} is there already: name a new folder" in outcome.err, outcome
+    assert mine.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_empty_folder_and_what_an_interrupted_attempt_left_are_no_obstacle(finished_vae, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "stale.png").write_bytes(b"")
+    outcome = evaluated(finished_vae, "--images", 2, "--save-images", tmp_path / "new")
+    assert outcome.code == 0 and len(saved_pairs(tmp_path / "new")) == 2, outcome
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize("features", ["flat", "mean"])
@@ -249,6 +364,7 @@ def test_without_networks_the_table_says_how_to_ask_for_them(finished_vae):
         (("{vae}", "--out", "{tmp}"), 2, "--out"),
         (("{vae}", "--out", "{tmp}/no/where.json"), 2, "it is in no folder"),
         (("{vae}", "--panel", "{tmp}/panel.gif"), 2, "must end in .png"),
+        (("{vae}", "--save-images", "{tmp}/no/where"), 2, "it is in no folder"),
         (("{vae}", "--probe", "whole"), 2, "invalid choice"),
         (("{vae}", "--probe", "mean", "--split", "all"), 2, "--probe mean is fitted to the training images"),
         (("{vae}", "--probe", "flat", "--split", "training"), 2, "use --split held-out"),
@@ -300,6 +416,9 @@ def test_deep_images_of_many_channels_are_measured_on_8_bits(tmp_path):
     digests = [hashlib.sha256(image.tobytes()).digest() for image in levels]
     assert found["reference"] == hashlib.sha256(b"".join(digests)).hexdigest()
     assert found["protocol"]["frechet"]["dimensions"] == 5 * 256
+    outcome = evaluated(tmp_path / "kl", "--data", tmp_path / "bands", "--size", 16, "--save-images", tmp_path / "png")
+    assert outcome.code == 2 and "PNG files, of 1 to 4 channels, and these images have 13" in outcome.err, outcome
+    assert not list(tmp_path.glob("png*"))
 
 
 def test_a_folder_of_other_channels_is_refused(finished_vae, tmp_path):
@@ -356,7 +475,7 @@ def test_a_broken_config_is_what_is_wrong_and_not_the_lack_of_data(finished_vae,
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc is a folder in which nobody can make a file")
-@pytest.mark.parametrize("flag", ["--panel", "--out"])
+@pytest.mark.parametrize("flag", ["--panel", "--out", "--save-images"])
 def test_a_place_that_cannot_be_written_is_no_traceback(finished_vae, flag):
     outcome = evaluated(finished_vae, "--images", 2, flag, "/proc/x.png")
     assert outcome.code == 4 and "error: could not write /proc/x.png" in outcome.err, outcome

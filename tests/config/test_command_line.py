@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.config.command_line import Command, Option, describe, parse
+from ldm.config.command_line import Command, Option, Parser, describe, parse
 from ldm.script_configs import TrainDiffusionConfig
 from tests.support.example_configs import Disk, ExampleConfig, Optimizer, refusal
 
@@ -111,3 +111,19 @@ def test_the_description_is_aligned_and_fits_120_columns() -> None:
     assert len(starts) == 1, "continued explanations stand below each other"
     (column,) = starts
     assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines)
+
+
+@pytest.mark.parametrize("words", [("--out=~/runs/a",), ("--out", "~/runs/a")])
+def test_a_tilde_that_no_shell_expands_became_a_folder_of_that_name(
+    file: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the training scripts and in `ldm VERB` alike; a tilde alone is YAML's null, and one inside a word is text."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed(str(file), *words).options["out"] == "/home/me/runs/a"
+    assert parsed(str(file), "--out", "x", "--title=~/t").config.title == "/home/me/t"
+    assert parsed(str(file), "--out", "x", "--title", "a~/b").config.title == "a~/b"
+    verb = Parser("ldm verb", "")
+    verb.add_argument("run")
+    verb.add_argument("--out", type=Path)
+    found = verb.read(["~/run", *words])
+    assert (found.run, found.out) == ("/home/me/run", Path("/home/me/runs/a"))

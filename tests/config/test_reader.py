@@ -14,7 +14,7 @@ from ldm.corruption import GaussianNoise, Mask
 from ldm.data.config import FolderConfig, MNIST5kConfig
 from ldm.diffusion.config import UNetConfig
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
-from ldm.training.config import OptimConfig, RunConfig
+from ldm.training.config import AdamWConfig, RunConfig
 from tests.support.example_configs import DISK, Disk, Dream, ExampleConfig, Optimizer, refusal
 
 REAL = [TrainVAEConfig(data=MNIST5kConfig()), TrainDiffusionConfig(data=MNIST5kConfig())]
@@ -498,10 +498,10 @@ def test_differences_are_the_dotted_names_that_changed_appeared_or_went() -> Non
     [
         *((RunConfig, name, (0, -1)) for name in ("steps", "batch_size", "accumulation", "log_every")),
         *((RunConfig, name, (-1,)) for name in ("seed", "sample_every", "checkpoint_every", "workers")),
-        *((OptimConfig, name, (0.0, -1.0, math.nan)) for name in ("lr", "clip")),
-        (OptimConfig, "betas", ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan))),
-        (OptimConfig, "weight_decay", (-0.1, math.nan)),
-        (OptimConfig, "warmup", (-1,)),
+        *((AdamWConfig, name, (0.0, -1.0, math.nan)) for name in ("lr", "clip")),
+        (AdamWConfig, "betas", ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan))),
+        (AdamWConfig, "weight_decay", (-0.1, math.nan)),
+        (AdamWConfig, "warmup", (-1,)),
         *((network, "widths", ((), (32, 0), (-1,))) for network in (KLNetworkConfig, UNetConfig)),
         *((network, "blocks", (0, -1)) for network in (KLNetworkConfig, UNetConfig)),
         (KLNetworkConfig, "norm_groups", (0, -1)),

@@ -9,9 +9,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.config import reader
+from ldm.data.config import FolderConfig
 from ldm.data.datasets import Subset, open_dataset
 from ldm.script_configs import TrainVAEConfig
 from tests.support.backbones import random_alexnet
@@ -75,6 +77,23 @@ def test_a_folder_of_any_images_trains_and_reconstructs_them(kind: str, tmp_path
         assert panel.mode == {1: "L", 4: "RGBA"}.get(data.channels, "RGB")
 
 
+def test_what_phones_and_browsers_save_is_no_longer_passed_over(tmp_path: Path) -> None:
+    register_heif_opener()
+    formats = {
+        "a.jfif": "JPEG",
+        "b.JPE": "JPEG",
+        "c.avif": "AVIF",
+        "d.HEIC": "HEIF",
+        "e.jp2": "JPEG2000",
+        "f.apng": "PNG",
+    }
+    for level, (name, file_format) in enumerate(formats.items()):
+        Image.new("RGB", (16, 16), (40 * level,) * 3).save(tmp_path / name, file_format)
+    dataset = open_dataset(FolderConfig(path=str(tmp_path), size=16))
+    assert dataset.names == sorted(formats) and dataset.unreadable == []
+    assert all(abs(int(dataset.image(index)[0, 8, 8]) - 40 * index) <= 2 for index in range(6))
+
+
 def test_a_rectangle_goes_through_both_stages_and_comes_out_of_sampling(tmp_path: Path) -> None:
     source = trained("16 bits", tmp_path)
     (tmp_path / "diffusion.yaml").write_text(STAGE_TWO)
@@ -94,6 +113,7 @@ def test_a_dry_run_says_height_and_width_and_a_wrong_size_is_one_line(tmp_path: 
     out = ("--out", tmp_path / "run")
     outcome = ran("train_vae", tmp_path / "vae.yaml", *out, "--dry-run", "--data.size", "[8, 12]")
     assert outcome.code == 0 and "image              3 x 8 x 12 = 288 numbers" in outcome.out
+    assert " of 6 held-out images ha" in next(line for line in outcome.out.splitlines() if "near-dup" in line)
     for size, named in (
         ("[8, 13]", "data.size [8, 13] is not divisible by 2"),
         ("[8, 8, 8]", "--data.size is [8, 8, 8]"),

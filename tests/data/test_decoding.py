@@ -2,6 +2,7 @@
 
 import io
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -11,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from pillow_heif import register_heif_opener
 
 from ldm.data.config import FolderConfig
-from ldm.data.decoding import FORMATS, UnreadableImage, center_crop, decode, fit, to_array
-from ldm.data.folder import image_names
+from ldm.data.decoding import EXTENSIONS, FORMATS, NEEDS, UnreadableImage, center_crop, decode, fit, to_array
+from ldm.data.folder import FolderTree
+from tests.support.scripts import ROOT
+
+register_heif_opener()  # so that Pillow writes HEIC here
 
 WHITE = (255, 255, 255)
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16)[None]
@@ -103,6 +108,14 @@ FLAT_FILES = {
     "RGBA PNG": (saved(flat("RGBA", HALF_RED), "PNG"), (255, 153, 153)),
     "RGBA WEBP": (saved(flat("RGBA", HALF_RED), "WEBP", lossless=True), (255, 153, 153)),
     "RGBA TIFF": (saved(flat("RGBA", HALF_RED), "TIFF"), (255, 153, 153)),
+    "RGB JPEG 2000": (saved(flat("RGB", (10, 20, 30)), "JPEG2000"), (10, 20, 30)),
+    "RGBA JPEG 2000": (saved(flat("RGBA", HALF_RED), "JPEG2000"), (255, 153, 153)),
+    "JPEG 2000 without a container": (saved(flat("RGB", (10, 20, 30)), "JPEG2000", no_jp2=True), (10, 20, 30)),
+    "16-bit gray JPEG 2000": (saved(Image.fromarray(np.full((4, 6), 0x8080, np.uint16)), "JPEG2000"), (128,) * 3),
+    "RGB AVIF": (saved(flat("RGB", (10, 20, 30)), "AVIF", quality=100), (10, 20, 30)),
+    "RGBA AVIF": (saved(flat("RGBA", HALF_RED), "AVIF", quality=100), (255, 153, 153)),
+    "RGB HEIC": (saved(flat("RGB", (10, 20, 30)), "HEIF", quality=100, chroma=444), (10, 20, 30)),
+    "RGBA HEIC": (saved(flat("RGBA", HALF_RED), "HEIF", quality=100, chroma=444), (255, 153, 153)),
     "RGBX TIFF": (saved(flat("RGBX", (10, 20, 30, 0)), "TIFF"), (10, 20, 30)),
     "CMYK TIFF": (saved(flat("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
     "CMYK TIFF, half black": (saved(flat("CMYK", (0, 0, 0, 128)), "TIFF"), (127, 127, 127)),
@@ -238,6 +251,31 @@ def test_an_image_is_upright_for_each_exif_orientation(orientation: int, file_fo
     assert decoded(data, channels=1)[0].tolist() == seen.tolist()
 
 
+QUARTERS = np.kron(np.array([[0, 80], [160, 240]], dtype=np.uint8), np.ones((16, 24), dtype=np.uint8))
+FROM_UPRIGHT = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that stores a picture so
+
+
+@pytest.mark.parametrize("orientation", FROM_UPRIGHT)
+def test_an_avif_is_turned_exactly_once(orientation: int) -> None:
+    upright, how = Image.fromarray(QUARTERS), FROM_UPRIGHT[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # written as the container's own rotation and mirroring
+    data = saved(upright if how is None else upright.transpose(how), "AVIF", exif=exif, quality=95)
+    assert np.abs(decoded(data, channels=1)[0].astype(int) - QUARTERS)[::4, ::4].max() < 12
+
+
+def test_a_heic_is_turned_exactly_once() -> None:
+    """As phones write it: the container says how to turn the picture, and EXIF says it again."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(QUARTERS), "HEIF", exif=exif, quality=95)
+    crop = data.index(b"clap") - 4  # of the block of 64 x 64 that was encoded
+    (size,) = struct.unpack(">I", data[crop : crop + 4])
+    turn = struct.pack(">I4sB", size, b"irot", 3).ljust(size, b"\0")  # by three quarters to the left
+    pixels = decoded(data[:crop] + turn + data[crop + size :], channels=1)[0, :48, 32:].astype(int)
+    assert np.abs(pixels - np.rot90(QUARTERS, -1))[2::4, 2::4].max() < 12
+
+
 DAMAGED_EXIF = saved(flat("L", 77), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(range(200)))
 
 
@@ -255,12 +293,59 @@ def test_a_warning_of_pillow_about_a_file_reaches_nobody() -> None:
 
 
 def test_only_the_first_frame_of_an_animation_is_read() -> None:
-    data = saved(flat("L", 10), "GIF", save_all=True, append_images=[flat("L", 200)])
-    assert decoded(data, channels=1)[0, 0, 0] == 10
+    for name in ("GIF", "PNG", "WEBP", "AVIF", "HEIF"):
+        data = saved(flat("RGB", (10,) * 3), name, save_all=True, append_images=[flat("RGB", (200,) * 3)])
+        assert abs(int(decoded(data, channels=1)[0, 0, 0]) - 10) <= 1, name
+
+
+def test_a_sound_png_with_a_large_profile_or_text_is_no_longer_unreadable() -> None:
+    assert decoded(saved(flat("L", 77), "PNG", icc_profile=bytes(2_000_000)), channels=1)[0, 0, 0] == 77
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 5_000_000, zip=True)
+    assert decoded(saved(flat("L", 77), "PNG", pnginfo=text), channels=1)[0, 0, 0] == 77
+
+
+def test_a_bomb_of_text_is_refused_all_the_same() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 20_000_000, zip=True)
+    with pytest.raises(UnreadableImage, match="MAX_TEXT_CHUNK"):
+        decoded(saved(flat("L", 77), "PNG", pnginfo=text))
+
+
+def test_files_of_every_common_ending_are_images() -> None:
+    for ending in ["jfif", "jpe", "jif", "pjpeg", "apng", "jp2", "j2k", "jpx", "jpf", "avif", "heic", "heif"]:
+        assert f".{ending}" in EXTENSIONS, ending
+    assert len(set(EXTENSIONS)) == len(EXTENSIONS) and NEEDS == {}
+
+
+def test_the_documents_name_every_ending() -> None:
+    page = (ROOT / "docs" / "images.md").read_text()
+    assert [ending for ending in EXTENSIONS if f"`{ending}`" not in page] == []
+
+
+WITHOUT_HEIF = """
+import io, sys
+sys.modules["pillow_heif"] = None
+from ldm.data.config import FolderConfig
+from ldm.data.decoding import EXTENSIONS, NEEDS, UnreadableImage, decode
+print(".heic" in EXTENSIONS, ".avif" in EXTENSIONS, NEEDS[".heic"])
+try:
+    decode(io.BytesIO(sys.stdin.buffer.read()), FolderConfig(path="x"), pixel_limit=100)
+except UnreadableImage as error:
+    print(error.reason)
+"""
+
+
+def test_without_its_package_heic_is_passed_over_with_the_advice_to_install_it() -> None:
+    heic = saved(flat("RGB", 0), "HEIF")
+    found = subprocess.run([sys.executable, "-c", WITHOUT_HEIF], input=heic, capture_output=True, check=True)
+    advice = "pip install 'latent-diffusion-trainer[heic]'"
+    assert found.stdout.decode().splitlines() == [f"False True {advice}", f"a HEIC image: {advice}"]
 
 
 WHOLE = {name: saved(Image.fromarray(SMOOTH), name) for name in ("JPEG", "GIF", "BMP", "PPM")}
-WHOLE |= {name: saved(Image.merge("RGBA", [Image.fromarray(SMOOTH)] * 4), name) for name in ("PNG", "TIFF", "WEBP")}
+WITH_ALPHA = ("PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "HEIF")
+WHOLE |= {name: saved(Image.merge("RGBA", [Image.fromarray(SMOOTH)] * 4), name) for name in WITH_ALPHA}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -271,7 +356,7 @@ def test_a_truncated_file_is_unreadable(name: str) -> None:
             decoded(WHOLE[name][:length])
 
 
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "JPEG2000", "AVIF", "HEIF"])
 def test_mutated_bytes_give_an_image_or_are_unreadable_and_nothing_else(name: str) -> None:
     rng = np.random.default_rng(0)
     outcomes = set()
@@ -374,4 +459,4 @@ def test_a_folder_is_listed_in_order_without_hidden_files_or_loops(tmp_path) -> 
         (tmp_path / name).touch()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "x")
-    assert image_names(tmp_path) == ["a/again/1.webp", "b/1.png", "b/2.JPG"]
+    assert FolderTree(tmp_path).names == ["a/again/1.webp", "b/1.png", "b/2.JPG", "b/notes.txt"]

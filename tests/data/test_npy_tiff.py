@@ -167,3 +167,28 @@ def test_a_file_on_disk_is_closed_again(tmp_path: Path) -> None:
                 decode(tmp_path / name, FolderConfig(path="x", channels=channels), pixel_limit=1000)
             except UnreadableImage as error:
                 assert error.path == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint32", "uint64", ">i8"])
+def test_bytes_in_wide_integers_are_no_longer_read_as_nearly_black(dtype: str) -> None:
+    """As `np.array` makes int64 of lists."""
+    for values in (VALUES[:3], np.full((3, 4, 5), 1)):
+        with pytest.raises(UnreadableImage, match=rf"values up to {values.max()} .* \.astype\(np\.uint8\)"):
+            decoded(npy(values.astype(dtype)), 3)
+    sixteen_bits = VALUES[:3].astype(np.uint16) * 257
+    read = decoded(npy(sixteen_bits.astype(dtype)), 3, depth="uint16")
+    assert np.array_equal(read, sixteen_bits) and np.array_equal(
+        decoded(npy(sixteen_bits.astype(dtype)), 3), VALUES[:3]
+    )
+    assert not decoded(npy(np.zeros((3, 4, 5), dtype)), 3).any()  # black is black on either scale
+    assert np.array_equal(decoded(npy(VALUES[:3].astype(np.uint16)), 3, depth="uint16"), VALUES[:3])
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64"])
+def test_bytes_in_a_wide_tiff_are_no_longer_read_as_nearly_black(dtype: str) -> None:
+    for channels, values in ((1, VALUES[0]), (7, VALUES)):
+        with pytest.raises(UnreadableImage, match=rf"values up to {values.max()} .* \.astype\(np\.uint8\)"):
+            decoded(tiff(values.astype(dtype)), channels)
+        assert np.array_equal(decoded(tiff(values.astype(dtype) * 257), channels), values.reshape(channels, 5, 6))
+    dark = tiff(VALUES[0].astype(np.int16))  # 16 bits are what they say
+    assert np.array_equal(decoded(dark, 1, depth="uint16"), VALUES[:1])

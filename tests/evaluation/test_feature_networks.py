@@ -42,13 +42,15 @@ def images(channels: int) -> torch.Tensor:
     return torch.rand(2, channels, 16, 20, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_only_official_inception_on_gray_or_rgb_images_may_be_called_rfid(weights, monkeypatch):
+def test_only_official_inception_on_gray_or_rgb_images_may_be_called_rfid_and_kid(weights, monkeypatch):
     other = open_extractor("inception", str(weights), 3, CPU)
-    assert other is not None and other.name == "frechet_inception"
+    assert other is not None
+    assert (other.frechet_name, other.kernel_name) == ("frechet_inception", "kernel_distance_inception")
     assert other.features(images(3)).shape == (2, 2048)
     monkeypatch.setattr(inception, "OFFICIAL", other.reference[:8])
-    names = [getattr(open_extractor("inception", str(weights), n, CPU), "name", None) for n in (1, 3, 4)]
-    assert names == ["rfid", "rfid", "frechet_inception"]
+    opened = [open_extractor("inception", str(weights), channels, CPU) for channels in (1, 3, 4)]
+    assert [each and each.frechet_name for each in opened] == ["rfid", "rfid", "frechet_inception"]
+    assert [each and each.kernel_name for each in opened] == ["kid", "kid", "kernel_distance_inception"]
 
 
 def test_what_is_not_inception_is_refused(tmp_path):
@@ -66,7 +68,8 @@ def test_images_of_any_channels_have_features_and_distances(channels, dimensions
     alexnet = str(random_alexnet())
     extractor, metric = open_extractor("alex", alexnet, channels, CPU), open_perceptual_metric("alex", alexnet, CPU)
     assert extractor is not None and metric is not None
-    assert (extractor.name, metric.name) == ("frechet_alex", "lpips_alex")
+    names = extractor.frechet_name, extractor.kernel_name, metric.name
+    assert names == ("frechet_alex", "kernel_distance_alex", "lpips_alex")
     assert extractor.features(images(channels)).shape == (2, dimensions)
     assert metric.measure(images(channels), images(channels)).tolist() == [0, 0]
     assert (metric.measure(images(channels), -images(channels)) > 0).all()

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ldm.evaluation.metrics import (
     frechet_distance,
+    kernel_distance,
     linear_restoration_psnr,
+    ms_ssim,
     patch_pca_psnr,
     patches,
     patches_of,
@@ -161,8 +163,20 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("size", [(32, 20), (11, 11), (10, 12), (6, 6), (3, 9), (2, 2), (1, 5)])
-def test_an_image_is_similar_to_itself_at_any_size(size: tuple[int, int]):
+def pictures(count: int, channels: int, height: int, width: int, noise: float = 20) -> tuple[Tensor, Tensor]:
+    """Noisy gradients of 8 bits, and the same with more noise."""
+    ramp = torch.linspace(0, 200, height)[:, None] + torch.linspace(0, 40, width)
+    first = ramp + 15 * torch.randn(count, channels, height, width, generator=generator(0))
+    second = first + noise * torch.randn(first.shape, generator=generator(1))
+    return first.clamp(0, 255).round().byte(), second.clamp(0, 255).round().byte()
+
+
+def of_bytes(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("size", [(32, 20), (11, 11), (12, 40)])
+def test_an_image_is_similar_to_itself(size: tuple[int, int]):
     images = torch.rand(3, 2, *size, generator=generator(0), dtype=torch.float64) * 2 - 1
     torch.testing.assert_close(ssim(images, images), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-9)
     assert (ssim(images, -images) < 1).all()
@@ -176,25 +190,28 @@ def test_the_similarity_of_two_flat_images_is_known():
     assert ssim(first, second).item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("side", "window"), [(15, 11), (11, 11), (10, 9), (6, 5)])
-def test_similarity_is_the_mean_over_windows_written_out(side: int, window: int):
-    """Wang et al. 2004, equation 13, with Gaussian weights."""
-    images, other = (torch.rand(1, 1, side, side, generator=generator(s), dtype=torch.float64) for s in (0, 1))
-    radius = window // 2
-    sigma = 1.5 if window == 11 else radius / 3.5
-    line = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma**2))
-    weight = (line[:, None] * line / line.sum() ** 2).flatten()
-    pad = nn.ReflectionPad2d(radius)
-    x, y = (pad(pixels).unfold(2, window, 1).unfold(3, window, 1).flatten(4)[0, 0] for pixels in (images, other))
+@pytest.mark.parametrize("shape", [(1, 32, 32), (1, 11, 11), (3, 40, 21), (3, 64, 64), (4, 12, 30)])
+def test_ssim_is_not_raised_by_borders_that_are_reflected_it_is_scikit_images(shape: tuple[int, int, int]):
+    """And so that of Wang et al.: the windows that lie wholly inside the image."""
+    from skimage.metrics import structural_similarity
 
-    def mean(values: Tensor) -> Tensor:
-        return (values * weight).sum(-1)
+    first, second = pictures(2, *shape)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    theirs = [
+        structural_similarity(a.permute(1, 2, 0).numpy(), b.permute(1, 2, 0).numpy(), channel_axis=2, **options)
+        for a, b in zip(first, second, strict=True)
+    ]
+    assert ssim(of_bytes(first), of_bytes(second)).tolist() == pytest.approx(theirs, abs=1e-6)
 
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    c1, c2 = 0.01**2, 0.03**2
-    expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert ssim(2 * images - 1, 2 * other - 1).item() == pytest.approx(expected.mean().item(), rel=1e-9)
+
+def test_ssim_is_torchmetrics_where_its_windows_lie_inside_the_image():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    first, second = (pixels.double() for pixels in pictures(2, 3, 24, 17))
+    options = {"data_range": 255.0, "return_full_image": True, "reduction": "none"}
+    _, whole = structural_similarity_index_measure(second, first, **options)
+    inside = whole[..., 5:-5, 5:-5].mean((1, 2, 3))
+    torch.testing.assert_close(ssim(of_bytes(first), of_bytes(second)), inside, rtol=0, atol=1e-6)
 
 
 def test_similarity_is_one_number_per_image_whatever_else_is_in_the_batch():
@@ -202,6 +219,56 @@ def test_similarity_is_one_number_per_image_whatever_else_is_in_the_batch():
     alone = torch.cat([ssim(images[i : i + 1], other[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(ssim(images, other), alone, rtol=0, atol=1e-6)
     assert ssim(images[:1], other[:1]).shape == (1,)
+
+
+def windows(image: np.ndarray, side: int = 11) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(image, (side, side))
+
+
+def contrast_and_luminance(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cs and l of Wang et al. 2003, equations 1 to 3, of a gray image from 0 to 255, in every window, by NumPy."""
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(line, line) / line.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    x, y = windows(first), windows(second)
+    mx, my = ((each * weights).sum((2, 3)) for each in (x, y))
+    dx, dy = x - mx[:, :, None, None], y - my[:, :, None, None]
+    vx, vy, cov = ((each * weights).sum((2, 3)) for each in (dx * dx, dy * dy, dx * dy))
+    return (2 * cov + c2) / (vx + vy + c2), (2 * mx * my + c1) / (mx**2 + my**2 + c1)
+
+
+def test_multi_scale_similarity_is_its_definition_over_windows_inside_the_image():
+    """Five scales; sides of 176 and 161 to 175 pixels, so that odd ones are halved too."""
+    first, second = pictures(1, 2, 176, 165, noise=60)
+    expected = []
+    for x, y in zip(first[0].double().numpy(), second[0].double().numpy(), strict=True):
+        product = 1.0
+        for scale, power in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            if scale:
+                even = ((0, x.shape[0] % 2), (0, x.shape[1] % 2))
+                x, y = (np.pad(each, even, mode="symmetric") for each in (x, y))
+                x, y = ((e[::2, ::2] + e[1::2, ::2] + e[::2, 1::2] + e[1::2, 1::2]) / 4 for e in (x, y))
+            contrast, luminance = contrast_and_luminance(x, y)
+            product *= (contrast if scale < 4 else contrast * luminance).mean() ** power
+        expected.append(product)
+    found = ms_ssim(of_bytes(first), of_bytes(second)).item()
+    assert found == pytest.approx(np.mean(expected), abs=1e-6) and 0.3 < found < 0.98
+
+
+def test_multi_scale_similarity_is_about_that_of_torchmetrics_whose_last_scale_reflects_its_borders():
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    first, second = pictures(1, 1, 192, 192, noise=40)
+    pair = second.double(), first.double()
+    theirs = multiscale_structural_similarity_index_measure(*pair, data_range=255.0).item()
+    assert ms_ssim(of_bytes(first), of_bytes(second)).item() == pytest.approx(theirs, abs=0.01)
+
+
+def test_images_that_are_opposites_at_some_scale_have_no_multi_scale_similarity_rather_than_none_that_is_a_number():
+    """A negative factor to a power that is not whole is not a number."""
+    images = torch.rand(1, 1, 161, 161, generator=generator(0)) * 2 - 1
+    assert ms_ssim(images, -images).item() == 0
+    assert ms_ssim(images, images).item() == pytest.approx(1, abs=1e-9)
 
 
 def with_moments(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -272,6 +339,48 @@ def test_the_frechet_distance_is_the_fid_of_torchmetrics_with_the_same_features(
     fid.update(second, real=False)
     expected = fid.compute().item()
     assert frechet_distance(Flat()(first), Flat()(second)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("counts", "size"), [((90, 90), 1000), ((40, 40), 40), ((110, 130), 40)])
+def test_the_kernel_distance_is_the_kid_of_torch_fidelity_with_the_same_features(counts: tuple[int, int], size: int):
+    """To the digit, the random subsets of more images being theirs."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    first, second = features(counts[0], 8, 0), 1.2 * features(counts[1], 8, 1)
+    options = {"kid_subset_size": min(size, *counts), "kid_subsets": 100 if max(counts) > size else 1}
+    theirs = kid_features_to_metric(first, second, rng_seed=2020, verbose=False, **options)
+    expected = theirs["kernel_inception_distance_mean"]
+    assert kernel_distance(first, second, subset_size=size) == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance(first.float(), second.float(), subset_size=size) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_kernel_distance_of_few_images_is_the_unbiased_one_of_all_of_them():
+    """Written out: all pairs of different rows of one set, and all pairs between the sets, which may differ in size."""
+    first, second = features(5, 3, 0).tolist(), features(7, 3, 1).tolist()
+
+    def kernel(x: list[float], y: list[float]) -> float:
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / 3 + 1) ** 3
+
+    within = [np.mean([kernel(x, y) for x in rows for y in rows if x is not y]) for rows in (first, second)]
+    expected = sum(within) - 2 * np.mean([kernel(x, y) for x in first for y in second])
+    found = kernel_distance(torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_kernel_distance_of_equal_distributions_is_not_biased_by_few_images():
+    """Where the Fréchet distance is: the mean over many small sets is about 0."""
+    values = [kernel_distance(features(10, 3, 2 * n), features(10, 3, 2 * n + 1)) for n in range(400)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20 and min(values) < 0
+    assert np.mean([frechet_distance(features(10, 3, 2 * n), features(10, 3, 2 * n + 1)) for n in range(9)]) > 0.3
+
+
+def test_the_frechet_distance_is_the_fid_of_torch_fidelity_with_the_same_features():
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    first, second = features(200, 12, 0), features(150, 12, 1) * 0.7 + 1
+    statistics = [fid_features_to_statistics(rows) for rows in (first, second)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(first, second) == pytest.approx(theirs, rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [5, 300])

@@ -21,7 +21,8 @@ from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import CheckpointError
 from ldm.evaluation.feature_networks import open_extractor, open_perceptual_metric
 from ldm.evaluation.held_out import held_out_psnr, pca_baselines
-from ldm.evaluation.protocol import EvaluationSet, evaluate
+from ldm.evaluation.measurements import EvaluationSet
+from ldm.evaluation.protocol import evaluate
 from ldm.training.processes import Processes
 from tests.support.backbones import random_alexnet
 

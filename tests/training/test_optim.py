@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.config import OptimConfig
+from ldm.training.config import AdamWConfig
 from ldm.training.ema import SIGMA_RELS, PowerEMA, gamma_from_sigma_rel
-from ldm.training.optim import GuardedAdamW, learning_rate
+from ldm.training.optim import GuardedOptimizer, learning_rate
 from ldm.training.train_state import TrainState
 
 
@@ -31,7 +31,7 @@ def loss_of(module: nn.Module, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("clip", [1e-2, 1e3])
 def test_a_step_is_clip_grad_norm_and_adamw(clip):
     ours, theirs = network(), network()
-    optimizer = GuardedAdamW(dict(ours.named_parameters()), OptimConfig(clip=clip, weight_decay=0.1), None)
+    optimizer = GuardedOptimizer(ours, AdamWConfig(clip=clip, weight_decay=0.1), None)
     reference = torch.optim.AdamW(theirs.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
     for step in range(20):
         loss = loss_of(ours, step)
@@ -51,7 +51,7 @@ def test_a_step_is_clip_grad_norm_and_adamw(clip):
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
     module = network()
-    state = TrainState(module, OptimConfig(), None, window=whole)
+    state = TrainState(module, AdamWConfig(), None, window=whole)
 
     def advance(number: int, *, broken: bool) -> None:
         loss = loss_of(module, number)
@@ -73,13 +73,13 @@ def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
 
 
 def test_the_learning_rate_warms_up_and_ends_at_a_hundredth():
-    config = OptimConfig(lr=2.0, warmup=10)
+    config = AdamWConfig(lr=2.0, warmup=10)
     rates = [learning_rate(config, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[10] == 2.0 and learning_rate(config, 100, 100) == pytest.approx(0.02)
-    assert learning_rate(OptimConfig(lr=2.0, warmup=10, schedule="constant"), 99, 100) == 2.0
-    assert learning_rate(OptimConfig(lr=2.0, warmup=10), 0, 3) > 0
+    assert learning_rate(AdamWConfig(lr=2.0, warmup=10, schedule="constant"), 99, 100) == 2.0
+    assert learning_rate(AdamWConfig(lr=2.0, warmup=10), 0, 3) > 0
 
 
 @pytest.mark.parametrize(("length", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
@@ -89,7 +89,7 @@ def test_the_exponents_are_those_of_the_paper(length, gamma):
 
 
 def test_the_learning_rate_goes_through_its_schedule_once_in_every_window():
-    config = OptimConfig(lr=2.0, warmup=3)
+    config = AdamWConfig(lr=2.0, warmup=3)
     state = TrainState(network(), config, None, window=lambda step: (0, 20) if step < 20 else (20, 50))
     first = [learning_rate(config, step, 20) for step in range(20)]
     second = [learning_rate(config, step, 30) for step in range(30)]
@@ -98,7 +98,7 @@ def test_the_learning_rate_goes_through_its_schedule_once_in_every_window():
 
 def test_what_is_frozen_is_moved_by_no_momentum_and_no_decay_and_learns_on_afterwards():
     module = network()
-    optimizer = GuardedAdamW(dict(module.named_parameters()), OptimConfig(weight_decay=0.1), None)
+    optimizer = GuardedOptimizer(module, AdamWConfig(weight_decay=0.1), None)
 
     def advance(number: int) -> None:
         loss = loss_of(module, number)
@@ -146,7 +146,7 @@ def test_the_first_update_forgets_the_untrained_weights():
 
 def test_looking_at_the_averaged_module_does_not_touch_training():
     module = network()
-    state = TrainState(module, OptimConfig(), None, window=whole)
+    state = TrainState(module, AdamWConfig(), None, window=whole)
     for number in range(1, 4):
         loss = loss_of(module, number)
         loss.backward()
@@ -161,8 +161,8 @@ def test_looking_at_the_averaged_module_does_not_touch_training():
 
 def test_a_checksum_sees_a_single_bit():
     one, two = (
-        TrainState(network(), OptimConfig(), None, window=whole),
-        TrainState(network(), OptimConfig(), None, window=whole),
+        TrainState(network(), AdamWConfig(), None, window=whole),
+        TrainState(network(), AdamWConfig(), None, window=whole),
     )
     assert one.checksum().equal(two.checksum())
     with torch.no_grad():

@@ -118,6 +118,8 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         names = list(opened.keys())
         prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
         there = [name for name in names if name.startswith(tuple(prefix + part for part in PARTS))]
+        if any(name.startswith(f"{prefix}quantize.") for name in names):
+            raise ValueError("it is a VQ model, whose codes are quantized: an AutoencoderKL is needed")
         if any("_blocks." in name for name in there):
             raise ValueError(
                 "its tensors have diffusers' names: give the folder with its config.json, where it must be called"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 OURS = "ldm.Autoencoder"  # the _class_name of folders that only this package reads
+STOCK = "AutoencoderKL"
 WHOLE = "diffusion_pytorch_model"  # what diffusers calls the weights beside a config.json
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -30,7 +31,7 @@ def resolve_path(source: str | Path) -> Path:
 
     Raises CheckpointError for a run that is not finished, and for several files that it may be.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if any((folder / name).is_file() for name in ("config.yaml", "environment.json")):
         check_finished(folder)
     if (folder / "vae").is_dir():
@@ -46,22 +47,27 @@ def resolve_path(source: str | Path) -> Path:
 
 
 def check_finished(run: Path) -> None:
-    """Raise CheckpointError if the `vae/` of a run is not there, or older than what its config.yaml asks for."""
+    """Raise CheckpointError if the export of a run is not there, or older than what its config.yaml asks for."""
     if (run / "config.json").is_file():  # an autoencoder and no run
         return
-    steps, done = 0, 0
+    steps, done, given = 0, 0, None
     if (run / "config.yaml").is_file() and (run / "environment.json").is_file():
         given = read_yaml(run / "config.yaml")
         section = given.get("run") if isinstance(given, dict) else None
         found = section.get("steps") if isinstance(section, dict) else None
         steps = found if isinstance(found, int) else 0
         done = read_entry(run / "finished.json", "step", int) if (run / "finished.json").is_file() else 0
-    if done < steps or not (run / "vae").is_dir():
-        why = f"{done or 'none'} of its {steps} steps are in vae/" if steps else "it has no vae/ yet"
-        raise CheckpointError(
-            f"{run} is a run that is not finished ({why}): let it go on, or take a checkpoint of it with"
-            " ldm export --checkpoint STEP"
-        )
+    if done >= steps and (run / "vae").is_dir():
+        return
+    diffuses = isinstance(given, dict) and "denoiser" in given
+    exported = "unet" if diffuses else "vae"
+    why = f"{done or 'none'} of its {steps} steps are in {exported}/" if steps else f"it has no {exported}/ yet"
+    ways = ["let it go on"]
+    if done and (run / "vae").is_dir():
+        ways.append(f"train it with --run.steps {done} to have it as it was")
+    if not diffuses:
+        ways.append("take a checkpoint of it with ldm export --checkpoint STEP")
+    raise CheckpointError(f"{run} is a run that is not finished ({why}): {', or '.join(ways)}")
 
 
 def is_ours(folder: Path) -> bool:
@@ -80,6 +86,10 @@ def read(source: str | Path) -> "AutoencoderKL":
         raise CheckpointError(f"{source} may be a pickle, and those are not opened: convert it to .safetensors")
     if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(f"{source} does not exist, and is not a hub id")
+    if place.is_file() and place.name.startswith(WHOLE) and (place.parent / "config.json").is_file():
+        place, variant = place.parent, variant_in(place)
+    else:
+        variant = None if not place.is_dir() else variant_of(place)
     if place.is_file() and place.suffix == ".safetensors":
         with as_checkpoint_error(f"{source} does not hold a CompVis autoencoder"):
             return build(*compvis.read(place))
@@ -87,12 +97,10 @@ def read(source: str | Path) -> "AutoencoderKL":
         raise CheckpointError(f"{source} is not an autoencoder: it has no config.json, and is not a .safetensors file")
     where = "does not hold" if place.exists() else "is neither a folder nor a hub id that can be reached for"
     with as_checkpoint_error(f"{source} {where} an AutoencoderKL in safetensors"):
-        if place.exists() and not isinstance(read_json(place / "config.json"), dict):
-            raise ValueError("its config.json is not an object of JSON")
+        if place.exists():
+            check_class(read_json(place / "config.json"))
         check_files(place)
-        if is_ours(place):
-            raise ValueError("it holds an autoencoder of ldm that diffusers does not know")
-        return from_pretrained(str(place) if place.exists() else str(source))
+        return from_pretrained(str(place) if place.exists() else str(source), variant)
 
 
 @contextmanager
@@ -109,13 +117,46 @@ def as_checkpoint_error(problem: str) -> Iterator[None]:
         quiet.setLevel(before)
 
 
-def from_pretrained(folder: str) -> "AutoencoderKL":
-    """diffusers' own reading, made strict."""
+def check_class(config: Any) -> None:
+    """Raise ValueError, naming the class, for the config.json of something else than an AutoencoderKL."""
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is not an object of JSON")
+    name = config.get("_class_name", STOCK)
+    if name == OURS:
+        raise ValueError("it holds an autoencoder of ldm that diffusers does not know")
+    if name != STOCK:
+        why = ", whose codes are quantized" if name == "VQModel" else ""
+        raise ValueError(f"its config.json says that it is a {name}{why}")
+
+
+def variant_in(file: Path) -> str | None:
+    """The variant that a file of weights is of: fp16, for diffusion_pytorch_model.fp16.safetensors."""
+    return file.name.removeprefix(WHOLE).removesuffix(".safetensors").strip(".") or None
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant of diffusers' weights in a folder, where they are there in no other; None where they are plain.
+
+    Raises CheckpointError for several variants, none of them the plain one.
+    """
+    files = sorted(folder.glob(f"{WHOLE}*.safetensors"))
+    variants = [variant_in(file) for file in files if not re.search(r"-\d{5}-of-\d{5}", file.name)]
+    if None in variants or not variants:
+        return None
+    if len(variants) > 1:
+        names = " and ".join(file.name for file in files)
+        raise CheckpointError(f"{folder} holds several variants: name the file that is meant, of {names}")
+    return variants[0]
+
+
+def from_pretrained(folder: str, variant: str | None = None) -> "AutoencoderKL":
+    """diffusers' own reading, made strict, in float32."""
     from diffusers import AutoencoderKL
 
     kl, report = AutoencoderKL.from_pretrained(
-        folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, variant=variant
     )
+    kl = kl.float()
     if missing := report["missing_keys"]:  # diffusers would leave them random
         raise ValueError(f"it lacks {len(missing)} of the weights, for instance {min(missing)}")
     if kl.config["in_channels"] != kl.config["out_channels"]:
@@ -194,16 +235,19 @@ def read_field(name: str, given: Any, shape: tuple[int, ...], positive: bool = F
     return found
 
 
-def fold(kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float = 1.0) -> "AutoencoderKL":
-    """Change `kl` in place so that its own latents, times `scaling_factor`, are standardized.
+def fold(
+    kl: "AutoencoderKL", mean: Tensor, std: Tensor, scaling_factor: float = 1.0, shift_factor: float = 0.0
+) -> "AutoencoderKL":
+    """Change `kl` in place so that its own latents, minus `shift_factor`, times `scaling_factor`, are standardized.
 
     `mean` and `std` are those of its latents z, one per channel. The 1 x 1 convolutions beside the latent then give
-    and take (z - mean) / std / scaling_factor; it is exact wherever the log variance is not clamped.
+    and take (z - mean) / std / scaling_factor + shift_factor; it is exact wherever the log variance is not clamped.
     """
     add_identity_convolutions(kl)
     mean, std = mean.detach().cpu().double().flatten(), std.detach().cpu().double().flatten() * scaling_factor
-    fold_into(kl.quant_conv, kl.post_quant_conv, mean, std)
-    kl.register_to_config(scaling_factor=scaling_factor, shift_factor=None, latents_mean=None, latents_std=None)
+    fold_into(kl.quant_conv, kl.post_quant_conv, mean - std * shift_factor, std)
+    shift = shift_factor or None
+    kl.register_to_config(scaling_factor=scaling_factor, shift_factor=shift, latents_mean=None, latents_std=None)
     return kl
 
 

@@ -198,7 +198,9 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path):
 
 def test_weights_under_diffusers_names_send_the_user_to_their_folder(tmp_path: Path):
     foreign().save_pretrained(tmp_path)
-    assert "give the folder" in refusal(tmp_path / "diffusion_pytorch_model.safetensors")
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    Autoencoder.load(file)  # its config.json lies beside it
+    assert "give the folder" in refusal(file.rename(tmp_path / "vae.safetensors"))
 
 
 @pytest.mark.parametrize("ending", diffusers.PICKLES)

@@ -127,3 +127,26 @@ def test_a_trained_convolution_is_not_replaced_when_the_other_one_is_missing(the
         expected = kl(images).sample
         folded = diffusers.fold(kl, torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]))
         torch.testing.assert_close(folded(images).sample, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_of_a_variant_alone_is_not_said_to_lack_weights(given, tmp_path):
+    kl = AutoencoderKL.from_pretrained(given)
+    kl.save_pretrained(tmp_path / "half", variant="fp16")
+    assert not (tmp_path / "half" / WEIGHTS).exists()
+    first, second = (Autoencoder.load(place).state_dict() for place in (tmp_path / "half", given))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    kl.save_pretrained(tmp_path / "half", variant="bf16")
+    refused(tmp_path / "half", "several variants", "name the file")
+    Autoencoder.load(tmp_path / "half" / "diffusion_pytorch_model.bf16.safetensors")
+    shutil.copy(given / WEIGHTS, tmp_path / "half")
+    Autoencoder.load(tmp_path / "half")
+
+
+def test_a_vq_model_is_not_called_a_broken_autoencoder_kl(given, tmp_path):
+    facts = json.loads((given / "config.json").read_text())
+    (given / "config.json").write_text(json.dumps(facts | {"_class_name": "VQModel"}))
+    refused(given, "VQModel", "quantized")
+    for prefix in ("", "first_stage_model."):
+        names = ("encoder.conv_in.weight", "quantize.embedding.weight")
+        save_file({prefix + name: torch.zeros(4, 3, 3, 3) for name in names}, tmp_path / "vq.safetensors")
+        refused(tmp_path / "vq.safetensors", "VQ model", "quantized")

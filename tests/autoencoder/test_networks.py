@@ -19,6 +19,7 @@ from ldm.autoencoder.config import (
     PixelNetworkConfig,
     PretrainedNetworkConfig,
     SparseConfig,
+    TAESDNetworkConfig,
     TinyNetworkConfig,
     ViTNetworkConfig,
 )
@@ -28,7 +29,7 @@ from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
 DOWNSAMPLING = [2, 4, 8, 16, 32]
-CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, PretrainedNetworkConfig]
+CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, TAESDNetworkConfig, PretrainedNetworkConfig]
 ANY_SIZE = [*CONVOLUTIONAL, ViTNetworkConfig]
 FULLY_CONNECTED = [LinearNetworkConfig, MLPNetworkConfig]
 TRAINED = [*ANY_SIZE, *FULLY_CONNECTED]
@@ -55,6 +56,8 @@ def config_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
         return KLNetworkConfig(widths=(8,) * (levels + 1), norm_groups=4)
     if kind is TinyNetworkConfig:
         return TinyNetworkConfig(width=8, levels=levels, blocks=1)
+    if kind is TAESDNetworkConfig:
+        return TAESDNetworkConfig(width=8, blocks=(1,) * (levels + 1), latent_norm=True)
     if kind is ViTNetworkConfig:
         return ViTNetworkConfig(
             patch=factor, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2
@@ -136,9 +139,9 @@ def test_a_shift_of_the_output_layer_is_a_shift_of_the_image_also_where_it_is_no
     torch.testing.assert_close(network.decode(latents), before + 3)
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not TAESDNetworkConfig])
 def test_the_decoder_in_weight_is_what_the_code_meets_first(kind: type, tmp_path: Path):
-    """Scaling its columns up and the code down is the same image."""
+    """Scaling its columns up and the code down is the same image; not behind TAESD's clamp."""
     network = built(config_of(kind, 4, tmp_path), size=8).requires_grad_(False).network
     latents, scale = torch.randn(2, 2, *(8 // factor for factor in network.downsampling)), torch.tensor([0.5, 4.0])
     before = network.decode(latents)

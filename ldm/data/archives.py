@@ -1,0 +1,138 @@
+"""The files inside a zip or an uncompressed tar, read where they lie: nothing is unpacked.
+
+A file is found by its offset and read by a handle of its own, so that threads and forked workers share nothing.
+"""
+
+import io
+import posixpath
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldm.data.config import FolderConfig
+from ldm.data.decoding import UnreadableImage, decode
+from ldm.data.file_tree import Exclusion
+from ldm.errors import DataError
+
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's file: signature, ..., lengths of its name and its extra field
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a file lies in an archive."""
+
+    offset: int  # of its bytes in a tar, of its local header in a zip
+    stored: int  # bytes in the archive
+    size: int  # bytes when unpacked
+    deflated: bool = False
+    crc: int | None = None  # CRC-32 of its content, which a tar does not keep
+
+
+class ArchiveTree:
+    """The files of one archive."""
+
+    one_root = True
+
+    def __init__(self, archive: Path, exclude: Exclusion | None = None):
+        self.archive, self.place = archive, f"data.path {archive}"
+        try:
+            self.members = dict(_members(archive))
+        except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, NotImplementedError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise DataError(f"{archive} is damaged or no archive: {' '.join(reason.split())}") from error
+        self.names = sorted((exclude or Exclusion(())).visible(self.members))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.members
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; DataError if it is damaged."""
+        try:
+            return self._content(self.members[name])
+        except (OSError, ValueError, zlib.error, struct.error) as error:
+            raise DataError(f"{self.archive}/{name} cannot be read: {error}") from error
+
+    def image(self, name: str, config: FolderConfig) -> np.ndarray:
+        """The decoded image, or UnreadableImage."""
+        path = f"{self.archive}/{name}"
+        try:
+            content = self._content(self.members[name])
+        except (OSError, ValueError, zlib.error, struct.error) as error:
+            raise UnreadableImage(path, str(error)) from error
+        try:
+            return decode(io.BytesIO(content), config, pixel_limit=config.pixel_limit)
+        except UnreadableImage as error:
+            raise UnreadableImage(path, error.reason) from error
+
+    def checksum(self, name: str) -> list[int]:
+        """Size in bytes, and the CRC-32 of a zip's directory, in a tar that of the first 64 KiB."""
+        member = self.members[name]
+        if member.crc is not None:
+            return [member.size, member.crc]
+        with open(self.archive, "rb") as file:
+            file.seek(member.offset)
+            return [member.size, zlib.crc32(file.read(min(member.size, 2**16)))]
+
+    def _content(self, member: Member) -> bytes:
+        with open(self.archive, "rb") as file:
+            file.seek(member.offset)
+            if member.crc is not None:
+                signature, *lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                if signature != b"PK\3\4":
+                    raise ValueError("no file begins where the archive's directory says")
+                file.seek(sum(lengths), io.SEEK_CUR)
+            content = file.read(member.stored)
+        if member.deflated:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.size + 1)
+        if len(content) != member.size or zlib.crc32(content) != (member.crc or zlib.crc32(content)):
+            raise ValueError("its content is not what the archive says")
+        return content
+
+
+def _members(archive: Path) -> Iterator[tuple[str, Member]]:
+    with open(archive, "rb") as file:
+        start = file.read(6)
+        for magic, tool in COMPRESSED.items():
+            if start.startswith(magic):
+                raise DataError(
+                    f"{archive} is compressed as a whole, so images cannot be read from its middle: {tool} it first"
+                    " (images are compressed already), or unpack it into a folder"
+                )
+    yield from _in_zip(archive) if start.startswith(b"PK") else _in_tar(archive)
+
+
+def _in_zip(archive: Path) -> Iterator[tuple[str, Member]]:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+                continue
+            if info.flag_bits & 1:
+                raise DataError(f"{archive} is encrypted ({info.filename}): unpack it into a folder")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f"{archive}: {info.filename} is neither stored nor deflated: unpack it into a folder")
+            deflated = info.compress_type == zipfile.ZIP_DEFLATED
+            yield (
+                posixpath.normpath(info.filename),
+                Member(info.header_offset, info.compress_size, info.file_size, deflated, info.CRC),
+            )
+
+
+def _in_tar(archive: Path) -> Iterator[tuple[str, Member]]:
+    with tarfile.open(archive, "r:") as file:
+        for info in file:
+            if info.isreg() and not info.issparse():
+                yield posixpath.normpath(info.name), Member(info.offset_data, info.size, info.size)
+            file.members.clear()  # type: ignore[attr-defined]  # which it keeps, at a kilobyte each
+        end = file.offset  # of the header that was the last one for tarfile, be it damaged or none
+    with open(archive, "rb") as raw:
+        raw.seek(end)
+        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{archive} is cut short or damaged: it has no end after {end:,} bytes; copy it again")

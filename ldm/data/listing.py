@@ -1,0 +1,114 @@
+"""What is known of images before any is decoded: their names, labels, groups and splits, and where their bytes lie."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ldm.data.config import FolderConfig
+from ldm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image that has not been decoded."""
+
+    name: str  # its path from `data.path` on, or inside an archive
+    label: str | int | None
+    group: str
+    split: str = ""  # train, val, ... as it is called there; empty where there are no splits
+
+
+class ImageStore(Protocol):
+    """Gives images by name, to any thread of any process."""
+
+    def image(self, name: str, config: FolderConfig) -> np.ndarray:
+        """The decoded image, [channels, height, width] at the depth of `config`, or UnreadableImage."""
+
+    def checksum(self, name: str) -> list[int]:
+        """Numbers that another content changes, without reading all of a large file; empty if it cannot be read."""
+
+
+@dataclass
+class Listing:
+    """The images that `data.path` holds, and what lies beside them."""
+
+    entries: list[Entry]
+    store: ImageStore
+    passed_over: Counter[str] = field(default_factory=Counter)  # other files, counted by ending
+    captions: Counter[str] = field(default_factory=Counter)  # text beside images, which is not used, by ending
+    unnamed: int = 0  # images that metadata does not name
+    notes: list[str] = field(default_factory=list)  # what else a person should know, each a part of a sentence
+    patterns_used: set[str] = field(default_factory=set)  # those of `data.exclude` that left something out
+
+    def all_notes(self) -> list[str]:
+        """The notes, and what was counted beside the files passed over."""
+        unnamed = [f"passed over, as no metadata names them: {self.unnamed:,} images"] if self.unnamed else []
+        captions = [f"captions ({ending}) are not used: {count:,}" for ending, count in self.captions.items()]
+        return [*self.notes, *unnamed, *captions]
+
+
+@dataclass(frozen=True)
+class StoreOfSeveral:
+    """The images of several files; a name is that of its file, a slash, and the name there."""
+
+    stores: dict[str, ImageStore]
+
+    def image(self, name: str, config: FolderConfig) -> np.ndarray:
+        """The decoded image, or UnreadableImage."""
+        file, inner = self._divided(name)
+        return self.stores[file].image(inner, config)
+
+    def checksum(self, name: str) -> list[int]:
+        """What the file's own store says of its content."""
+        file, inner = self._divided(name)
+        return self.stores[file].checksum(inner)
+
+    def _divided(self, name: str) -> tuple[str, str]:
+        file = next(name[:place] for place, letter in enumerate(name) if letter == "/" and name[:place] in self.stores)
+        return file, name[len(file) + 1 :]
+
+
+def joined(listings: dict[str, Listing]) -> Listing:
+    """Several listings, by the name of the file that each is of, as one."""
+    if len(listings) == 1:
+        return next(iter(listings.values()))
+    entries = [
+        Entry(
+            f"{file}/{entry.name}",
+            entry.label,
+            f"{file}/{entry.name}" if entry.group == entry.name else entry.group,
+            entry.split,
+        )
+        for file, listing in listings.items()
+        for entry in listing.entries
+    ]
+    whole = Listing(entries, StoreOfSeveral({file: each.store for file, each in listings.items()}))
+    for listing in listings.values():
+        whole.passed_over.update(listing.passed_over)
+        whole.captions.update(listing.captions)
+        whole.unnamed += listing.unnamed
+        whole.notes += [note for note in listing.notes if note not in whole.notes]
+        whole.patterns_used |= listing.patterns_used
+    return whole
+
+
+def check_labels(entries: Sequence[Entry], place: str, advice: str = "") -> None:
+    """Raise DataError unless every image has a label or none has."""
+    with_label = next((entry.name for entry in entries if entry.label is not None), None)
+    without = next((entry.name for entry in entries if entry.label is None), None)
+    if with_label is not None and without is not None:
+        raise DataError(
+            f"{place}: {with_label} has a label and {without} has none: give every image one, or read all without"
+            f" by --data.labels none{advice}"
+        )
+
+
+def labels_and_classes(labels: list[str | int | None]) -> tuple[np.ndarray, list[str]]:
+    """Class indices, and the names of the classes: whole numbers in their order, everything else as text."""
+    if labels[0] is None:
+        return np.zeros(len(labels), dtype=np.int64), []
+    classes, indices = np.unique(np.array(labels), return_inverse=True)
+    return indices.astype(np.int64), [str(name) for name in classes]

@@ -1,0 +1,97 @@
+"""The model card (README.md) of an exported diffusion model: what it draws, how to load it, what it was trained on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.config import reader
+from ldm.config.yaml_file import inline
+from ldm.errors import LDMError
+from ldm.export.model_card import without_places
+from ldm.pipeline import LatentDiffusion
+from ldm.script_configs import TrainDiffusionConfig
+from ldm.shapes import format_size
+
+HEAD = """---
+license: unknown  # yours to choose; the license of the training images, or of the weights begun from, may decide it
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [latent-diffusion, image-generation]
+---
+"""
+LOADING = """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
+pipe(16).images[0].save("sample.png"){labels}
+```
+
+The pipeline's code is in the package `latent-diffusion-trainer` (imported as `ldm`), which must be installed. Without
+diffusers:
+
+```python
+from ldm import LatentDiffusion
+
+images = LatentDiffusion.load("this/folder").sample(16, seed=0)  # B C H W in [-1, 1]
+```
+
+`vae/` by itself is an autoencoder: `ldm.Autoencoder.load("this/folder")`."""
+
+
+def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dict[str, Any]) -> None:
+    """Write README.md beside samples.png; of the run it says what config.yaml and command.txt do, if they are there."""
+    classes = model.classes
+    labels = f'\npipe(4, ["{classes[0]}"]).images  # classes by name or number' if classes else ""
+    sections = [
+        f"# {name}\n\n{description(model)}",
+        "![Samples of seed 0](samples.png)",
+        f"## Loading it\n\n{LOADING.format(labels=labels)}",
+        f"## Sampling\n\n{sampling(model, facts['samples']['steps'])}",
+        *origin(run, facts),
+    ]
+    (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
+
+
+def description(model: LatentDiffusion) -> str:
+    """What it is, of what size its images are, and which classes it knows."""
+    count = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    latent, network = model.config.latent_shape, model.autoencoder.network
+    sides = tuple(side * factor for side, factor in zip(latent[1:], network.downsampling, strict=True))
+    classes = model.classes
+    known = f"It knows {len(classes)} classes: {', '.join(classes)}." if classes else "It is unconditional."
+    return (
+        f"A latent diffusion model: a denoiser of {count:,} parameters over latents of"
+        f" {' x '.join(map(str, latent))}, and the autoencoder that makes images of {format_size(sides)} pixels and"
+        f" {network.image_channels} channels of them. {known}"
+    )
+
+
+def sampling(model: LatentDiffusion, steps: int) -> str:
+    """The noise levels it was trained for, and the settings of the picture above."""
+    grid = model.config.sampling
+    guided = model.classes and model.config.trained_with_condition_dropout
+    guidance = "classifier-free guidance 2" if guided else "no guidance"
+    return (
+        f"Noise levels from {grid.sigma_max:g} down to {grid.sigma_min:g} (ρ = {grid.rho:g}), in units of the latents'"
+        f" standard deviation. The picture is of seed 0, with Heun's method, {steps} steps and {guidance}."
+    )
+
+
+def origin(run: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """The data, the steps and the commands."""
+    commands = []
+    if (run / "config.yaml").is_file():
+        try:
+            config = reader.load(TrainDiffusionConfig, run / "config.yaml", {})
+        except LDMError:  # of another version; the model itself was read
+            config = None
+        if config is not None and config.data is not None:
+            data = reader.to_dict(config.data)
+            shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))
+            place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
+            steps, batch = config.run.steps, config.run.batch_size
+            yield f"## Training\n\n{steps:,} steps of {batch} images. Images: {shown}{place}."
+        record = run / "command.txt"
+        lines = record.read_text().splitlines() if record.is_file() else []
+        commands = list(dict.fromkeys(map(without_places, lines)))
+    yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])

@@ -1,0 +1,93 @@
+"""Muon (Jordan et al. 2024): each matrix moves along its momentum, orthogonalized."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS = 32  # on both sides, at least: those that face images, latents or labels are left to AdamW
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Newton-Schulz; it takes singular values to about 1
+ITERATIONS = 5
+RMS = 0.2  # of an update at learning rate 1, about that of AdamW: so one learning rate serves both
+
+
+class Muon(torch.optim.Optimizer):
+    """M ← β M + (1 − β) G, W ← (1 − lr λ) W − lr · 0.2 √max(rows, columns) · UVᵀ, with USVᵀ = (1 − β) G + β M.
+
+    That is Muon with Nesterov momentum, scaled as by Liu et al. 2025, equation 4. A convolution filter is the matrix
+    outputs x (inputs · positions). As AdamW's fused kernel does, a step divides gradients by `grad_scale` and is a
+    no-op where `found_inf` is 1; both are scalars on the device, and nothing is read back.
+    """
+
+    grad_scale: Tensor
+    found_inf: Tensor
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float):
+        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        (group,) = self.param_groups
+        lr, beta, decay = group["lr"], group["momentum"], group["weight_decay"]
+        applies = 1 - self.found_inf
+        for parameters in self.of_one_shape():
+            shape = parameters[0].shape
+            gradients = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None]) / self.grad_scale
+            gradients = torch.where(applies > 0, gradients, 0.0)  # what is not finite must not meet a product
+            moments = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+            momentum = torch.stack([moment.flatten(1) for moment in moments])
+            momentum += applies * (1 - beta) * (gradients - momentum)
+            update = orthogonalized(torch.lerp(gradients, momentum, beta)) * RMS * math.sqrt(max(update_sides(shape)))
+            torch._foreach_copy_(moments, list(momentum.view(-1, *shape)))
+            if decay:
+                torch._foreach_mul_(parameters, 1 - lr * decay * applies)
+            torch._foreach_sub_(parameters, list((lr * applies * update).view(-1, *shape)))
+
+    def of_one_shape(self) -> Iterator[list[Tensor]]:
+        """The parameters that have a gradient, by shape: matrices of one shape are orthogonalized together."""
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                shapes.setdefault(parameter.shape, []).append(parameter)
+        yield from shapes.values()
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """About UVᵀ for each matrix USVᵀ of a batch: its singular values become 0.7 to 1.2 (zero stays zero).
+
+    Five Newton-Schulz iterations of a quintic, in bfloat16 on a GPU.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def update_sides(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns of a weight as a matrix."""
+    return shape[0], math.prod(shape[1:])
+
+
+def is_hidden_weight(module: nn.Module) -> bool:
+    """Whether a module's weight is a matrix between hidden layers."""
+    if isinstance(module, nn.Linear):
+        return min(module.in_features, module.out_features) >= CHANNELS
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and min(module.in_channels, module.out_channels) >= CHANNELS
+    return False
+
+
+def hidden_weights(module: nn.Module) -> set[str]:
+    """The names of the weights that Muon is made for, as in `module.named_parameters()`."""
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, part in module.named_modules()
+        if is_hidden_weight(part) and "weight" in dict(part.named_parameters(recurse=False))
+    }
