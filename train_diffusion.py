@@ -45,7 +45,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
-    from ldm.data.found import what_was_found
+    from ldm.data.summary import what_was_found
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import SamplePanel
     from ldm.export.finalize import finalize_diffusion

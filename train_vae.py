@@ -26,7 +26,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     from ldm.autoencoder.objective import ReconstructionObjective
     from ldm.data.batches import ImageBatches
     from ldm.data.datasets import open_dataset
-    from ldm.data.found import what_was_found
+    from ldm.data.summary import what_was_found
     from ldm.evaluation.panels import ReconstructionPanel
     from ldm.export.finalize import finalize_autoencoder
     from ldm.randomness import seed_weights

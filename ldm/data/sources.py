@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.config import DataConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
-from ldm.data.containers import list_images
 from ldm.data.datasets import Dataset
 from ldm.data.decoding import UnreadableImage, covering, to_array
-from ldm.data.listing import ImageStore, labels_and_classes
-from ldm.data.splits import choose_splits
+from ldm.data.layouts.containers import list_images
+from ldm.data.layouts.listing import ImageStore, labels_and_classes
+from ldm.data.layouts.splits import choose_splits
 from ldm.errors import DataError
 
 

@@ -17,7 +17,7 @@ from ldm.errors import ConfigError
 from ldm.export import model_card
 from ldm.export.hosts import check_comfyui, check_compvis, with_all_layers
 from ldm.export.load_run import COMPARED_IMAGES, LoadedAutoencoder, load_run
-from ldm.export.written import (
+from ldm.export.round_trip import (
     TOLERANCES,
     WrittenAutoencoder,
     cast,

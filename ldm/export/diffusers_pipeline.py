@@ -14,8 +14,8 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import read_json, write_folder_atomically
 from ldm.diffusion.config import SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.export.diffusers_components import AutoencoderModel, DenoiserModel, autoencoder_code
-from ldm.export.latent_diffusion_pipeline import LatentDiffusionPipeline, class_of, write_index
+from ldm.export.pipeline.components import AutoencoderModel, DenoiserModel, autoencoder_code
+from ldm.export.pipeline.latent_diffusion_pipeline import LatentDiffusionPipeline, class_of, write_index
 from ldm.nn.weights_file import convert_weights
 from ldm.pipeline import DiffusionModelConfig
 

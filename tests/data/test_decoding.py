@@ -17,7 +17,7 @@ from pillow_heif import register_heif_opener
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS, FORMATS, NEEDS, UnreadableImage, center_crop, decode, fit, to_array
-from ldm.data.folder import FolderTree
+from ldm.data.layouts.folder import FolderTree
 from tests.support.scripts import ROOT
 
 register_heif_opener()  # so that Pillow writes HEIC here

@@ -16,7 +16,7 @@ from ldm.errors import ConfigError
 from ldm.export import compvis_network
 from ldm.export.autoencoder import HOSTS, ExportRequest, resolved_scale
 from ldm.export.compvis_network import CompVisAutoencoder
-from ldm.export.written import TOLERANCES
+from ldm.export.round_trip import TOLERANCES
 from tests.autoencoder.formats.test_taesd import tiny
 from tests.export.test_autoencoder import compvis_kl, exported, images, kl, refusal
 from tests.support.scripts import Stage

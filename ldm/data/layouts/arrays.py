@@ -14,8 +14,8 @@ import numpy as np
 from ldm.data.bit_depth import to_bit_depth, with_channels
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import UnreadableImage
-from ldm.data.listing import Entry, Listing
-from ldm.data.splits import SPLITS, split_named
+from ldm.data.layouts.listing import Entry, Listing
+from ldm.data.layouts.splits import SPLITS, split_named
 from ldm.errors import DataError
 
 PLAIN_IMAGES, PLAIN_LABELS = ("images", "imgs", "x", "X", "data", "arr_0"), ("labels", "label", "y", "Y", "arr_1")

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tests.data.layouts.test_layouts import names_of, opened
 
-from ldm.data.found import what_was_found
+from ldm.data.summary import what_was_found
 from ldm.errors import DataError
-from tests.data.test_layouts import names_of, opened
 from tests.support.image_files import gray, write_files
 
 
@@ -199,6 +199,6 @@ def test_a_single_image_or_a_text_is_an_empty_folder(tmp_path: Path, monkeypatch
         opened(tmp_path / "b.md")
     with pytest.raises(DataError, match=r"holds no images; looked for .*; found \.xyz 2"):
         opened(tmp_path / "none")
-    monkeypatch.setattr("ldm.data.layout.NEEDS", {".xyz": "pip install 'latent-diffusion-trainer[xyz]'"})
+    monkeypatch.setattr("ldm.data.layouts.tree_listing.NEEDS", {".xyz": "pip install 'latent-diffusion-trainer[xyz]'"})
     with pytest.raises(DataError, match=r"found \.xyz 2; to read \.xyz: pip install 'latent-diffusion-trainer\[xyz\]'"):
         opened(tmp_path / "none")

@@ -31,7 +31,7 @@ def own_code(entry: type, purpose: str, parts: Mapping[str, str]) -> CodeFile:
     that differ need names that differ. `parts` names the tables of swappable parts of which it needs one entry.
     """
     if __name__.startswith("ldm."):
-        from ldm.export.standalone import standalone
+        from ldm.export.pipeline.standalone import standalone
 
         text = f"{MARK} {standalone(entry, tuple(parts.items()))}"
         return CodeFile(f"{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)

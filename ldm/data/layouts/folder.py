@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import decode
-from ldm.data.file_tree import Exclusion
+from ldm.data.layouts.file_tree import Exclusion
 from ldm.errors import DataError
 
 

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldm.data.archives import ArchiveTree
-from ldm.data.arrays import list_idx, list_npy, list_npz
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS
-from ldm.data.file_tree import Exclusion, ending_of, is_image
-from ldm.data.folder import FolderTree
-from ldm.data.layout import list_tree
-from ldm.data.listing import Listing, joined
-from ldm.data.metadata import metadata_files
-from ldm.data.parquet import list_parquet
-from ldm.data.splits import split_of_file
-from ldm.data.unread_formats import unread_format
+from ldm.data.layouts.archives import ArchiveTree
+from ldm.data.layouts.arrays import list_idx, list_npy, list_npz
+from ldm.data.layouts.file_tree import Exclusion, ending_of, is_image
+from ldm.data.layouts.folder import FolderTree
+from ldm.data.layouts.listing import Listing, joined
+from ldm.data.layouts.metadata import metadata_files
+from ldm.data.layouts.parquet import list_parquet
+from ldm.data.layouts.splits import split_of_file
+from ldm.data.layouts.tree_listing import list_tree
+from ldm.data.layouts.unread_formats import unread_format
 from ldm.errors import DataError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import UnreadableImage, decode
-from ldm.data.listing import Entry, Listing
+from ldm.data.layouts.listing import Entry, Listing
 from ldm.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")  # which one is meant where several could be

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ldm.data.file_tree import FileTree
-from ldm.data.listing import Entry
-from ldm.data.parquet import rows_of_table
+from ldm.data.layouts.file_tree import FileTree
+from ldm.data.layouts.listing import Entry
+from ldm.data.layouts.parquet import rows_of_table
 from ldm.errors import DataError
 
 Row = tuple[str, Any]  # where it stands, for messages, and what it says, which should be a mapping

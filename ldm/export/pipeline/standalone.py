@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 
-from ldm.export.source_module import PACKAGE, Edits, Import, SourceModule, imports_in
+from ldm.export.pipeline.source_module import PACKAGE, Edits, Import, SourceModule, imports_in
 
 DISTRIBUTION = "latent-diffusion-trainer"
 PLACE = re.compile(rf"({PACKAGE}(?:\.\w+)+):(\w+)")  # of a swappable part

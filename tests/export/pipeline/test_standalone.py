@@ -14,8 +14,8 @@ from torch import Tensor
 from ldm.autoencoder.config import BOTTLENECKS, NETWORKS
 from ldm.diffusion.config import DENOISER_NETWORKS
 from ldm.export.diffusers_pipeline import AutoencoderModel, DenoiserModel, LatentDiffusionPipeline, save_pipeline
-from ldm.export.own_code import own_code
-from ldm.export.standalone import Closure
+from ldm.export.pipeline.own_code import own_code
+from ldm.export.pipeline.standalone import Closure
 from tests.support.diffusers_process import ALONE, in_another_process
 from tests.support.diffusion_models import diffusion_model
 from tests.support.scripts import ROOT

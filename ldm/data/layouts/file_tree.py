@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from ldm.data.decoding import EXTENSIONS
-from ldm.data.listing import ImageStore
+from ldm.data.layouts.listing import ImageStore
 
 
 class FileTree(ImageStore, Protocol):

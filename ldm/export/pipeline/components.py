@@ -20,7 +20,7 @@ from ldm.config.plain import from_plain
 from ldm.config.reader import to_dict
 from ldm.diffusion.denoiser import Denoiser, check_positive
 from ldm.errors import ConfigError
-from ldm.export.own_code import CodeFile, own_code
+from ldm.export.pipeline.own_code import CodeFile, own_code
 from ldm.pipeline import FORMAT, DiffusionModelConfig, create_denoiser, load_denoiser, save_denoiser
 from ldm.shapes import Images, Latents
 

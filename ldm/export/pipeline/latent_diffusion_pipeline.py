@@ -22,9 +22,9 @@ from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep
 from ldm.errors import ConfigError, RequestError
-from ldm.export.own_code import own_code
-from ldm.export.pipeline_noise import Generators, NoiseSource
-from ldm.export.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
+from ldm.export.pipeline.noise_source import Generators, NoiseSource
+from ldm.export.pipeline.own_code import own_code
+from ldm.export.pipeline.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
 from ldm.pictures import picture
 from ldm.pipeline import check_request, checked_guidance, finite, sample_latents
 from ldm.shapes import Images, Latents, to_uint8

@@ -14,7 +14,7 @@ import pytest
 
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, open_dataset
-from ldm.data.found import what_was_found
+from ldm.data.summary import what_was_found
 from ldm.errors import DataError
 from tests.support.image_files import gray, split_folders, write_files
 
@@ -358,7 +358,7 @@ def test_the_line_of_what_was_found_leaves_something_out(monkeypatch: pytest.Mon
     assert many == "2,127 images in 11 classes (c0 2,000, c9 18, c8 17, ..., c1 10, c10 1), 213 held out"
     grouped = dataset_of([40], groups=[f"g{number // 4}" for number in range(40)])
     assert what_was_found(grouped) == "40 images, no classes, 4 held out in 1 group"
-    monkeypatch.setattr("ldm.data.found.NEEDS", {".heic": "pip install 'latent-diffusion-trainer[heic]'"})
+    monkeypatch.setattr("ldm.data.summary.NEEDS", {".heic": "pip install 'latent-diffusion-trainer[heic]'"})
     assert what_was_found(dataset_of([22], {".md": 1, ".heic": 14})).endswith(
         "15 other files passed over (.heic 14, .md 1; to read .heic: pip install 'latent-diffusion-trainer[heic]')"
     )

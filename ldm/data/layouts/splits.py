@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from ldm.data.config import FolderConfig
-from ldm.data.listing import Entry, check_labels
+from ldm.data.layouts.listing import Entry, check_labels
 from ldm.errors import ConfigError, DataError
 
 SPLITS = {  # as Hugging Face's datasets, torchvision and NumPy archives call them

@@ -18,7 +18,7 @@ import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import UnreadableImage, decode
-from ldm.data.file_tree import Exclusion
+from ldm.data.layouts.file_tree import Exclusion
 from ldm.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
