@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from ldm.config.command_line import Parser
 from ldm.diffusion.config import SAMPLERS
 from ldm.errors import ConfigError, RequestError
-from ldm.terminal import exit_code_of
+from ldm.terminal import exit_code_of, writing
 
 if TYPE_CHECKING:
     from ldm.shapes import Images
@@ -161,18 +160,6 @@ def flags_named() -> Iterator[None]:
         yield
     except RequestError as error:
         raise error.as_flag() from None
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """An error in writing becomes one line; a full disk that of `exit_code_of`, with the file's name."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(out)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ConfigError(f"--out {out} cannot be written: {error.filename}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
-from ldm.errors import CheckpointError, LDMError, StopRequested
+from ldm.errors import CheckpointError, ConfigError, LDMError, StopRequested
 
 STOPPED = {
     True: "error: stopped at once; run the same command again to resume from the last checkpoint",
@@ -55,6 +56,18 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, res
             print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
             return CheckpointError.exit_code
     return 0
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Within this block an error in writing to `--out` becomes one line; a full disk stays that of `exit_code_of`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"--out {out} cannot be written: {error.filename}: {error.strerror}") from error
 
 
 class DurableOutput:

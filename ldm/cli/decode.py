@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.cli.options import check_at_least_one
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError
 
@@ -25,9 +26,7 @@ def parser() -> Parser:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
-    for name in ("images", "batch_size"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    check_at_least_one(options, "images", "batch_size")
     out, is_grid = options.out, options.out.suffix.lower() == ".png"
     if out.exists() and out.is_dir() == is_grid:
         raise ConfigError(f"--out {out} is {'a folder' if is_grid else 'a file'}")

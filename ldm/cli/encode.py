@@ -1,12 +1,10 @@
 """`ldm encode`: the latents of a folder of images, in a file that other programs read."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
-from ldm.cli.evaluate import size_of
+from ldm.cli.options import check_at_least_one, images_as_in_run, size_of
 from ldm.config.command_line import Parser
-from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import ConfigError
 from ldm.script_configs import vae_config_of
 
@@ -32,8 +30,7 @@ def parser() -> Parser:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size {options.batch_size} must be at least 1")
+    check_at_least_one(options, "batch_size")
     if options.out.suffix not in ENDINGS:
         raise ConfigError(f"--out {options.out} must end in {' or '.join(ENDINGS)}")
     if options.sample is not None and options.moments:
@@ -49,22 +46,31 @@ def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
     options = parsed(arguments)
     run_config = vae_config_of(options.run)
-    size = None if options.size is None else size_of(options.size)
+    size = size_of(options.size)
 
     # Imported here, so that --help and a mistyped flag are answered at once.
     from tqdm import tqdm
 
     from ldm.autoencoder.model import Autoencoder
     from ldm.data.datasets import open_dataset
+    from ldm.data.summary import what_was_found
     from ldm.export.encoding import Encoding, encode
     from ldm.training.processes import Processes
 
     processes = Processes(options.device)
     autoencoder = processes.main_first(lambda: Autoencoder.load(options.run).requires_grad_(False))
-    data = images_config(
-        options, None if run_config is None else run_config.data, size, autoencoder.network.image_channels
+    data = images_as_in_run(
+        options.images,
+        run=options.run,
+        run_data=None if run_config is None else run_config.data,
+        size=size,
+        channels=autoencoder.network.image_channels,
+        held_out=0.0,
+        max_unreadable=0.0,  # every one of them: one that cannot be read is an error
     )
     dataset = processes.main_first(lambda: open_dataset(data, progress=processes.is_main))
+    if processes.is_main:
+        print(what_was_found(dataset))
     autoencoder.to(processes.device).eval()
     with tqdm(total=len(dataset), desc="encoding", unit="image", delay=1, disable=not processes.is_main) as bar:
         encode(
@@ -82,19 +88,3 @@ def main(arguments: list[str]) -> None:
         shape = " x ".join(map(str, autoencoder.latent_shape(dataset.config.sides)))
         print(f"{options.out}: {len(dataset)} images{classes}, latents of {shape}")
     processes.end()
-
-
-def images_config(
-    options: argparse.Namespace, run_data: DataSourceConfig | None, size: int | tuple[int, int] | None, channels: int
-) -> FolderConfig:
-    """The images as the run saw its own, but every one of them: one that cannot be read is an error."""
-    if run_data is None and size is None:
-        raise ConfigError(f"--size is missing: {options.run} is not a run of train_vae.py, to take it from")
-    shared = {} if run_data is None else {each.name: getattr(run_data, each.name) for each in fields(DataConfig)}
-    return FolderConfig(
-        **{
-            **shared,
-            **{"path": options.images, "channels": channels, "size": size or shared["size"]},
-            **{"held_out": 0.0, "max_unreadable": 0.0},
-        }
-    )

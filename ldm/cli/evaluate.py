@@ -5,13 +5,14 @@ import errno
 import json
 import math
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ldm.autoencoder.config import PerceptualConfig
+from ldm.cli.options import check_at_least_one, images_as_in_run, size_of
 from ldm.config.command_line import Parser
-from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
+from ldm.data.config import DataSourceConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
 from ldm.script_configs import vae_config_of
 
@@ -52,9 +53,7 @@ def parser() -> Parser:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
-    for name in ("images", "batch_size"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    check_at_least_one(options, "images", "batch_size")
     for name in ("lpips", "fid"):
         if getattr(options, f"{name}_weights") and (kind := getattr(options, name)) == "none":
             raise ConfigError(f"--{name}-weights is for a network that has weights: --{name} is {kind}")
@@ -90,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, write the files that were asked for, and print the table."""
     run_config = vae_config_of(options.run)
     run_data = None if run_config is None else run_config.data
-    size = None if options.size is None else size_of(options.size)
+    size = size_of(options.size)
 
     from tqdm import tqdm
 
@@ -138,14 +137,6 @@ def run(options: argparse.Namespace) -> None:
     processes.end()
 
 
-def size_of(text: str) -> int | tuple[int, int]:
-    """`--size`: what data.size is."""
-    sides = text.lower().split("x")
-    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise ConfigError(f"--size {text} is neither a number of pixels nor HEIGHTxWIDTH")
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-
-
 def data_config(
     options: argparse.Namespace, run_data: DataSourceConfig | None, size: int | tuple[int, int] | None, channels: int
 ) -> DataSourceConfig:
@@ -158,10 +149,7 @@ def data_config(
                 f"the autoencoder {options.run} takes {channels} channels, not data.channels {run_data.channels}"
             )
         return replace(run_data, size=size or run_data.size)
-    if run_data is None and size is None:
-        raise ConfigError(f"--size is missing: {options.run} is not a run of train_vae.py, to take it from")
-    shared = {} if run_data is None else {each.name: getattr(run_data, each.name) for each in fields(DataConfig)}
-    return FolderConfig(**{**shared, "path": options.data, "channels": channels, "size": size or shared["size"]})
+    return images_as_in_run(options.data, run=options.run, run_data=run_data, size=size, channels=channels)
 
 
 def check_same_data(options: argparse.Namespace, fingerprint: str, same_size: bool, progress: bool) -> None:
@@ -182,10 +170,13 @@ def evaluation_set(
     Raises an error where there are none or too few, or where they are no longer those of the run.
     """
     from ldm.data.datasets import Subset, open_dataset
+    from ldm.data.summary import what_was_found
     from ldm.evaluation.measurements import EvaluationSet
 
     split = split_of(options)
     dataset = open_dataset(data, progress=progress)
+    if options.data is not None and progress:
+        print(what_was_found(dataset))
     if options.data is None and run_data is not None:
         check_same_data(options, dataset.fingerprint, data.sides == run_data.sides, progress)
     training, held_out = dataset.split()

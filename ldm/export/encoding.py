@@ -21,6 +21,7 @@ from ldm.nn.pretrained_weights import sha256_of
 from ldm.pictures import grid, picture, save_png, upscaled
 from ldm.randomness import generator
 from ldm.shapes import to_float, to_uint8
+from ldm.terminal import writing
 from ldm.training.processes import Processes
 
 MAX_IN_GRID = 1024  # images in one picture
@@ -82,11 +83,12 @@ def encode(
     about = {"names": dataset.names, "classes": dataset.classes, "image": list(dataset.config.shape)}
     facts = {"autoencoder": Path(source).name, "sha256": sha256_of(autoencoder.state_dict()), "sample": encoding.sample}
     partial = out.with_name(f"{out.name}.partial")
-    try:
-        latent_file.write(partial, arrays, {**about, **facts})
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(out):
+        try:
+            latent_file.write(partial, arrays, {**about, **facts})
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def is_stochastic(autoencoder: Autoencoder) -> bool:
@@ -156,8 +158,9 @@ def decode(
 
         def draw(number: int) -> int:
             found = images(number)
-            for name, image in zip(names[starts[number] :], found, strict=False):
-                save_png(picture(image), out / name)
+            with writing(out):
+                for name, image in zip(names[starts[number] :], found, strict=False):
+                    save_png(picture(image), out / name)
             return len(found)
 
         for done in processes.map(len(starts), draw):
@@ -169,11 +172,12 @@ def decode(
         drawn.append(part)
     if processes.is_main:
         pixels = to_float(torch.cat(drawn))
-        save_png(upscaled(grid(pixels, columns=max(round(count**0.5), 1))), out)
+        with writing(out):
+            save_png(upscaled(grid(pixels, columns=max(round(count**0.5), 1))), out)
 
 
 def picture_names(names: list[str] | None, count: int) -> list[str]:
-    """Where each picture goes in the folder: named like the image that was encoded, or by its number."""
+    """Where each picture goes in the folder: named like the image that was encoded, or by its number; all different."""
     if names is None or len(names) < count:
         return [f"{number:05d}.png" for number in range(count)]
     for name in names:
@@ -182,7 +186,8 @@ def picture_names(names: list[str] | None, count: int) -> list[str]:
             raise DataError(f"the file of latents names an image {name}, which leads out of the folder")
     short = [PurePosixPath(name).with_suffix(".png").as_posix() for name in names[:count]]
     several = {name for name, times in Counter(short).items() if times > 1}
-    return [f"{name}.png" if kept in several else kept for name, kept in zip(names, short, strict=False)]
+    found = [f"{name}.png" if kept in several else kept for name, kept in zip(names, short, strict=False)]
+    return found if len(set(found)) == count else [f"{name}.png" for name in names[:count]]
 
 
 def check_grid(out: Path, count: int) -> None:

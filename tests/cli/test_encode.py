@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ldm.autoencoder.model import Autoencoder
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import open_dataset
+from ldm.export.encoding import picture_names
 from ldm.shapes import to_uint8
 from tests.export.test_autoencoder import refusal
 from tests.support.scripts import Outcome, ran, script, together
@@ -145,3 +146,25 @@ def test_nothing_is_overwritten_and_what_cannot_be_is_one_line(finished_vae, sha
     (out / "mine.txt").write_text("mine")
     refusal(decode(run, tmp_path / "away.safetensors", "--out", out), 2, "exists", "--force")
     assert encode(run, images, "--out", there, "--force").code == 0 and there.stat().st_size > 100
+
+
+def test_images_whose_names_differ_in_their_endings_were_drawn_over_each_other():
+    names = ["a.png", "a.jpg", "a.png.png", "b/c.jpg"]
+    assert len(set(picture_names(names, 4))) == 4
+    assert picture_names(["a.png", "b/c.jpg"], 2) == ["a.png", "b/c.png"]
+
+
+def test_a_place_that_cannot_be_written_to_was_a_traceback(finished_vae, shapes_folder, tmp_path):
+    save_file({"latents": torch.zeros(1, 2, 8, 8)}, tmp_path / "latents.safetensors")
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "images", tmp_path / "file" / "grid.png"):
+        refusal(decode(finished_vae, tmp_path / "latents.safetensors", "--out", out), 2, "--out", "cannot be written")
+    (tmp_path / "a.npz.partial").mkdir()
+    refusal(encode(finished_vae, shapes_folder, "--out", tmp_path / "a.npz"), 2, "--out", "cannot be written")
+
+
+def test_images_of_a_test_split_were_left_out_in_silence(finished_vae, shapes_folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(shapes_folder, tmp_path / "images" / split)
+    outcome = encode(finished_vae, tmp_path / "images", "--out", tmp_path / "a.npz")
+    assert outcome.code == 0 and "not used: test" in outcome.out, outcome

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.data.layouts.test_layouts import names_of, opened
 
 from ldm.data.batches import BatchSampler, ImageBatches
 from ldm.data.summary import what_was_found
 from ldm.errors import DataError
+from tests.data.layouts.test_layouts import names_of, opened
 from tests.support.image_files import gray, shard, split_folders, tarred, write_files, zipped
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
-from tests.data.layouts.test_layouts import names_of, opened
 
 from ldm.data.summary import what_was_found
 from ldm.errors import DataError
+from tests.data.layouts.test_layouts import names_of, opened
 from tests.support.image_files import gray, write_files
 
 
