@@ -120,7 +120,7 @@ def _in_zip(archive: Path) -> Iterator[tuple[str, Member]]:
                 raise DataError(f"{archive}: {info.filename} is neither stored nor deflated: unpack it into a folder")
             deflated = info.compress_type == zipfile.ZIP_DEFLATED
             yield (
-                posixpath.normpath(info.filename),
+                posixpath.normpath(info.filename.replace("\\", "/")),  # as some programs on Windows have it
                 Member(info.header_offset, info.compress_size, info.file_size, deflated, info.CRC),
             )
 

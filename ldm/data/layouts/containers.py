@@ -55,6 +55,8 @@ def list_images(config: FolderConfig) -> Listing:
     files = [] if os.path.lexists(path) else _expanded(str(path))
     if files:
         if missing := next((file for file in files if not os.path.isfile(file)), None):
+            if os.path.isdir(missing):
+                raise DataError(f"data.path {config.path}: {missing} is a folder; a pattern stands for files only")
             raise DataError(f"data.path {config.path}: there is no file {missing}")
         listing = _of_files(list(map(Path, files)), Path(os.path.commonpath(map(os.path.dirname, files))), config)
     else:

@@ -110,5 +110,8 @@ def labels_and_classes(labels: list[str | int | None]) -> tuple[np.ndarray, list
     """Class indices, and the names of the classes: whole numbers in their order, everything else as text."""
     if labels[0] is None:
         return np.zeros(len(labels), dtype=np.int64), []
-    classes, indices = np.unique(np.array(labels), return_inverse=True)
+    values = np.array(labels)
+    if values.dtype.kind == "f":  # of whole numbers beyond 64 bits, which would be rounded
+        values = np.array(labels, dtype=object)
+    classes, indices = np.unique(values, return_inverse=True)
     return indices.astype(np.int64), [str(name) for name in classes]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -148,4 +149,4 @@ def _check_columns(columns: Sequence[str], place: str) -> None:
 
 
 def _is_number(text: str | None) -> bool:
-    return text is not None and text.removeprefix("-").isdecimal() and str(int(text)) == text
+    return text is not None and re.fullmatch(r"0|-?[1-9][0-9]{0,99}", text) is not None

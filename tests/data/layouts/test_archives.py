@@ -168,3 +168,17 @@ def test_a_flipped_bit_in_a_zip_becomes_an_image(tmp_path: Path) -> None:
 def test_an_archive_beside_images_is_passed_over_in_silence(tmp_path: Path) -> None:
     zipped(write_files(tmp_path / "in" / "data", ["1.pgm"]))
     assert opened(tmp_path / "in").passed_over == {".zip": 1}
+
+
+def test_the_folders_of_a_zip_with_backslashes_are_a_part_of_the_names(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("cat", "dog"):
+            archive.writestr(zipfile.ZipInfo(f"images\\{name}\\1.pgm"), gray(1))
+    assert opened(tmp_path / "a.zip").classes == ["cat", "dog"]
+
+
+def test_a_folder_among_the_files_of_a_pattern_does_not_exist(tmp_path: Path) -> None:
+    shard(tmp_path / "a" / "0.tar", {"1.pgm": gray(1)})
+    (tmp_path / "a" / "more").mkdir()
+    with pytest.raises(DataError, match="more is a folder"):
+        opened(tmp_path / "a" / "*")

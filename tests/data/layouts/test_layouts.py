@@ -233,6 +233,19 @@ def test_numbers_in_a_table_are_sorted_as_text_or_lose_their_zeros(tmp_path: Pat
         assert opened(tmp_path).classes == classes
 
 
+def test_numbers_beyond_64_bits_are_rounded_into_one_class(tmp_path: Path) -> None:
+    labels = [2**63, 2**63 + 1, -1]
+    rows = [{"file_name": f"{n}.pgm", "label": label} for n, label in enumerate(labels)]
+    write_files(tmp_path, {f"{n}.pgm": gray(n) for n in range(3)} | {"metadata.jsonl": metadata("jsonl", rows)})
+    assert opened(tmp_path).classes == ["-1", str(2**63), str(2**63 + 1)]
+
+
+def test_a_number_of_thousands_of_digits_in_a_table_is_a_traceback(tmp_path: Path) -> None:
+    long = "1" * 5000
+    write_files(tmp_path, {"1.pgm": gray(1), "metadata.csv": f"file_name,label\n1.pgm,{long}\n"})
+    assert opened(tmp_path).classes == [long]
+
+
 def test_the_label_cannot_be_in_another_column(tmp_path: Path) -> None:
     rows = [{"file_name": "a/1.pgm", "breed": "pug"}, {"file_name": "b/2.pgm", "breed": "tabby"}]
     write_files(tmp_path, {"a/1.pgm": gray(1), "b/2.pgm": gray(2), "metadata.jsonl": metadata("jsonl", rows)})
