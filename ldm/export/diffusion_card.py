@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import reader
-from ldm.config.yaml_file import inline
 from ldm.errors import LDMError
-from ldm.export.model_card import without_places
+from ldm.export.model_card import commands, images_of
 from ldm.pipeline import LatentDiffusion
 from ldm.script_configs import TrainDiffusionConfig
 from ldm.shapes import format_size
@@ -26,8 +25,8 @@ pipe = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
 pipe(16).images[0].save("sample.png"){labels}
 ```
 
-The pipeline's code is in the package `latent-diffusion-trainer` (imported as `ldm`), which must be installed. Without
-diffusers:
+The folder brings the code that the pipeline needs: nothing but diffusers has to be installed. The package it comes
+from, `latent-diffusion-trainer` (imported as `ldm`), opens it too:
 
 ```python
 from ldm import LatentDiffusion
@@ -49,7 +48,8 @@ def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dic
         f"## Sampling\n\n{sampling(model, facts['samples']['steps'])}",
         *origin(run, facts),
     ]
-    (folder / "README.md").write_text(HEAD + "\n" + "\n\n".join(sections) + "\n")
+    text = HEAD + "\n" + "\n\n".join(sections) + "\n"
+    (folder / "README.md").write_bytes(text.encode("utf-8", "replace"))  # a class's name may be any bytes
 
 
 def description(model: LatentDiffusion) -> str:
@@ -79,19 +79,13 @@ def sampling(model: LatentDiffusion, steps: int) -> str:
 
 def origin(run: Path, facts: dict[str, Any]) -> Iterator[str]:
     """The data, the steps and the commands."""
-    commands = []
-    if (run / "config.yaml").is_file():
+    is_run = (run / "config.yaml").is_file()
+    if is_run:
         try:
             config = reader.load(TrainDiffusionConfig, run / "config.yaml", {})
         except LDMError:  # of another version; the model itself was read
             config = None
         if config is not None and config.data is not None:
-            data = reader.to_dict(config.data)
-            shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))
-            place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
             steps, batch = config.run.steps, config.run.batch_size
-            yield f"## Training\n\n{steps:,} steps of {batch} images. Images: {shown}{place}."
-        record = run / "command.txt"
-        lines = record.read_text().splitlines() if record.is_file() else []
-        commands = list(dict.fromkeys(map(without_places, lines)))
-    yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
+            yield f"## Training\n\n{steps:,} steps of {batch} images. Images: {images_of(config.data)}."
+    yield commands(run if is_run else None, facts["command"])

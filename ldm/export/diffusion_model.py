@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from ldm.checkpoint import write_folder_atomically
@@ -15,6 +14,7 @@ from ldm.export.diffusers_pipeline import save_pipeline
 from ldm.pictures import grid, save_png, upscaled
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Images
+from ldm.training.devices import choose_device
 
 SAMPLES = 16  # on the card
 COMPARED = 4  # of them, drawn again from what was written
@@ -41,7 +41,7 @@ def export_diffusion_model(request: ExportRequest) -> dict[str, Any]:
     """
     check_request(request)
     out = check_out(request)
-    device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
+    device = choose_device(None)
     model = LatentDiffusion.load(request.source, device)
     images = drawn(model, SAMPLES)
     facts: dict[str, Any] = {"format": request.format, "kind": "diffusion model", "tolerance": TOLERANCE}

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.data.datasets import Subset, open_dataset
@@ -13,6 +11,7 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.evaluation.held_out import latent_statistics
 from ldm.script_configs import TrainVAEConfig, vae_config_of
 from ldm.shapes import Images
+from ldm.training.devices import choose_device
 from ldm.training.run_folder import RunFolder
 
 COMPARED_IMAGES = 2  # images to compare reconstructions of
@@ -47,8 +46,7 @@ class LoadedAutoencoder:
         dataset = open_dataset(self.config.data, progress=True)
         RunFolder(self.run).check_same_data(dataset.fingerprint, "export with --latent-scale source")
         training, _ = dataset.split()
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = accelerator or torch.device("cpu")
+        device = choose_device(None)
         statistics = latent_statistics(self.autoencoder.to(device), training, device)
         self.autoencoder.to("cpu").standardize(statistics.mean, statistics.std)
         return Subset(dataset, training.indices[:COMPARED_IMAGES]).images()
@@ -60,9 +58,9 @@ def load_run(
     """The autoencoder in `source`, its latents standardized unless a checkpoint had to be read.
 
     That is so for a run that is not finished, for another `step` or average (`ema`, or "none" for the weights in
-    training) than the run's own, and where its latents are wanted `as_trained`, untouched by what the end of the run
-    measured. Raises ConfigError for a step that is not there or a config.yaml that cannot be read, CheckpointError if
-    there is no autoencoder.
+    training) than the run's own, and for `raw_latents`, untouched by what the end of the run measured. Raises
+    ConfigError for a step that is not there or a config.yaml that cannot be read, CheckpointError if there is no
+    autoencoder.
     """
     folder, config = Path(source), vae_config_of(source)
     if config is None:

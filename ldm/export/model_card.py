@@ -9,6 +9,7 @@ from typing import Any
 from ldm.checkpoint import read_json
 from ldm.config import reader
 from ldm.config.yaml_file import inline
+from ldm.data.config import DataSourceConfig
 from ldm.evaluation.formatting import format_metric
 from ldm.export.load_run import LoadedAutoencoder
 
@@ -121,19 +122,27 @@ def loading(facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
 
 def origin(loaded: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:
     """The data and the commands."""
-    commands = []
     if loaded.run is not None and loaded.config is not None:
         steps = loaded.config.run.steps
         step = f" after {steps if loaded.step is None else loaded.step:,} of {steps:,} steps"
         average = "the weights in training" if loaded.ema == "none" else f"the average of relative length {loaded.ema}"
-        data = reader.to_dict(loaded.config.data)
-        shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))
-        place = f", folder `{Path(data['path']).name}`" if "path" in data else ""
-        yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {shown}{place}."
-        record = loaded.run / "command.txt"
-        lines = record.read_text("utf-8", "replace").splitlines() if record.is_file() else []
-        commands = list(dict.fromkeys(map(without_places, lines)))
-    yield "## Commands\n\n" + "\n".join(f"    {command}" for command in [*commands, facts["command"]])
+        yield f"## Training\n\n{average[0].upper()}{average[1:]}{step}. Images: {images_of(loaded.config.data)}."
+    yield commands(loaded.run, facts["command"])
+
+
+def images_of(config: DataSourceConfig) -> str:
+    """The settings of the training images; of where they lie the last name alone."""
+    data = reader.to_dict(config)
+    shown = ", ".join(f"{key} {inline(value)}" for key, value in data.items() if key not in ("path", "root"))
+    return shown + (f", folder `{Path(data['path']).name}`" if "path" in data else "")
+
+
+def commands(run: Path | None, last: str) -> str:
+    """The section with the commands of a run, if it is one, and the `last` one, of the export."""
+    record = None if run is None else run / "command.txt"
+    found = record.read_text("utf-8", "replace").splitlines() if record is not None and record.is_file() else []
+    lines = [*dict.fromkeys(map(without_places, found)), last]
+    return "## Commands\n\n" + "\n".join(f"    {line}" for line in lines)
 
 
 def without_places(command: str) -> str:

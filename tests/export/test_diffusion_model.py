@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.export import diffusion_model
+from ldm.export import diffusion_card, diffusion_model
 from ldm.pipeline import LatentDiffusion
 from tests.autoencoder.formats.test_taesd import tiny
 from tests.export.test_autoencoder import exported, refusal
@@ -26,8 +26,9 @@ def test_a_shared_diffusion_model_does_not_carry_checkpoints_and_latents(finishe
     out = tmp_path / "shapes"
     outcome = exported(capsys, finished_diffusion, "--format", "diffusers", "--out", out)
     assert outcome.code == 0 and "sampled from" in outcome.out, outcome.err
+    (code,) = out.glob("pipeline_*.py")
     assert {path.name for path in out.iterdir()} == {
-        *("vae", "unet", "scheduler", "model_index.json", "pipeline.py"),
+        *("vae", "unet", "scheduler", "model_index.json", code.name),
         *("README.md", "samples.png", "export.json"),
     }
     before, after = (LatentDiffusion.load(place).sample(2, steps=2, seed=3) for place in (finished_diffusion, out))
@@ -79,3 +80,10 @@ def test_stage_two_does_not_refuse_a_taesd_and_standardizes_its_latents(shapes_f
     assert not torch.equal(standardized.latent_std, given.latent_std)
     torch.testing.assert_close(standardized.reconstruct(images), given.reconstruct(images))
     assert exported(capsys, run, "--format", "diffusers", "--out", tmp_path / "out").code == 0
+
+
+def test_a_command_that_is_not_in_utf_8_is_a_traceback_of_the_card(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: {steps: 1}\n")
+    (tmp_path / "command.txt").write_bytes(b"train_diffusion.py caf\xe9.yaml\n")
+    (section,) = diffusion_card.origin(tmp_path, {"command": "ldm export"})
+    assert "caf" in section and section.endswith("    ldm export")

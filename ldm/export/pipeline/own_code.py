@@ -19,7 +19,7 @@ class CodeFile:
         """Put it into a folder, in place of what an earlier version of this package has put there."""
         purpose = self.module.rpartition("_")[0]
         for file in [*folder.glob(f"{purpose}_????????.py"), folder / f"{purpose}.py"]:
-            if file.is_file() and file.read_text().startswith((MARK, "from ldm.")):
+            if file.is_file() and file.read_bytes().startswith((MARK.encode(), b"from ldm.")):
                 file.unlink()
         (folder / f"{self.module}.py").write_text(self.text, encoding="utf-8")
 
