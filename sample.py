@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Parser
+from ldm.data.image_formats import IMAGE_ENDINGS
 from ldm.diffusion.config import SAMPLERS
 from ldm.errors import ConfigError, RequestError
 from ldm.terminal import exit_code_of, writing
@@ -17,7 +18,6 @@ from ldm.terminal import exit_code_of, writing
 if TYPE_CHECKING:
     from ldm.shapes import Images
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 UNFIT = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')  # for a file's name, on any system
 
 
@@ -47,7 +47,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     if options.columns is not None and options.columns < 1:
         raise ConfigError(f"--columns {options.columns} must be at least 1")
     ending = options.out.suffix.lower()
-    if ending in ENDINGS and not is_grid(options.out) and not options.out.is_dir():
+    if ending in IMAGE_ENDINGS and not is_grid(options.out) and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: a grid is a .png, and a folder is not called {ending}")
     return options
 
@@ -129,7 +129,7 @@ def check_out(out: Path, names: list[str]) -> None:
             raise ConfigError(f"--out {out} is there, and is no picture of sample.py: choose another name")
         return
     for path in sorted(out.iterdir()) if out.is_dir() else ():
-        if path.suffix.lower() in ENDINGS and (path.name not in names or not is_own(path)):
+        if path.suffix.lower() in IMAGE_ENDINGS and (path.name not in names or not is_own(path)):
             raise ConfigError(
                 f"--out {out} holds {path.name}, which would be mixed with the new pictures: choose a new folder"
             )

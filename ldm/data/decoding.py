@@ -16,21 +16,9 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageErr
 from ldm.data.bit_depth import to_bit_depth, with_channels
 from ldm.data.color_profile import jpeg2000_profile, to_srgb
 from ldm.data.config import DataConfig
+from ldm.data.image_formats import FORMATS
 from ldm.data.npy_tiff import NPY_START, TIFF_STARTS, Stored, check_width, read_npy, read_tiff
 
-# Formats of Pillow, with the endings of their files.
-FORMATS = {
-    "PNG": ("png", "apng"),
-    "JPEG": ("jpg", "jpeg", "jpe", "jif", "jfif", "pjpeg", "pjp"),
-    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
-    "WEBP": ("webp",),
-    "AVIF": ("avif", "avifs"),
-    "HEIF": ("heic", "heif", "heics", "heifs", "hif"),
-    "GIF": ("gif",),
-    "BMP": ("bmp", "dib"),
-    "TIFF": ("tif", "tiff"),
-    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
-}
 # What is to be done before files of a format can be read, where something is missing on this machine.
 ADVICE = {
     name: advice

@@ -16,7 +16,8 @@ from PIL import Image, PngImagePlugin
 from pillow_heif import register_heif_opener
 
 from ldm.data.config import FolderConfig
-from ldm.data.decoding import EXTENSIONS, FORMATS, NEEDS, UnreadableImage, center_crop, decode, fit, to_array
+from ldm.data.decoding import EXTENSIONS, NEEDS, UnreadableImage, center_crop, decode, fit, to_array
+from ldm.data.image_formats import FORMATS
 from ldm.data.layouts.folder import FolderTree
 from tests.support.scripts import ROOT
 
