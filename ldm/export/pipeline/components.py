@@ -27,10 +27,50 @@ from ldm.shapes import Images, Latents
 UNUSED = {"safe_serialization": True, "push_to_hub": False, "use_safetensors": None, "quantization_config": None}
 
 
-class DenoiserModel(ModelMixin, ConfigMixin):
-    """A denoiser D(x; σ) together with its config: the `unet` of a pipeline."""
+class OwnModel(ModelMixin, ConfigMixin):
+    """A component that diffusers has no class for, read and written as diffusers' own are."""
 
     config_name = "config.json"
+
+    @classmethod
+    def read(cls, folder: Path, variant: str | None) -> Self:
+        """The component in a folder."""
+        raise NotImplementedError
+
+    def write(self, folder: Path, variant: str | None) -> None:
+        """Write the config and the weights into a folder."""
+        raise NotImplementedError
+
+    def code(self) -> CodeFile:
+        """The file by which diffusers finds this class in a folder."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str = "",
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        device_map: Any = None,
+        **options: Any,
+    ) -> Self:
+        """Read the component's folder in a run."""
+        check_options(options)
+        component = cls.read(Path(pretrained_model_name_or_path) / subfolder, variant)
+        return placed(component, torch_dtype or dtype, device_map)
+
+    def save_pretrained(self, save_directory: str | Path, *, variant: str | None = None, **options: Any) -> None:
+        """Write the component's folder, with the code that it needs."""
+        check_options(options)
+        self.write(Path(save_directory), variant)
+        self.code().write(Path(save_directory))
+
+
+class DenoiserModel(OwnModel):
+    """A denoiser D(x; σ) together with its config: the `unet` of a pipeline."""
 
     @register_to_config
     def __init__(
@@ -60,31 +100,13 @@ class DenoiserModel(ModelMixin, ConfigMixin):
         return component.eval()
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        subfolder: str = "",
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        variant: str | None = None,
-        device_map: Any = None,
-        **options: Any,
-    ) -> Self:
-        """Read the `unet` folder of a run."""
-        check_options(options)
-        component = cls.around(*load_denoiser(Path(pretrained_model_name_or_path) / subfolder, variant))
-        return placed(component, torch_dtype or dtype, device_map)
+    def read(cls, folder: Path, variant: str | None) -> Self:
+        return cls.around(*load_denoiser(folder, variant))
 
-    def save_pretrained(self, save_directory: str | Path, *, variant: str | None = None, **options: Any) -> None:
-        """Write a `unet` folder, with the code that it needs."""
-        check_options(options)
-        folder = Path(save_directory)
+    def write(self, folder: Path, variant: str | None) -> None:
         save_denoiser(self.model, self.model_config, folder, variant)
-        self.code().write(folder)
 
     def code(self) -> CodeFile:
-        """The file by which diffusers finds this class in a folder."""
         return own_code(type(self), "denoiser", {"DENOISER_NETWORKS": self.model_config.denoiser.network.kind})
 
     def forward(self, noisy: Latents, sigma: float | Tensor, class_labels: ClassLabels | None = None) -> Latents:
@@ -111,10 +133,8 @@ class DenoiserModel(ModelMixin, ConfigMixin):
         return schema.condition(class_labels.to(device).expand(count))
 
 
-class AutoencoderModel(ModelMixin, ConfigMixin):
+class AutoencoderModel(OwnModel):
     """An autoencoder that diffusers has no class for, with unit-variance latents: the `vae` of a pipeline."""
-
-    config_name = "config.json"
 
     @register_to_config
     def __init__(
@@ -141,34 +161,17 @@ class AutoencoderModel(ModelMixin, ConfigMixin):
         return component.eval()
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        subfolder: str = "",
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        variant: str | None = None,
-        device_map: Any = None,
-        **options: Any,
-    ) -> Self:
-        """Read the `vae` folder of a run."""
-        check_options(options)
-        component = cls.of(ours.read(Path(pretrained_model_name_or_path) / subfolder, variant))
-        return placed(component, torch_dtype or dtype, device_map)
+    def read(cls, folder: Path, variant: str | None) -> Self:
+        return cls.of(ours.read(folder, variant))
 
-    def save_pretrained(self, save_directory: str | Path, *, variant: str | None = None, **options: Any) -> None:
-        """Write a `vae` folder, with the code that it needs."""
-        check_options(options)
-        folder, autoencoder = Path(save_directory), self.autoencoder
+    def write(self, folder: Path, variant: str | None) -> None:
+        autoencoder = self.autoencoder
         config, image = autoencoder.config, autoencoder.image
         assert config is not None and image is not None
-        tensors = autoencoder.state_dict()
-        ours.write(folder, ours.Saved(config, image, autoencoder.decodes_images, tensors), variant)
-        self.code().write(folder)
+        saved = ours.Saved(config, image, autoencoder.decodes_images, autoencoder.state_dict())
+        ours.write(folder, saved, variant)
 
     def code(self) -> CodeFile:
-        """The file by which diffusers finds this class in a folder."""
         return autoencoder_code(self.config["network"]["kind"], self.config["bottleneck"]["kind"])
 
     @apply_forward_hook
