@@ -1,4 +1,4 @@
-"""The order in which unbalanced classes are seen: a rare class more often than its size says, as often as is asked."""
+"""Class-balanced sampling: the order in which rare classes are seen more often than their sizes say."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""One line on what a data set was found to hold, to be read before a run spends hours on it."""
+"""A summary of a data set in one line, to be read before a run spends hours on it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

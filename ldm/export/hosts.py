@@ -1,4 +1,4 @@
-"""What CompVis' program and ComfyUI take for granted about an autoencoder: checked, made so where that is exact."""
+"""Constraints of CompVis' program and ComfyUI on an autoencoder: checked, and met by layers added where exact."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

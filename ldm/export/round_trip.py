@@ -1,4 +1,4 @@
-"""An autoencoder as another program reads it from what was written, compared with the original."""
+"""The round trip of an export: written, read again as another program reads it, and compared with the original."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Whose a folder is: a run takes an empty or new folder, or one that a run has made, and no other."""
+"""Ownership of the run folder: a run takes an empty or new one, or one that a run has made, and no other."""
 
 import json
 import re

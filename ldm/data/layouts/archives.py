@@ -1,4 +1,4 @@
-"""The files inside a zip or an uncompressed tar, read where they lie: nothing is unpacked.
+"""Archives: the files inside a zip or an uncompressed tar, read where they lie; nothing is unpacked.
 
 A file is found by its offset and read by a handle of its own, so that threads and forked workers share nothing.
 """

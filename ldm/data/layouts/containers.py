@@ -1,4 +1,4 @@
-"""What `data.path` points at: a folder of images, archives, tables or stacks; found out by looking."""
+"""Containers: whether `data.path` is a folder of images, archives, tables or stacks, which is found out by looking."""
 
 import glob
 import os

@@ -1,4 +1,4 @@
-"""The files of a folder and its sub-folders."""
+"""A folder as a tree of files, those of its sub-folders included."""
 
 import os
 import zlib

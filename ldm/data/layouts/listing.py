@@ -1,4 +1,4 @@
-"""What is known of images before any is decoded: their names, labels, groups and splits, and where their bytes lie."""
+"""The listing of a data set, made before any image is decoded: names, labels, groups, splits, where to read them."""
 
 from collections import Counter
 from collections.abc import Sequence

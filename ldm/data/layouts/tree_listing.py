@@ -1,4 +1,4 @@
-"""What a tree of image files means: which are the images, and what their folders and the files beside them say."""
+"""The listing of a tree of files: which are images, and what folders, metadata and files beside them say of these."""
 
 import json
 from collections import Counter
