@@ -27,47 +27,43 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, res
     `resumes` says whether the same command resumes where it was stopped. SIGTERM and a closed terminal end it as Ctrl-C
     does, except where `main` itself listens; that nobody reads its output ends nothing.
     """
-    code = StopRequested.exit_code if resumes else LDMError.exit_code
 
     def give_up() -> int:
         with suppress(OSError):  # past Python's own streams, which the main thread may hold
             os.write(2, f"\n{STOPPED[resumes]}\n".encode())
-        return code
+        return (StopRequested if resumes else LDMError).exit_code
 
     with durable_output():
         try:
             with interruptible(give_up):
                 main(arguments)
-        except LDMError as error:
-            if not error.was_reported:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return error.exit_code
-        except KeyboardInterrupt:  # outside the training loop, or asked twice
-            print(STOPPED[resumes], file=sys.stderr)
-            return code
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
-                raise
-            print("error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", file=sys.stderr)
-            return 1
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            print(f"error: the disk is full: could not write {error.filename or 'a file of the run'}", file=sys.stderr)
-            return CheckpointError.exit_code
+        except (Exception, KeyboardInterrupt) as error:
+            line, exit_code = ended_by(error, resumes)
+            if line:
+                print(line, file=sys.stderr)
+            return exit_code
     return 0
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Within this block an error in writing to `--out` becomes one line; a full disk stays that of `exit_code_of`."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(out)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ConfigError(f"--out {out} cannot be written: {error.filename}: {error.strerror}") from error
+def ended_by(error: BaseException, resumes: bool) -> tuple[str, int]:
+    """What there is to say of an expected failure, and its exit code; one that is not expected is raised again."""
+    if isinstance(error, LDMError):
+        return ("" if error.was_reported else f"error: {' '.join(str(error).split())}"), error.exit_code
+    if is_interrupt(error):  # outside the training loop, or asked twice
+        return STOPPED[resumes], (StopRequested if resumes else LDMError).exit_code
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
+        return "error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", LDMError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        line = f"error: the disk is full: could not write {error.filename or 'a file of the run'}"
+        return line, CheckpointError.exit_code
+    raise error
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is a KeyboardInterrupt, or what a library made of one that came in the middle of its own work."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 class DurableOutput:
@@ -168,3 +164,15 @@ def interruptible(give_up: Callable[[], int]) -> Iterator[None]:
             end.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Within this block an error in writing to `--out` becomes one line; a full disk stays that of `exit_code_of`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"--out {out} cannot be written: {error.filename}: {error.strerror}") from error

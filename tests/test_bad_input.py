@@ -70,7 +70,11 @@ def test_a_wrong_setting_of_train_vae(stage_one, tmp_path, arguments, code, word
         (("--data.size", 1), 2, ("data.size 1 is not divisible by 2", "use 2")),
         (("--data.channels", 0), 2, ("--data.channels is 0", "(at least 1)")),
         (("--data.channels", 13), 3, ("13", "channels")),
-        (("--autoencoder.freeze-encoder", "true"), 2, ("freeze_encoder with network.kind kl", "use kind pretrained")),
+        (
+            ("--autoencoder.freeze-encoder", "true"),
+            2,
+            ("freeze_encoder leaves", "network.kind kl random"),
+        ),
         (("--autoencoder.network.kind", "pretrained"), 2, ("autoencoder.network", "path is empty")),
         ((*PRETRAINED, "nowhere/at/all"), 4, ("nowhere/at/all", "autoencoder.network.path")),
         ((*PRETRAINED, __file__), 4, ("autoencoder.network.path",)),

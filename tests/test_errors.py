@@ -2,6 +2,7 @@
 
 import errno
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,3 +159,16 @@ def test_any_other_runtime_error_is_a_bug_and_shows_itself() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         exit_code_of(main, [])
+
+
+def test_an_interrupt_in_the_middle_of_a_librarys_own_work_is_no_traceback(capsys):
+    """A signal may come where a lock is taken; its release then raises an error of another kind."""
+
+    def main(_: list[str]) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()
+
+    assert exit_code_of(main, []) == StopRequested.exit_code
+    assert capsys.readouterr().err.startswith("error: stopped at once")

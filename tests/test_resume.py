@@ -24,9 +24,22 @@ def uninterrupted(stage: Stage, out: Path, *more: object) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wholes")
+
+
+@pytest.fixture
+def whole(stage: Stage, wholes: Path) -> Path:
+    """The uninterrupted run of a stage, made once and only looked at."""
+    out = wholes / stage.name
+    return out if out.exists() else uninterrupted(stage, out)
+
+
 @pytest.mark.parametrize("variant", [(), ("--run.workers", 2), ("--run.accumulation", 2)])
-def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, tmp_path, variant):
-    whole = uninterrupted(stage, tmp_path / "whole", *variant)
+def test_a_run_that_restarts_in_the_middle_equals_one_that_does_not(stage, whole, tmp_path, variant):
+    if variant:
+        whole = uninterrupted(stage, tmp_path / "whole", *variant)
     again = tmp_path / "again"
     shutil.copytree(whole, again)
     lose_everything_after(again, step=9)
@@ -52,9 +65,8 @@ def test_six_steps_equal_three_and_a_restart_and_three(stage, tmp_path):
             assert value.equal(three.tensors[file][name]), f"{file} {name}"
 
 
-def kill_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None:
+def kill_at_random(stage: Stage, whole: Path, tmp_path: Path, points: int, seed: int) -> None:
     """Kill -9 at `points` random moments of one run, resuming after each; the end equals the uninterrupted run's."""
-    whole = uninterrupted(stage, tmp_path / "whole")
     rng, out, killed = random.Random(seed), tmp_path / "killed", 0
     began = time.monotonic()
     assert stage.run(tmp_path / "timed", *SETTINGS).code == 0
@@ -78,18 +90,17 @@ def kill_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None
     assert metrics(out) == metrics(whole)
 
 
-def test_twenty_random_kills_lose_nothing(stage, tmp_path):
-    kill_at_random(stage, tmp_path, points=20, seed=0)
+def test_twenty_random_kills_lose_nothing(stage, whole, tmp_path):
+    kill_at_random(stage, whole, tmp_path, points=20, seed=0)
 
 
 @pytest.mark.slow
-def test_a_hundred_random_kills_lose_nothing(stage, tmp_path):
-    kill_at_random(stage, tmp_path, points=100, seed=1)
+def test_a_hundred_random_kills_lose_nothing(stage, whole, tmp_path):
+    kill_at_random(stage, whole, tmp_path, points=100, seed=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_exits_75(stage, tmp_path, number):
-    whole = uninterrupted(stage, tmp_path / "whole")
+def test_a_signal_finishes_the_step_saves_and_exits_75(stage, whole, tmp_path, number):
     out = tmp_path / "stopped"
     child, wait = stage.start(out, *SETTINGS)
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
@@ -108,9 +119,8 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(stage, tmp_path, number):
     assert weights(out) == weights(whole)
 
 
-def stop_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None:
+def stop_at_random(stage: Stage, whole: Path, tmp_path: Path, points: int, seed: int) -> None:
     """SIGTERM at `points` random moments, also outside the loop: 75 within 10 s, unless it has just finished."""
-    whole = uninterrupted(stage, tmp_path / "whole")
     rng, out = random.Random(seed), tmp_path / "stopped"
     for _ in range(points):
         if (out / "finished.json").exists():
@@ -128,25 +138,24 @@ def stop_at_random(stage: Stage, tmp_path: Path, points: int, seed: int) -> None
     assert weights(out) == weights(whole)
 
 
-def test_sigterm_at_any_moment_loses_nothing(stage, tmp_path):
-    stop_at_random(stage, tmp_path, points=6, seed=2)
+def test_sigterm_at_any_moment_loses_nothing(stage, whole, tmp_path):
+    stop_at_random(stage, whole, tmp_path, points=6, seed=2)
 
 
 @pytest.mark.slow
-def test_sigterm_at_fifty_moments_loses_nothing(stage, tmp_path):
-    stop_at_random(stage, tmp_path, points=50, seed=3)
+def test_sigterm_at_fifty_moments_loses_nothing(stage, whole, tmp_path):
+    stop_at_random(stage, whole, tmp_path, points=50, seed=3)
 
 
-def test_a_finished_run_says_so_and_changes_nothing(stage, tmp_path):
-    whole = uninterrupted(stage, tmp_path / "run")
-    before = {file: file.read_bytes() for file in whole.rglob("*") if file.suffix in (".safetensors", ".jsonl")}
-    outcome = stage.run(whole, *SETTINGS)
+def test_a_finished_run_says_so_and_changes_nothing(stage, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.suffix in (".safetensors", ".jsonl")}
+    outcome = stage.run(run, *SETTINGS)
     assert outcome.code == 0 and "is finished" in outcome.out + outcome.err
     assert before == {file: file.read_bytes() for file in before}
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stage, tmp_path):
-    whole = uninterrupted(stage, tmp_path / "whole")
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stage, whole, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(whole, damaged)
     lose_everything_after(damaged, step=12)
@@ -160,12 +169,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stage, tmp_
     assert weights(damaged) == weights(whole)
 
 
-def test_another_setting_is_refused_with_its_key(stage, tmp_path):
-    whole = uninterrupted(stage, tmp_path / "run")
+def test_another_setting_is_refused_with_its_key(stage, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
     for key, value in (("run.seed", 1), ("optim.lr", 0.5), ("run.batch_size", 4), ("data.held_out", 0.3)):
         if stage.name == "train_diffusion" and key.startswith("data"):
             continue
-        outcome = stage.run(whole, *SETTINGS, f"--{key}", value)
+        outcome = stage.run(run, *SETTINGS, f"--{key}", value)
         assert outcome.code == 2 and key in outcome.err and outcome.err.count("error:") == 1
 
 

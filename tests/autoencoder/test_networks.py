@@ -218,7 +218,7 @@ def test_a_tiny_autoencoder_comes_back_with_its_statistics(tmp_path: Path):
 @pytest.mark.parametrize("damage", ["config.json", "levels", "weights", "no weights"])
 def test_a_damaged_tiny_folder_is_refused_in_one_line(damage: str, tmp_path: Path):
     built(TinyNetworkConfig(width=8, levels=2, blocks=1)).save(tmp_path)
-    config, weights = tmp_path / "config.json", tmp_path / "diffusion_pytorch_model.safetensors"
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     if damage == "config.json":
         config.write_text(config.read_text()[:20])
     elif damage == "levels":
