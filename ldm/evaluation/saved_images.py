@@ -6,7 +6,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -65,7 +65,9 @@ class SavedImages:
 
     def _end(self) -> None:
         with self._naming_folder():
-            os.rename(self.partial, self.folder)  # fails if something has come to lie there
+            with suppress(FileNotFoundError):
+                self.folder.rmdir()  # fails if something has come to lie there; Windows renames onto no empty folder
+            os.rename(self.partial, self.folder)
 
     @contextmanager
     def _naming_folder(self) -> Iterator[None]:
