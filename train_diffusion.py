@@ -9,7 +9,7 @@ from ldm.terminal import exit_code_of
 
 OPTIONS = {
     "autoencoder": Option(
-        "a finished run of train_vae.py, a diffusers AutoencoderKL folder, or a hub id; left out: pixels", "X"
+        "a finished run of train_vae.py, a diffusers folder, TAESD's files, or a hub id; left out: pixels", "X"
     ),
     "out": Option("the run folder: checkpoints, log, samples and the finished model", "DIR", required=True),
     "cache": Option("where the encoded images are kept, to share them between runs; left out: DIR/latents", "DIR"),

@@ -192,9 +192,8 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
 def open_autoencoder(source: str | None, config: DataSourceConfig, data: str) -> tuple[Autoencoder, bool]:
     """The autoencoder whose latents are denoised, and whether its statistics are those of these very data.
 
-    `source` is a finished run of ours, a diffusers AutoencoderKL folder or a hub id, or None for the pixels themselves;
-    `data` is the data's fingerprint. Raises CheckpointError if there is none, or if it takes other images than the
-    settings describe.
+    `source` is what `Autoencoder.load` takes, or None for the pixels themselves; `data` is the data's fingerprint.
+    Raises CheckpointError if there is none, or if it takes other images than the settings describe.
     """
     if source is None:
         return create_pixels(config.shape).requires_grad_(False), False

@@ -30,7 +30,8 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("ldm evaluate", __doc__ or "")
     add = parser.add_argument
-    add("run", metavar="RUN", help="a finished run, an AutoencoderKL folder, a CompVis-keyed .safetensors, or a hub id")
+    run = "a finished run, a diffusers folder, a CompVis-keyed .safetensors, TAESD's files, or a hub id"
+    add("run", metavar="RUN", help=run)
     add("--data", metavar="PATH", help="a folder of images (the run's own data)")
     add("--size", metavar="HxW", help="what images are brought to; one number for a square (as the run was trained)")
     add("--split", choices=SPLITS, help="which of the images (held-out of the run's own data, all of --data)")

@@ -1,5 +1,6 @@
 """Decodes image files: every kind of pixel is treated on purpose, and every failure is an UnreadableImage."""
 
+import io
 import logging
 import threading
 import warnings
@@ -77,6 +78,14 @@ def decode(file: str | Path | IO[bytes], config: DataConfig, *, pixel_limit: int
     except Exception as error:
         path = file if isinstance(file, str | Path) else getattr(file, "name", "image")
         raise UnreadableImage(str(path), _reason(error)) from error
+
+
+def decode_bytes(content: bytes, path: str, config: DataConfig, *, pixel_limit: int) -> np.ndarray:
+    """The same of the content of a file, which errors call `path`."""
+    try:
+        return decode(io.BytesIO(content), config, pixel_limit=pixel_limit)
+    except UnreadableImage as error:
+        raise UnreadableImage(path, error.reason) from error
 
 
 def to_array(image: Image.Image, config: DataConfig) -> np.ndarray:

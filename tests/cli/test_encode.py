@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.autoencoder.model import Autoencoder
+from ldm.cli.encode import ENDINGS
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import open_dataset
 from ldm.export.encoding import picture_names
+from ldm.export.latent_file import WRITTEN
 from ldm.shapes import to_uint8
 from tests.export.test_autoencoder import refusal
 from tests.support.scripts import Outcome, ran, script, together
@@ -146,6 +148,10 @@ def test_nothing_is_overwritten_and_what_cannot_be_is_one_line(finished_vae, sha
     (out / "mine.txt").write_text("mine")
     refusal(decode(run, tmp_path / "away.safetensors", "--out", out), 2, "exists", "--force")
     assert encode(run, images, "--out", there, "--force").code == 0 and there.stat().st_size > 100
+
+
+def test_the_command_line_takes_other_endings_than_the_writer():
+    assert ENDINGS == WRITTEN
 
 
 def test_images_whose_names_differ_in_their_endings_were_drawn_over_each_other():

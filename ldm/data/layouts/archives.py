@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.data.config import FolderConfig
-from ldm.data.decoding import UnreadableImage, decode
+from ldm.data.decoding import UnreadableImage, decode_bytes
 from ldm.data.layouts.file_tree import Exclusion
 from ldm.errors import DataError
 
@@ -67,10 +67,7 @@ class ArchiveTree:
             content = self._content(self.members[name])
         except (OSError, ValueError, zlib.error, struct.error) as error:
             raise UnreadableImage(path, str(error)) from error
-        try:
-            return decode(io.BytesIO(content), config, pixel_limit=config.pixel_limit)
-        except UnreadableImage as error:
-            raise UnreadableImage(path, error.reason) from error
+        return decode_bytes(content, path, config, pixel_limit=config.pixel_limit)
 
     def checksum(self, name: str) -> list[int]:
         """Size in bytes, and the CRC-32 of a zip's directory, in a tar that of the first 64 KiB."""

@@ -95,6 +95,12 @@ def joined(listings: dict[str, Listing]) -> Listing:
     return whole
 
 
+def check_label(value: object, column: str) -> None:
+    """Raise ValueError unless a label or a group is text, a whole number, or left out."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise ValueError(f"{column} is neither text nor a whole number")
+
+
 def check_labels(entries: Sequence[Entry], place: str, advice: str = "") -> None:
     """Raise DataError unless every image has a label or none has."""
     with_label = next((entry.name for entry in entries if entry.label is not None), None)

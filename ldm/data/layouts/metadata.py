@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ldm.data.layouts.file_tree import FileTree
-from ldm.data.layouts.listing import Entry
+from ldm.data.layouts.listing import Entry, check_label
 from ldm.data.layouts.parquet import rows_of_table
 from ldm.errors import DataError
 
@@ -74,12 +74,6 @@ def _entry(tree: FileTree, folder: str, row: Any, label_column: str | None) -> E
     check_label(label, label_column or "label")
     check_label(group, "group")
     return Entry(name, label, name if group is None else str(group))
-
-
-def check_label(value: object, column: str) -> None:
-    """Raise ValueError unless a label or a group is text, a whole number, or left out."""
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise ValueError(f"{column} is neither text nor a whole number")
 
 
 def _of_jsonl(content: bytes, place: str) -> Iterator[Row]:

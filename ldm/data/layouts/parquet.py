@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ldm.data.config import FolderConfig
-from ldm.data.decoding import UnreadableImage, decode
-from ldm.data.layouts.listing import Entry, Listing
+from ldm.data.decoding import UnreadableImage, decode_bytes
+from ldm.data.layouts.listing import Entry, Listing, check_label
 from ldm.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")  # which one is meant where several could be
@@ -35,10 +35,7 @@ class ParquetImages:
             raise UnreadableImage(path, " ".join(str(error).split())) from error
         if content is None:
             raise UnreadableImage(path, f"its {self.column} has no bytes; only a path, if that")
-        try:
-            return decode(io.BytesIO(content), config, pixel_limit=config.pixel_limit)
-        except UnreadableImage as error:
-            raise UnreadableImage(path, error.reason) from error
+        return decode_bytes(content, path, config, pixel_limit=config.pixel_limit)
 
     def checksum(self, name: str) -> list[int]:
         """Sizes of the image's row group, and CRC-32 of its first 64 KiB: rows are not read for it."""
@@ -74,8 +71,10 @@ def list_parquet(file: Path, config: FolderConfig) -> Listing:
     entries = []
     for number, row in enumerate(rows):
         label, group = row.get(config.label_column) if wanted else None, row.get("group")
-        if isinstance(label, bool) or not isinstance(label, str | int | None):
-            raise DataError(f"{file}, row {number}: {config.label_column} is neither text nor a whole number")
+        try:
+            check_label(label, config.label_column)
+        except ValueError as error:
+            raise DataError(f"{file}, row {number}: {error}") from error
         if isinstance(label, int) and 0 <= label < len(names):
             label = names[label]
         entries.append(Entry(f"{number:07d}", label, f"{number:07d}" if group is None else str(group)))

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS, NEEDS
 from ldm.data.layouts.file_tree import FileTree, ending_of, is_image
-from ldm.data.layouts.listing import Entry, Listing
-from ldm.data.layouts.metadata import check_label, described, metadata_files
+from ldm.data.layouts.listing import Entry, Listing, check_label
+from ldm.data.layouts.metadata import described, metadata_files
 from ldm.data.layouts.splits import folders_are_splits, split_named
 from ldm.errors import DataError
 
