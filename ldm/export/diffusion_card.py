@@ -26,8 +26,8 @@ pipe = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
 pipe(16).images[0].save("sample.png"){labels}
 ```
 
-The pipeline's code is in the package `latent-diffusion-trainer` (imported as `ldm`), which must be installed. Without
-diffusers:
+The folder brings the code that the pipeline needs: nothing but diffusers has to be installed. The package it comes
+from, `latent-diffusion-trainer` (imported as `ldm`), opens it too:
 
 ```python
 from ldm import LatentDiffusion
