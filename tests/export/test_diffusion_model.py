@@ -26,8 +26,9 @@ def test_a_shared_diffusion_model_does_not_carry_checkpoints_and_latents(finishe
     out = tmp_path / "shapes"
     outcome = exported(capsys, finished_diffusion, "--format", "diffusers", "--out", out)
     assert outcome.code == 0 and "sampled from" in outcome.out, outcome.err
+    (code,) = out.glob("pipeline_*.py")
     assert {path.name for path in out.iterdir()} == {
-        *("vae", "unet", "scheduler", "model_index.json", "pipeline.py"),
+        *("vae", "unet", "scheduler", "model_index.json", code.name),
         *("README.md", "samples.png", "export.json"),
     }
     before, after = (LatentDiffusion.load(place).sample(2, steps=2, seed=3) for place in (finished_diffusion, out))
