@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -103,7 +104,7 @@ class LatentDiffusion:
         """
         requested = self.config.schema.request(labels)
         guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
-        check_request(num, steps, sampler, batch_size)
+        check_request(num, steps, sampler, batch_size, seed)
         grid = self.config.sampling
         sigmas = karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
         device, shape = next(self.denoiser.parameters()).device, self.config.latent_shape
@@ -165,13 +166,13 @@ def finite(samples: Tensor) -> Tensor:
     return samples
 
 
-def check_request(num: int, steps: int, sampler: str, batch_size: int = 1) -> None:
+def check_request(num: int, steps: int, sampler: str, batch_size: int = 1, seed: int = 0) -> None:
     """Raise RequestError for a request that cannot be met."""
-    for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise RequestError(
-                name, f"{value} must be at least 1" if isinstance(value, int) else f"{value} is no number"
-            )
+    for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise RequestError(name, f"{value!r} is not an integer")
+        if value < 1 and name != "seed":
+            raise RequestError(name, f"{value} must be at least 1")
     if sampler not in SAMPLERS:
         raise RequestError("sampler", f"{sampler} is not one of {', '.join(SAMPLERS)}")
 
@@ -183,7 +184,11 @@ def checked_guidance(guidance: float | None, classes: int, dropout: bool) -> flo
     """
     if guidance is None:
         return 2.0 if classes and dropout else 1.0
-    if not math.isfinite(guidance):
+    try:
+        finite_guidance = math.isfinite(guidance)
+    except (TypeError, ValueError):  # a string, a tensor of several
+        raise RequestError("guidance", f"{guidance!r} is not a number") from None
+    if not finite_guidance:
         raise RequestError("guidance", f"{guidance} must be a finite number")
     if guidance != 1 and not classes:
         raise RequestError("guidance", "needs a model with classes, and this one has none")

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -192,12 +193,22 @@ def test_an_unconditional_model_samples_without_labels(unconditional: LatentDiff
         ({"labels": []}, "labels"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"guidance": float("inf")}, "guidance inf"),
+        ({"guidance": "2"}, "guidance '2' is not a number"),
+        ({"num": 2.0}, "num 2.0 is not an integer"),
+        ({"seed": None}, "seed None is not an integer"),
+        ({"seed": "abc"}, "seed 'abc' is not an integer"),
     ],
 )
 def test_an_impossible_request_is_refused_with_its_argument(
     model: LatentDiffusion, request_: dict[str, Any], words: str
 ) -> None:
     assert refused(lambda: model.sample(**{"steps": 2, **request_})).startswith(words)
+
+
+def test_a_number_of_numpy_is_a_number(model: LatentDiffusion) -> None:
+    """`num 2 is no number` was the answer to an element of an array; a seed that was none passed as one."""
+    given: dict[str, Any] = {"num": np.int64(2), "steps": np.int32(2), "seed": np.int64(3), "guidance": np.float32(1)}
+    assert model.sample(**given).equal(model.sample(2, steps=2, seed=3, guidance=1.0))
 
 
 @pytest.mark.parametrize(("request_", "words"), [({"guidance": 2.0}, "guidance"), ({"labels": [0]}, "labels")])

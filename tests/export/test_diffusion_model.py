@@ -40,6 +40,7 @@ def test_a_shared_diffusion_model_does_not_carry_checkpoints_and_latents(finishe
         *("16 pixels", "](samples.png)", "train_diffusion", "ldm export run --format diffusers --out shapes"),
     ):
         assert words in card, words
+    assert "must be installed" not in card  # it said so of this package, after the folder had begun to bring its code
     assert str(tmp_path) not in card and str(finished_diffusion.parent) not in card
     refusal(exported(capsys, finished_diffusion, "--format", "diffusers", "--out", out), 2, "exists", "--force")
     assert exported(capsys, out, "--format", "diffusers", "--out", out, "--force").code == 0

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.autoencoder.config import AutoencoderConfig
 from ldm.autoencoder.formats import ours
@@ -206,4 +206,7 @@ def check_options(options: dict[str, Any]) -> None:
 def placed(component: Any, dtype: torch.dtype | None, device_map: Any) -> Any:
     """The component in a precision and, of diffusers' device maps, on the one device that it names."""
     device = device_map.get("") if isinstance(device_map, dict) else device_map
-    return component.to(device=device, dtype=dtype) if device is not None or dtype is not None else component
+    if device is not None or dtype is not None:
+        # Not its own `to`, which warns that a precision is better given to from_pretrained: here it was.
+        nn.Module.to(component, device=device, dtype=dtype)
+    return component

@@ -102,7 +102,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             requested, classes = config.schema.request(labels), len(config.schema.choices)
             named = None if labels is None else len(config.schema.indices(labels))
             count = number_of_images(num_images, named, latents, num_images_per_prompt)
-            check_request(count, num_inference_steps, "heun" if sampler == SCHEDULER else sampler)
+            check_request(count, num_inference_steps, "heun" if sampler == SCHEDULER else sampler, seed=seed)
             check_call(output_type, callback_on_step_end_tensor_inputs)
             guidance = checked_guidance(guidance_scale, classes, config.trained_with_condition_dropout)
             condition = requested.repeated(torch.arange(count) // num_images_per_prompt)

@@ -38,6 +38,9 @@ class NoiseSource:
             if tuple(latents.shape) != self.shape:
                 raise RequestError("latents", f"of shape {list(latents.shape)} should be of {list(self.shape)}")
             return latents.to(self.device).float()
+        given = self.generator if isinstance(self.generator, Sequence) else [self.generator]
+        if self.generator is not None and not all(isinstance(each, torch.Generator) for each in given):
+            raise RequestError("generator", f"{self.generator!r} is no torch.Generator; a number is given as seed")
         if isinstance(self.generator, Sequence) and len(self.generator) != self.shape[0]:
             raise RequestError("generator", f"is a list of {len(self.generator)} for {self.shape[0]} images")
         if self.generator is not None:

@@ -21,10 +21,10 @@ def is_own(scheduler: Any, grid: Any) -> bool:
 
 def timesteps_of(scheduler: Any, steps: int, device: torch.device) -> Tensor:
     """The steps of a scheduler, newly begun; RequestError for one without noise levels."""
+    if not all(callable(getattr(scheduler, name, None)) for name in ("set_timesteps", "scale_model_input")):
+        raise unusable(scheduler)
     scheduler.set_timesteps(steps, device=device)
-    if not torch.is_tensor(getattr(scheduler, "sigmas", None)) or not callable(
-        getattr(scheduler, "scale_model_input", None)
-    ):
+    if not torch.is_tensor(getattr(scheduler, "sigmas", None)):
         raise unusable(scheduler)
     timesteps: Tensor = scheduler.timesteps
     return timesteps

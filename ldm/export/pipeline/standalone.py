@@ -22,7 +22,7 @@ INSIDE = f"__name__.startswith('{PACKAGE}.')"  # the test of a block that runs i
 LEFT_OUT = {"Autoencoder": ("load", "save", "from_diffusers")}  # methods that lead to every format there is
 
 HEADER = """\
- {version}, license MIT.
+{version}, license MIT.
 # It defines {name} and all that this needs, so that diffusers opens this folder where the package
 # is not installed. To change it, change that: pip install {distribution}
 """

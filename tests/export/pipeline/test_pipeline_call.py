@@ -1,6 +1,7 @@
 """The pipeline is called, moved, saved and offloaded as diffusers' own are: what applies of its common tests."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +194,10 @@ def test_a_request_that_cannot_be_met_is_refused_in_the_words_of_diffusers(share
         ({"output_type": "jpeg"}, "output_type jpeg is not one of pil, np, pt, latent"),
         ({"latents": torch.zeros(2, 3, 8, 8)}, "latents of shape [2, 3, 8, 8] should be of [2, 2, 8, 8]"),
         ({"num_images": 3, "generator": [torch.Generator()]}, "generator is a list of 1 for 3 images"),
+        ({"generator": 42}, "generator 42 is no torch.Generator; a number is given as seed"),
+        ({"guidance_scale": "2"}, "guidance_scale '2' is not a number"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps 2.5 is not an integer"),
+        ({"seed": None}, "seed None is not an integer"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "callback_on_step_end_tensor_inputs prompt"),
     ):
         assert refusal(lambda options=options: shared(**options)).startswith(words)
@@ -251,6 +256,12 @@ def test_a_scheduler_without_noise_levels_is_refused_in_words(pipe: LatentDiffus
     assert kind.__name__ in message and "EulerDiscreteScheduler" in message and "choose a sampler" in message
 
 
+def test_no_scheduler_is_refused_in_words(pipe: LatentDiffusionPipeline) -> None:
+    """It ended in an AttributeError of NoneType."""
+    pipe.scheduler = None
+    assert "choose a sampler" in refusal(lambda: pipe(1, num_inference_steps=2))
+
+
 def test_a_timestep_in_place_of_a_noise_level_is_refused(pipe: LatentDiffusionPipeline) -> None:
     """`pipe.unet(scheduler.scale_model_input(x, t), t, labels)` returned NaN without an error."""
     scheduler, x = pipe.scheduler, torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -283,6 +294,17 @@ def test_a_pipeline_in_another_precision_draws_nearly_the_same(
     tolerance = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float64: 1e-3}[dtype]
     assert images.isfinite().all() and (images - expected).abs().max() < tolerance
     assert (diffusion_model(kind).to(dtype).sample(2, steps=STEPS) - expected).abs().max() < tolerance
+
+
+def test_a_precision_given_to_from_pretrained_is_not_warned_about(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers said to give the precision to from_pretrained, which was just what had been done."""
+    with caplog.at_level("WARNING", logger="diffusers"):
+        logging.getLogger("diffusers").addHandler(caplog.handler)
+        opened(folders["tiny"], torch_dtype=torch.bfloat16)
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert "from_pretrained" not in caplog.text
 
 
 # ---- files
