@@ -73,8 +73,8 @@ class RunFolder:
             self.restore_config(config)
         elif self.finished.exists() and not checkpoint.steps(self.checkpoints):
             raise CheckpointError(
-                f"{self.path} is a run that finished {self.finished_steps()} steps, and its checkpoints/, from which it would go on, are"
-                " gone: restore them, or choose another --out"
+                f"{self.path} is a run that finished {self.finished_steps()} steps, and its checkpoints/, from which it"
+                " would go on, are gone: restore them, or choose another --out"
             )
         else:
             self.check_steps(config.run.steps)
