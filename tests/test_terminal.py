@@ -57,16 +57,16 @@ def test_output_on_a_full_disk_ended_the_work_or_was_a_traceback(flush: bool, tm
         (tmp_path / "done").touch()
 
     def onto_a_full_disk() -> int:
-        sys.stdout = open("/dev/full", "w")
-        return exit_code_of(main, [])
+        with open("/dev/full", "w") as sys.stdout:
+            return exit_code_of(main, [])
 
     outcome = forked(onto_a_full_disk)[1]()
     assert (tmp_path / "done").exists()
     assert (outcome.code, outcome.err) == (4, "error: the disk is full: could not write the output\n")
 
     def progress_alone() -> int:
-        sys.stderr = open("/dev/full", "w")
-        return exit_code_of(lambda _: print("working", file=sys.stderr, flush=flush), [])
+        with open("/dev/full", "w") as sys.stderr:
+            return exit_code_of(lambda _: print("working", file=sys.stderr, flush=flush), [])
 
     assert forked(progress_alone)[1]().code == 0
 
