@@ -83,7 +83,8 @@ class Run:
         """The order in which this process sees the training images."""
         config, processes = self.run_config, self.processes
         if config.batch_size > len(training):
-            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(training)} training images")
+            found = f"the {len(training)} training images: give at most {len(training)}"
+            raise ConfigError(f"run.batch_size {config.batch_size} is larger than {found}")
         layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
         return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
 
