@@ -18,6 +18,7 @@ STOPPED = {
     False: "error: stopped; nothing was written",
 }
 LOST = {errno.EPIPE, errno.EIO} | ({errno.EINVAL} if os.name == "nt" else set())  # nobody reads there any more
+FULL = {errno.ENOSPC, errno.EDQUOT}
 GRACE = 1.0  # seconds in which a computation may notice that it was interrupted
 
 
@@ -25,7 +26,8 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, res
     """Run `main` and return the process's exit code; an expected failure is printed as one line on stderr.
 
     `resumes` says whether the same command resumes where it was stopped. SIGTERM and a closed terminal end it as Ctrl-C
-    does, except where `main` itself listens; that nobody reads its output ends nothing.
+    does, except where `main` itself listens; that nobody reads its output ends nothing. Output that a full disk did not
+    take ends nothing either, and is a failure once `main` is done.
     """
 
     def give_up() -> int:
@@ -33,10 +35,11 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str], *, res
             os.write(2, f"\n{STOPPED[resumes]}\n".encode())
         return (StopRequested if resumes else LDMError).exit_code
 
-    with durable_output():
+    with durable_output() as output:
         try:
             with interruptible(give_up):
                 main(arguments)
+            output.check()
         except (Exception, KeyboardInterrupt) as error:
             line, exit_code = ended_by(error, resumes)
             if line:
@@ -53,7 +56,7 @@ def ended_by(error: BaseException, resumes: bool) -> tuple[str, int]:
         return STOPPED[resumes], (StopRequested if resumes else LDMError).exit_code
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
         return "error: the GPU is out of memory: lower run.batch_size, or raise run.accumulation", LDMError.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         line = f"error: the disk is full: could not write {error.filename or 'a file of the run'}"
         return line, CheckpointError.exit_code
     raise error
@@ -69,11 +72,13 @@ def is_interrupt(error: BaseException | None) -> bool:
 class DurableOutput:
     """A text stream that is written to without harm when its reader or its terminal is gone: `| head -1`, a closed ssh.
 
-    What its encoding does not have, such as a byte of a file name that is not UTF-8, is written with backslashes.
+    Where its disk is full, `check` tells of it later. What its encoding does not have, such as a byte of a file name
+    that is not UTF-8, is written with backslashes.
     """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
+        self.full: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write, or lose, the text."""
@@ -93,12 +98,20 @@ class DurableOutput:
         except OSError as error:
             self._discard_from_now_on(error)
 
+    def check(self) -> None:
+        """Raise OSError if a full disk did not take all that was written."""
+        self.flush()
+        if self.full is not None:
+            raise self.full
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def _discard_from_now_on(self, error: OSError) -> None:
         """Else Python would fail on what is still in the buffer when it ends, with an exit code of its own."""
-        if error.errno not in LOST:
+        if error.errno in FULL:
+            error.filename, self.full = "the output", error
+        elif error.errno not in LOST:
             raise error
         with suppress(OSError, ValueError):  # a stream without a descriptor
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -107,14 +120,14 @@ class DurableOutput:
 
 
 @contextmanager
-def durable_output() -> Iterator[None]:
-    """Within this block a lost terminal ends nothing: whoever prints need not think of it."""
+def durable_output() -> Iterator[DurableOutput]:
+    """Within this block a lost terminal ends nothing: whoever prints need not think of it. Gives standard output."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:  # where Python was started without any output
         streams = [DurableOutput(stream or nowhere) for stream in before]
         sys.stdout, sys.stderr = streams  # type: ignore[assignment]
         try:
-            yield
+            yield streams[0]
         finally:
             for stream in streams:
                 stream.flush()
@@ -173,6 +186,6 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = error.filename or str(out)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         raise ConfigError(f"--out {out} cannot be written: {error.filename}: {error.strerror}") from error

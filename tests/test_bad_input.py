@@ -32,7 +32,11 @@ def one_line(outcome: Outcome, code: int, *words: str) -> None:
         (("--run.steps", 2.5), 2, ("--run.steps",)),
         (("--run.precision", "fp61"), 2, ("--run.precision", "fp16")),
         (("--run.precision", "fp16"), 2, ("fp16 needs a GPU",)),
-        (("--run.batch-size", 1000), 2, ("run.batch_size 1000 is larger than the 54 training images",)),
+        (
+            ("--run.batch-size", 1000),
+            2,
+            ("run.batch_size 1000 is larger than the 54 training images: give at most 54",),
+        ),
         (("--run.batch-size", 9, "--run.accumulation", 2), 2, ("run.batch_size 9 is not divisible by 2",)),
         (("--data.size", 17), 2, ("data.size 17 is not divisible by 2", "16 or 18")),
         (("--autoencoder.network.norm-groups", 3), 2, ("norm_groups 3 does not divide",)),

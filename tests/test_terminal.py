@@ -43,8 +43,32 @@ def test_print_to_a_lost_terminal_ended_the_run(number: int, monkeypatch: pytest
         done.append(True)
 
     assert exit_code_of(main, []) == 0 and done
-    with pytest.raises(OSError, match="No space"):
-        DurableOutput(LostStream(errno.ENOSPC)).write("a full disk is another matter")
+    with pytest.raises(OSError, match="not permitted"):
+        DurableOutput(LostStream(errno.EPERM)).write("another failure is no lost terminal")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("flush", [True, False])
+def test_output_on_a_full_disk_ended_the_work_or_was_a_traceback(flush: bool, tmp_path: Path) -> None:
+    """Python gives a buffered line to the disk at its very end, where an error is a traceback and exit code 120."""
+
+    def main(_: list[str]) -> None:
+        print("lost", flush=flush)
+        (tmp_path / "done").touch()
+
+    def onto_a_full_disk() -> int:
+        with open("/dev/full", "w") as sys.stdout:
+            return exit_code_of(main, [])
+
+    outcome = forked(onto_a_full_disk)[1]()
+    assert (tmp_path / "done").exists()
+    assert (outcome.code, outcome.err) == (4, "error: the disk is full: could not write the output\n")
+
+    def progress_alone() -> int:
+        with open("/dev/full", "w") as sys.stderr:
+            return exit_code_of(lambda _: print("working", file=sys.stderr, flush=flush), [])
+
+    assert forked(progress_alone)[1]().code == 0
 
 
 def test_bytes_of_a_path_that_are_not_utf_8_ended_the_run_that_printed_them() -> None:

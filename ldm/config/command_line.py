@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         """What the command line says, or ConfigError with the flag that was probably meant."""
-        options, unknown = self.parse_known_args(list(map(expand_user, arguments)))
+        options, unknown = self.parse_known_args([expand_user(argument, alone=True) for argument in arguments])
         if unknown:
             flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
             near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
@@ -95,18 +95,20 @@ def parse(
         if option.required and name not in given:
             raise ConfigError(f"--{name} is missing; {_usage(prog, options)}")
     chosen = {name: given.pop(name, option.default if option.metavar else False) for name, option in options.items()}
+    chosen |= {name: os.path.expanduser("~") for name, text in chosen.items() if text == "~"}
     sections = {name: partial(section, chosen) for name, section in (inherited or {}).items()}
     config = reader.load(cls, Path(files[0]), {name: str(text) for name, text in given.items()}, sections)
     return Command(config, Path(files[0]), chosen)
 
 
-def expand_user(argument: str) -> str:
+def expand_user(argument: str, *, alone: bool = False) -> str:
     """An argument with `~/` or `~name/` as the home folder it stands for, also in `--flag=~/x`, where no shell does it.
 
-    A `~` alone stays: of a setting it means null.
+    A `~` `alone` may be a setting, where it means null.
     """
     flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    return flag + equals + os.path.expanduser(value) if re.match(r"~[^/\\]*[/\\]", value) else argument
+    expands = re.match(r"~[^/\\]*[/\\]", value) or (alone and value == "~")
+    return flag + equals + os.path.expanduser(value) if expands else argument
 
 
 def _split(

@@ -60,7 +60,7 @@ def explain_split(groups: Sequence[str], fraction: float, held_out: Sequence[int
     sizes = Counter(groups)
     (largest, most), *_ = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     found = f"data.held_out {fraction:g}: {count} of {images} images ({count / images:.0%}) are held out"
-    if len(sizes) == 1:
+    if len(sizes) == 1 < images:
         return f'{found}, for all of them are of one group, "{largest}"'
     if most == 1:
         return f"{found}, for one image of each class stays for training"

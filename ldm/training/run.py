@@ -65,9 +65,9 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether an earlier run of the same command did everything already; says so."""
-        finished = not self.dry and bool(self.on_main(lambda: self.folder.is_finished(self.run_config.steps)))
-        if finished:
-            self.print(f"{self.folder.path} is finished: {self.run_config.steps} steps; raise --run.steps to resume it")
+        done = 0 if self.dry else self.on_main(self.folder.finished_steps)
+        if finished := done >= self.run_config.steps:
+            self.print(f"{self.folder.path} is finished: {done} steps; raise --run.steps to resume it")
         return finished
 
     # ---- before the first step
@@ -83,7 +83,8 @@ class Run:
         """The order in which this process sees the training images."""
         config, processes = self.run_config, self.processes
         if config.batch_size > len(training):
-            raise ConfigError(f"run.batch_size {config.batch_size} is larger than the {len(training)} training images")
+            found = f"the {len(training)} training images: give at most {len(training)}"
+            raise ConfigError(f"run.batch_size {config.batch_size} is larger than {found}")
         layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
         return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
 
@@ -285,7 +286,7 @@ class Run:
 
     def finish(self) -> None:
         """Everything is on disk: note it, for people and for the next time."""
-        self.on_main(lambda: self.folder.mark_finished(self.run_config.steps))
+        self.on_main(lambda: self.folder.mark_finished(self.config))
         self.accelerator.end_training()
         self.print(f"done: {self.folder.path}")
 

@@ -72,10 +72,19 @@ class RunFolder:
         if self.is_finished(config.run.steps):
             self.restore_config(config)
         elif self.finished.exists() and not checkpoint.steps(self.checkpoints):
-            done = read_entry(self.finished, "step", int)
             raise CheckpointError(
-                f"{self.path} is a run that finished {done} steps, and its checkpoints/, from which it would go on, are"
-                " gone: restore them, or choose another --out"
+                f"{self.path} is a run that finished {self.finished_steps()} steps, and its checkpoints/, from which it"
+                " would go on, are gone: restore them, or choose another --out"
+            )
+        else:
+            self.check_steps(config.run.steps)
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ConfigError if more steps were made: weights of those would be exported as of fewer."""
+        if (newest := max(checkpoint.steps(self.checkpoints), default=0)) > steps:
+            raise ConfigError(
+                f"--run.steps {steps} is less than the {newest} steps of the newest checkpoint in {self.path}: give at"
+                f" least {newest}, or choose another --out"
             )
 
     def record(self, config: Any) -> None:
@@ -87,7 +96,7 @@ class RunFolder:
 
     def restore_config(self, config: Any) -> None:
         """Where config.yaml asks for more steps than the run has finished, write it as it was."""
-        file, done = self.path / "config.yaml", read_entry(self.finished, "step", int)
+        file, done = self.path / "config.yaml", self.finished_steps()
         if file.exists() and reader.load(type(config), file, {}).run.steps > done:
             before = replace(config, run=replace(config.run, steps=done))
             write_atomically(file, reader.dump(before).encode())
@@ -183,10 +192,16 @@ class RunFolder:
         kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
         write_atomically(self.metrics, "".join(kept).encode())
 
-    def mark_finished(self, step: int) -> None:
-        """Remember that everything up to and including the final export of `step` is on disk."""
-        write_atomically(self.finished, json.dumps({"step": step}).encode())
+    def mark_finished(self, config: Any) -> None:
+        """Remember that everything up to and including the final export is on disk."""
+        # Where a run that was stopped ends with the steps that it had, no new step has written its settings.
+        write_atomically(self.path / "config.yaml", reader.dump(config).encode())
+        write_atomically(self.finished, json.dumps({"step": config.run.steps}).encode())
+
+    def finished_steps(self) -> int:
+        """How many steps the run had when it was finished; 0 if it never was."""
+        return read_entry(self.finished, "step", int) if self.finished.exists() else 0
 
     def is_finished(self, steps: int) -> bool:
         """Whether a run of `steps` has nothing left to do."""
-        return self.finished.exists() and read_entry(self.finished, "step", int) >= steps
+        return self.finished_steps() >= steps

@@ -117,7 +117,7 @@ def test_the_description_is_aligned_and_fits_120_columns() -> None:
 def test_a_tilde_that_no_shell_expands_became_a_folder_of_that_name(
     file: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the training scripts and in `ldm VERB` alike; a tilde alone is YAML's null, and one inside a word is text."""
+    """In the training scripts and in `ldm VERB` alike; alone it is YAML's null of a setting; in a word it is text."""
     monkeypatch.setenv("HOME", "/home/me")
     assert parsed(str(file), *words).options["out"] == "/home/me/runs/a"
     assert parsed(str(file), "--out", "x", "--title=~/t").config.title == "/home/me/t"
@@ -127,3 +127,6 @@ def test_a_tilde_that_no_shell_expands_became_a_folder_of_that_name(
     verb.add_argument("--out", type=Path)
     found = verb.read(["~/run", *words])
     assert (found.run, found.out) == ("/home/me/run", Path("/home/me/runs/a"))
+    assert parsed(str(file), "--out=~").options["out"] == "/home/me" and verb.read(["x", "--out=~"]).out == Path(
+        "/home/me"
+    )

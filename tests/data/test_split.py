@@ -41,6 +41,10 @@ def test_a_group_that_overshoots_is_held_out_only_where_nothing_smaller_can_be()
         assert len(split_groups(groups, 0.1, 0)[1]) == 16
 
 
+def test_a_single_image_is_not_called_a_group() -> None:
+    assert explain_split(["a.png"], 0.1, []).endswith("for one image of each class stays for training")
+
+
 def test_groups_stay_whole_and_the_order_of_the_list_does_not_matter() -> None:
     groups = named([900, 50, 45, 33, 31, 20])
 

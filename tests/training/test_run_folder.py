@@ -24,8 +24,25 @@ def test_a_finished_run_started_with_fewer_steps_keeps_the_record_of_what_it_did
     shutil.copytree(finished_vae, run)
     before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
     outcome = stage_one.run(run, "--run.steps", 4)
-    assert outcome.code == 0 and "is finished" in outcome.out, outcome
+    assert outcome.code == 0 and "is finished: 6 steps" in outcome.out, outcome
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
+
+
+def test_weights_of_a_later_checkpoint_were_exported_as_of_fewer_steps(
+    stage_one: Stage, finished_vae: Path, tmp_path: Path
+) -> None:
+    """A run that was stopped at step 6 of many: fewer steps are refused, and with just 6 it is what it says it is."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_vae, run)
+    (run / "finished.json").unlink()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("steps: 6", "steps: 10000"))
+    before = files(run)
+    outcome = stage_one.run(run, "--run.steps", 5)
+    assert outcome.code == 2 and "give at least 6" in outcome.err and files(run) == before, outcome
+    assert stage_one.run(run).code == 0
+    assert (run / "config.yaml").read_text() == config
+    Autoencoder.load(run)
 
 
 @pytest.mark.parametrize("text", ['{"format": 2}', "[]", '{"format": 2, "data": 1, "step": null}'])

@@ -10,6 +10,8 @@ import numpy as np
 from ldm.data.config import FolderConfig
 from ldm.errors import DataError
 
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # of metadata and Parquet files
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -38,7 +40,7 @@ class Listing:
     entries: list[Entry]
     store: ImageStore
     passed_over: Counter[str] = field(default_factory=Counter)  # other files, counted by ending
-    captions: Counter[str] = field(default_factory=Counter)  # text beside images, which is not used, by ending
+    captions: Counter[str] = field(default_factory=Counter)  # text on images, which is not used, by where it is
     unnamed: int = 0  # images that metadata does not name
     notes: list[str] = field(default_factory=list)  # what else a person should know, each a part of a sentence
     patterns_used: set[str] = field(default_factory=set)  # those of `data.exclude` that left something out

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from ldm.data.layouts.file_tree import FileTree
-from ldm.data.layouts.listing import Entry, check_label
+from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, check_label
 from ldm.data.layouts.parquet import rows_of_table
 from ldm.errors import DataError
 
@@ -32,10 +33,11 @@ def metadata_files(tree: FileTree) -> dict[str, str]:
     return found
 
 
-def described(tree: FileTree, file: str, label_column: str | None) -> list[Entry] | None:
+def described(tree: FileTree, file: str, label_column: str | None, captions: Counter[str]) -> list[Entry] | None:
     """The images that a file of metadata names, sorted; None if it names none and says that nothing is labeled.
 
-    A `file_name` is a path from the file's own folder on. `label_column` None means that labels are not wanted.
+    A `file_name` is a path from the file's own folder on. `label_column` None means that labels are not wanted. What it
+    says of captions is counted in `captions`, by column.
     """
     folder, _, kind = file.rpartition("/")
     place = f"{tree.place.removeprefix('data.path ')}/{file}"
@@ -53,6 +55,7 @@ def described(tree: FileTree, file: str, label_column: str | None) -> list[Entry
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
         entries[entry.name] = entry
+        captions.update(f"{name} in {kind}" for name in CAPTION_COLUMNS if name != label_column and row.get(name))
     if not entries:
         raise DataError(f"{place} names no images")
     return [entries[name] for name in sorted(entries)]
@@ -139,7 +142,9 @@ def _is_nvlabs(tree: FileTree) -> bool:
 
 def _check_columns(columns: Sequence[str], place: str) -> None:
     if "file_name" not in columns:
-        raise DataError(f"{place} has no column file_name; its columns: {', '.join(columns) or 'none'}")
+        mark = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), "")
+        advice = f"; separate columns by commas instead of {json.dumps(mark)}" if mark else ""
+        raise DataError(f"{place} has no column file_name; its columns: {', '.join(columns) or 'none'}{advice}")
 
 
 def _is_number(text: str | None) -> bool:

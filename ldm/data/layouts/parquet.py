@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import zlib
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import UnreadableImage, decode_bytes
-from ldm.data.layouts.listing import Entry, Listing, check_label
+from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, Listing, check_label
 from ldm.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")  # which one is meant where several could be
@@ -78,7 +79,9 @@ def list_parquet(file: Path, config: FolderConfig) -> Listing:
         if isinstance(label, int) and 0 <= label < len(names):
             label = names[label]
         entries.append(Entry(f"{number:07d}", label, f"{number:07d}" if group is None else str(group)))
-    return Listing(entries, ParquetImages(file, column, np.cumsum([0, *sizes[:-1]]).tolist()))
+    captions = [name for name in CAPTION_COLUMNS if name in schema.names and name not in (column, *wanted)]
+    counted = Counter({f"{name} in Parquet": len(rows) for name in captions})
+    return Listing(entries, ParquetImages(file, column, np.cumsum([0, *sizes[:-1]]).tolist()), captions=counted)
 
 
 def rows_of_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:

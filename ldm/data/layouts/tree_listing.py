@@ -22,8 +22,9 @@ def list_tree(tree: FileTree, config: FolderConfig) -> Listing:
     """The images of a folder or an archive by name: those that its metadata names, or all that lie in it."""
     images, unnamed = [name for name in tree.names if is_image(name)], 0
     notes: list[str] = []
+    described_captions = Counter[str]()
     files = metadata_files(tree)
-    entries = _of_metadata(tree, files, config)
+    entries = _of_metadata(tree, files, config, described_captions)
     if entries is not None:
         _check_covered(tree, images, files, config)
         unnamed = len(set(images) - {entry.name for entry in entries})
@@ -43,15 +44,17 @@ def list_tree(tree: FileTree, config: FolderConfig) -> Listing:
     if config.labels == "folder" or (config.labels == "auto" and not files and not sidecars):
         entries, notes = _with_folder_labels(tree, entries, config)
     passed_over, captions = _passed_over(tree, images, sidecars | set(files.values()))
-    return Listing(entries, tree, passed_over, captions, unnamed, notes)
+    return Listing(entries, tree, passed_over, captions + described_captions, unnamed, notes)
 
 
-def _of_metadata(tree: FileTree, files: dict[str, str], config: FolderConfig) -> list[Entry] | None:
+def _of_metadata(
+    tree: FileTree, files: dict[str, str], config: FolderConfig, captions: Counter[str]
+) -> list[Entry] | None:
     """The images that metadata names; None if all images count, for there is none, or it says so."""
     if not files:
         return None
     column = config.label_column if config.labels in ("auto", "metadata") else None
-    parts = [described(tree, file, column) for file in files.values()]
+    parts = [described(tree, file, column, captions) for file in files.values()]
     entries = [entry for part in parts for entry in part or ()]
     return sorted(entries, key=lambda entry: entry.name) or None
 

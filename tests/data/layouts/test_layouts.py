@@ -210,6 +210,7 @@ def test_metadata_is_ignored_where_hugging_face_has_it(tmp_path: Path, kind: str
         ('file_name\n"1.pgm', "not a table of comma-separated values"),
         (b"\xff\xfe", "not a table of comma-separated values in UTF-8"),
         ("", "has no column file_name; its columns: none"),
+        ("file_name;label\n1.pgm;a\n", "separate columns by commas instead of"),
     ],
 )
 def test_a_wrong_table_of_metadata_is_not_refused_in_one_line(tmp_path: Path, text: str | bytes, reason: str) -> None:
@@ -335,6 +336,13 @@ def test_captions_are_dropped_without_a_word(tmp_path: Path) -> None:
     assert what_was_found(dataset).endswith(
         "; captions (.caption) are not used: 1; captions (.txt) are not used: 3; 1 other file passed over (.txt 1)"
     )
+    rows = [{"file_name": f"{n}.pgm", "text": "a cat"} for n in (1, 2)]
+    folder = write_files(
+        tmp_path / "hub", {"1.pgm": gray(1), "2.pgm": gray(2), "metadata.jsonl": metadata("jsonl", rows)}
+    )
+    assert "; captions (text in metadata.jsonl) are not used: 2" in what_was_found(opened(folder))
+    named = opened(folder, label_column="text")
+    assert named.classes == ["a cat"] and "captions" not in what_was_found(named)
 
 
 def test_a_name_that_is_no_text_or_two_lines_breaks_the_line(tmp_path: Path) -> None:

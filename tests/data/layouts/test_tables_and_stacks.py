@@ -54,6 +54,11 @@ def test_the_tables_of_a_hub_data_set_cannot_be_read(tmp_path: Path) -> None:
     assert opened(tmp_path / "data" / "train-*.parquet", labels="none").classes == []
 
 
+def test_captions_in_a_table_are_dropped_without_a_word(tmp_path: Path) -> None:
+    dataset = opened(write_table(tmp_path / "a.parquet", text=["a cat"] * 10))
+    assert "; captions (text in Parquet) are not used: 10" in what_was_found(dataset)
+
+
 def test_a_table_of_other_images_has_the_same_fingerprint(tmp_path: Path) -> None:
     first = opened(write_table(tmp_path / "a.parquet"))
     assert opened(write_table(tmp_path / "b.parquet")).fingerprint == first.fingerprint
