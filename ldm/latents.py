@@ -29,6 +29,7 @@ from ldm.randomness import derived_seed
 from ldm.shapes import format_size
 from ldm.training import locks
 from ldm.training.run import Run
+from ldm.training.run_folder import check_not_among_images
 
 
 def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
@@ -78,8 +79,10 @@ class LatentCache:
 def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
     """The cache in `folder`, built there first by the main process if there is none.
 
-    Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform.
+    Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform,
+    ConfigError if it lies among the images.
     """
+    check_not_among_images("--cache", folder, dataset.config)
     expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
     channels = autoencoder.latent_channels
 

@@ -54,7 +54,8 @@ def data_of(config: TrainDiffusionConfig, source: str | None) -> DataSourceConfi
         raise ConfigError(
             "the config has no data section, and there is no --autoencoder whose data could be taken: give one of them"
         )
-    raise ConfigError(f"--autoencoder {source} is not a run of train_vae.py, so the config must have a data section")
+    found = "is not a run of train_vae.py" if Path(source).exists() else "does not exist here"
+    raise ConfigError(f"--autoencoder {source} {found}, so the config must have a data section")
 
 
 def vae_config_of(source: str) -> TrainVAEConfig | None:

@@ -34,7 +34,8 @@ def split_groups(
     if not is_as_asked(count, len(groups), fraction):
         kept = {max(members, key=lambda group: sizes[group]) for members in classes}
         others = _closest([group for group in order if group not in kept], sizes, wanted)
-        if abs(sum(sizes[group] for group in others) - wanted) < abs(count - wanted):
+        fewer = sum(sizes[group] for group in others)
+        if others and (abs(fewer - wanted), fewer) < (abs(count - wanted), count):  # a tie leaves more for training
             chosen = others
     in_chosen = set(chosen)
     held_out = np.array([group in in_chosen for group in groups], dtype=bool)

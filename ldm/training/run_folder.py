@@ -33,7 +33,15 @@ MAY_CHANGE = {
     "data.path",  # where the images lie; that they are the same is told by their content
     "data.root",
 }
+EXPORTS = ("vae", "unet")  # the folders that the end of a run writes
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "latent-diffusion-trainer")
+
+
+def check_not_among_images(option: str, folder: Path, data: Any) -> None:
+    """Raise ConfigError if what is written to `folder`, which `option` names, would become images of the data."""
+    images = getattr(data, "path", "")
+    if images and folder.resolve().is_relative_to(Path(images).expanduser().resolve()):
+        raise ConfigError(f"{option} {folder} lies in data.path {images}, among the images: choose another {option}")
 
 
 class RunFolder:
@@ -76,6 +84,11 @@ class RunFolder:
                 f"{self.path} is a run that finished {self.finished_steps()} steps, and its checkpoints/, from which it"
                 " would go on, are gone: restore them, or choose another --out"
             )
+        elif not checkpoint.steps(self.checkpoints) and (made := [n for n in EXPORTS if (self.path / n).exists()]):
+            raise CheckpointError(
+                f"{self.path} holds the {made[0]}/ of a run whose checkpoints/ are gone, and a new run would replace it:"
+                " choose another --out"
+            )
         else:
             self.check_steps(config.run.steps)
 
@@ -109,9 +122,7 @@ class RunFolder:
             raise ConfigError(
                 f"--out {self.path} is not in UTF-8, and safetensors opens no such file: choose another --out"
             ) from error
-        images = getattr(config.data, "path", "")
-        if images and self.path.resolve().is_relative_to(Path(images).expanduser().resolve()):
-            raise ConfigError(f"--out {self.path} lies in data.path {images}, among the images: choose another --out")
+        check_not_among_images("--out", self.path, config.data)
 
     def has_begun(self) -> bool:
         """Whether there is something to go on from; until then a wrong setting can still be put right."""

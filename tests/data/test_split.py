@@ -41,6 +41,13 @@ def test_a_group_that_overshoots_is_held_out_only_where_nothing_smaller_can_be()
         assert len(split_groups(groups, 0.1, 0)[1]) == 16
 
 
+def test_of_two_hold_outs_equally_far_from_what_was_asked_the_smaller_one_is_taken() -> None:
+    groups = ["C"] * 36 + ["D"] * 4
+    for seed in range(6):
+        training, held_out = split_groups(groups, 0.5, seed)
+        assert (len(training), len(held_out)) == (36, 4)
+
+
 def test_a_single_image_is_not_called_a_group() -> None:
     assert explain_split(["a.png"], 0.1, []).endswith("for one image of each class stays for training")
 

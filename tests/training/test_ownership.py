@@ -106,12 +106,31 @@ def test_a_cache_overwrote_somebodys_moments(stage_two: Stage, tmp_path: Path) -
     assert contents(cache) == {"moments.npy": b"of inertia"}
 
 
+def test_a_cache_was_written_among_the_images(stage_two: Stage, shapes_folder: Path, tmp_path: Path) -> None:
+    """And its moments were an image of the next run."""
+    outcome = stage_two.run(tmp_path / "run", "--cache", shapes_folder / "cache")
+    assert outcome.code == 2 and "among the images: choose another --cache" in outcome.err, outcome
+    assert not (shapes_folder / "cache").exists()
+
+
 def test_a_cache_in_the_runs_own_folder_waited_for_the_runs_own_lock(stage_two: Stage, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert "the run's own folder" in refusal(stage_two.run(out, "--cache", out))
 
 
 @pytest.mark.parametrize("steps", [6, 8])
+def test_a_run_that_lost_its_checkpoints_and_its_mark_started_anew_over_its_export(
+    stage_one: Stage, finished_vae: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_vae, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "finished.json").unlink()
+    before = (run / "vae" / "config.json").stat().st_mtime_ns
+    outcome = stage_one.run(run)
+    assert outcome.code == 4 and "holds the vae/ of a run whose checkpoints/ are gone" in outcome.err, outcome
+    assert (run / "vae" / "config.json").stat().st_mtime_ns == before
+
+
 def test_a_finished_run_without_its_checkpoints_started_anew_over_itself(
     stage_one: Stage, finished_vae: Path, tmp_path: Path, steps: int
 ) -> None:
