@@ -86,8 +86,8 @@ class RunFolder:
             )
         elif not checkpoint.steps(self.checkpoints) and (made := [n for n in EXPORTS if (self.path / n).exists()]):
             raise CheckpointError(
-                f"{self.path} holds the {made[0]}/ of a run whose checkpoints/ are gone, and a new run would replace it:"
-                " choose another --out"
+                f"{self.path} holds the {made[0]}/ of a run whose checkpoints/ are gone, and a new run would replace"
+                " it: choose another --out"
             )
         else:
             self.check_steps(config.run.steps)

@@ -118,7 +118,6 @@ def test_a_cache_in_the_runs_own_folder_waited_for_the_runs_own_lock(stage_two: 
     assert "the run's own folder" in refusal(stage_two.run(out, "--cache", out))
 
 
-@pytest.mark.parametrize("steps", [6, 8])
 def test_a_run_that_lost_its_checkpoints_and_its_mark_started_anew_over_its_export(
     stage_one: Stage, finished_vae: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +130,7 @@ def test_a_run_that_lost_its_checkpoints_and_its_mark_started_anew_over_its_expo
     assert (run / "vae" / "config.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("steps", [6, 8])
 def test_a_finished_run_without_its_checkpoints_started_anew_over_itself(
     stage_one: Stage, finished_vae: Path, tmp_path: Path, steps: int
 ) -> None:
