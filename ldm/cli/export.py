@@ -37,14 +37,15 @@ def main(arguments: list[str]) -> None:
         force=options.force,
         command=shlex.join(["ldm", "export", *arguments]),
     )
-    if is_diffusion_model(options.run):
-        facts = export_diffusion_model(request)
-        print(f"{options.out}: read again and sampled from, largest difference {facts['sample_difference']:.1e}")
+    is_diffusion = is_diffusion_model(options.run)
+    facts = export_diffusion_model(request) if is_diffusion else export(request)
+    allowed = "" if options.dtype == "fp32" else f" ({facts['tolerance']:g} is allowed in {options.dtype})"
+    if is_diffusion:
+        worst = facts["sample_difference"]
+        print(f"{options.out}: read again and sampled from, largest difference {worst:.1e}{allowed}")
         return
-    facts = export(request)
     worst = max(facts["reconstruction_difference"], facts["latent_difference"])
     where = Path(options.out) / facts.get("file", "")
-    allowed = "" if options.dtype == "fp32" else f" ({facts['tolerance']:g} is allowed in {options.dtype})"
     print(f"{where}: read again and compared, largest relative difference {worst:.1e}{allowed}")
 
 

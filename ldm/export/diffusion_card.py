@@ -19,9 +19,9 @@ tags: [latent-diffusion, image-generation]
 ---
 """
 LOADING = """```python
-from diffusers import DiffusionPipeline
+{needs_torch}from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True{half})
 pipe(16).images[0].save("sample.png"){labels}
 ```
 
@@ -41,10 +41,13 @@ def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dic
     """Write README.md beside samples.png; of the run it says what config.yaml and command.txt do, if they are there."""
     classes = model.classes
     labels = f'\npipe(4, ["{classes[0]}"]).images  # classes by name or number' if classes else ""
+    torch_name = {"fp16": "float16", "bf16": "bfloat16"}.get(facts["dtype"])
+    half = f', variant="{facts["dtype"]}", dtype=torch.{torch_name}' if torch_name else ""
+    loading = LOADING.format(labels=labels, half=half, needs_torch="import torch\n" if torch_name else "")
     sections = [
         f"# {name}\n\n{description(model)}",
         "![Samples of seed 0](samples.png)",
-        f"## Loading it\n\n{LOADING.format(labels=labels)}",
+        f"## Loading it\n\n{loading}",
         f"## Sampling\n\n{sampling(model, facts['samples']['steps'])}",
         *origin(run, facts),
     ]

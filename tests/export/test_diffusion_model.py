@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.export import diffusion_card, diffusion_model
@@ -33,7 +34,7 @@ def test_a_shared_diffusion_model_does_not_carry_checkpoints_and_latents(finishe
     }
     before, after = (LatentDiffusion.load(place).sample(2, steps=2, seed=3) for place in (finished_diffusion, out))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    assert json.loads((out / "export.json").read_text())["sample_difference"] <= diffusion_model.TOLERANCE
+    assert json.loads((out / "export.json").read_text())["sample_difference"] <= 1e-3
     card = (out / "README.md").read_text()
     for words in (
         *("# shapes", "trust_remote_code=True", "LatentDiffusion.load", "2 classes: disc, square", "6 steps of 8"),
@@ -46,8 +47,28 @@ def test_a_shared_diffusion_model_does_not_carry_checkpoints_and_latents(finishe
     assert exported(capsys, out, "--format", "diffusers", "--out", out, "--force").code == 0
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_diffusion_model_is_not_to_be_had_in_half_precision(finished_diffusion, tmp_path, capsys, dtype):
+    out = tmp_path / "half"
+    outcome = exported(capsys, finished_diffusion, "--format", "diffusers", "--dtype", dtype, "--out", out)
+    assert outcome.code == 0 and f"is allowed in {dtype}" in outcome.out, outcome
+    files = sorted(out.glob("*/*.safetensors"))
+    assert [file.name for file in files] == [
+        f"model.{dtype}.safetensors",
+        f"diffusion_pytorch_model.{dtype}.safetensors",
+    ]
+    for file in files:
+        assert {value.dtype for value in load_file(file).values()} == {diffusion_model.DTYPES[dtype]}
+    difference = json.loads((out / "export.json").read_text())["sample_difference"]
+    assert 0 < difference <= diffusion_model.SAMPLE_TOLERANCES[dtype]
+    assert f'variant="{dtype}"' in (out / "README.md").read_text()
+    assert out.stat().st_size and sum(file.stat().st_size for file in files) < 0.6 * sum(
+        file.stat().st_size for file in finished_diffusion.glob("*/*.safetensors")
+    )
+
+
 def test_a_model_whose_samples_are_others_is_not_left_behind(finished_diffusion, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(diffusion_model, "TOLERANCE", -1.0)
+    monkeypatch.setitem(diffusion_model.SAMPLE_TOLERANCES, "fp32", -1.0)
     outcome = exported(capsys, finished_diffusion, "--format", "diffusers", "--out", tmp_path / "out")
     refusal(outcome, 4, "samples by", "nothing was left behind")
     assert not list(tmp_path.iterdir())
@@ -64,7 +85,6 @@ def test_a_diffusion_model_is_not_written_in_the_form_of_an_autoencoder(finished
         (("--format", "compvis"), ("diffusion model", "compvis", "/vae")),
         (("--format", "diffusers", "--latent-scale", 2), ("--latent-scale 2", "/vae")),
         (("--format", "diffusers", "--checkpoint", 3), ("--checkpoint 3",)),
-        (("--format", "diffusers", "--dtype", "fp16"), ("--dtype fp16",)),
     ):
         refusal(exported(capsys, finished_diffusion, *flags, "--out", tmp_path / "out"), 2, *words)
 
