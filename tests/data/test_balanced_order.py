@@ -15,6 +15,7 @@ from ldm.data.batches import BatchSampler, BatchSpec, balanced_order, shuffled
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.errors import ConfigError
+from tests.support.batch_parts import tiled
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, metrics, weights
 
@@ -71,14 +72,7 @@ def test_classes_are_mixed_inside_a_round_and_another_seed_is_another_order() ->
 @pytest.mark.parametrize(("processes", "accumulation"), list(product((1, 2, 4), (1, 4))))
 def test_the_parts_of_a_balanced_step_tile_the_same_global_batch(processes: int, accumulation: int) -> None:
     for step in (0, 6, 5, 100):  # in any order: nothing depends on what was asked for before
-        whole = sampler().spec(step)
-        parts = [
-            sampler(processes=processes, accumulation=accumulation, rank=rank).spec(step * accumulation + micro_step)
-            for micro_step in range(accumulation)
-            for rank in range(processes)
-        ]
-        assert [index for part in parts for index in part.indices] == whole.indices
-        assert [epoch for part in parts for epoch in part.epochs] == whole.epochs
+        tiled(sampler, step, processes=processes, accumulation=accumulation)
 
 
 def test_a_balanced_batch_does_not_depend_on_what_was_drawn_before() -> None:

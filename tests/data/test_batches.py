@@ -13,6 +13,7 @@ from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.randomness import StepRandom, derived_seed, generator
 from ldm.shapes import to_float
+from tests.support.batch_parts import tiled
 
 SAMPLES = tuple(range(100, 137))
 DIVISIONS = list(product((1, 2, 4), (1, 2, 4)))  # processes, accumulation
@@ -67,13 +68,7 @@ def test_another_seed_is_another_order():
 def test_the_parts_of_a_step_tile_the_same_global_batch(processes: int, accumulation: int):
     for step in range(5):
         whole = sampler().spec(step)
-        parts = [
-            sampler(processes=processes, accumulation=accumulation, rank=rank).spec(step * accumulation + micro_step)
-            for micro_step in range(accumulation)
-            for rank in range(processes)
-        ]
-        assert [index for part in parts for index in part.indices] == whole.indices
-        assert [epoch for part in parts for epoch in part.epochs] == whole.epochs
+        parts = tiled(sampler, step, processes=processes, accumulation=accumulation)
         for draw in ("normal", "uniform"):
             numbers = [getattr(part.rng, draw)("noise", 3, 2) for part in parts]
             assert torch.equal(torch.cat(numbers), getattr(whole.rng, draw)("noise", 3, 2))
