@@ -45,7 +45,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
-    from ldm.data.summary import what_was_found
+    from ldm.data.summary import describe
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import SamplePanel
     from ldm.export.finalize import finalize_diffusion
@@ -58,8 +58,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     if run.is_finished():
         return
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
-    run.list_unreadable(dataset.unreadable)
-    run.print(what_was_found(dataset))
+    run.print(describe(dataset))
     training, held_out = dataset.split()
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
     check_latent_shape(config.denoiser, autoencoder.latent_shape(data.sides))

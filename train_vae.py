@@ -26,7 +26,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     from ldm.autoencoder.objective import ReconstructionObjective
     from ldm.data.batches import ImageBatches
     from ldm.data.datasets import open_dataset
-    from ldm.data.summary import what_was_found
+    from ldm.data.summary import describe
     from ldm.evaluation.panels import ReconstructionPanel
     from ldm.export.finalize import finalize_autoencoder
     from ldm.randomness import seed_weights
@@ -37,8 +37,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     if run.is_finished():
         return
     dataset = run.main_first(lambda: open_dataset(config.data, progress=run.is_main))
-    run.list_unreadable(dataset.unreadable)
-    run.print(what_was_found(dataset))
+    run.print(describe(dataset))
     training, held_out = dataset.split()
 
     seed_weights(config.run.seed)

@@ -1,10 +1,10 @@
-"""Means over the processes of a distributed run."""
+"""What the processes of a distributed run agree on: means, and the weights that they begin with."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -19,6 +19,13 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def copy_from_main(module: nn.Module, device: torch.device) -> None:
+    """Move a module to this process's device, and give it the parameters and buffers that the main process has."""
+    module.to(device)
+    for value in module.state_dict().values() if is_distributed() else ():
+        dist.broadcast(value.detach(), 0)
 
 
 def mean_with_gradient(value: Tensor) -> Tensor:

@@ -8,7 +8,17 @@ import numpy as np
 from ldm.data.datasets import Dataset
 from ldm.data.decoding import NEEDS
 
+UNREADABLE = 20  # so many are named
 ALL_CLASSES = 6  # so many are all listed; of more the largest and the smallest
+
+
+def describe(dataset: Dataset) -> str:
+    """What was found, in one line, after the images that could not be read, if there are any: a line each, of many
+    the first 20."""
+    unreadable = [f"unreadable, replaced by another: {reason}" for reason in dataset.unreadable[:UNREADABLE]]
+    if (more := len(dataset.unreadable) - UNREADABLE) > 0:
+        unreadable.append(f"unreadable, replaced by others: {more} more")
+    return "\n".join([*unreadable, what_was_found(dataset)])
 
 
 def what_was_found(dataset: Dataset) -> str:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
@@ -16,12 +17,13 @@ from ldm import checkpoint
 from ldm.config import reader
 from ldm.data.batches import BatchSampler, balanced_order
 from ldm.data.datasets import Subset
+from ldm.distributed import copy_from_main
 from ldm.errors import ConfigError, LDMError, StopRequested
 from ldm.pictures import drawn
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
-from ldm.training.devices import create_accelerator, resolve_precision
+from ldm.training.devices import create_accelerator, resolve_precision, to_device
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_folder import RunFolder
@@ -72,13 +74,6 @@ class Run:
 
     # ---- before the first step
 
-    def list_unreadable(self, unreadable: list[str]) -> None:
-        """Name the images that could not be read and were replaced."""
-        for reason in unreadable[:20]:
-            self.print(f"unreadable, replaced by another: {reason}")
-        if len(unreadable) > 20:
-            self.print(f"unreadable, replaced by others: {len(unreadable) - 20} more")
-
     def batch_sampler(self, training: Subset) -> BatchSampler:
         """The order in which this process sees the training images."""
         config, processes = self.run_config, self.processes
@@ -87,6 +82,15 @@ class Run:
             raise ConfigError(f"run.batch_size {config.batch_size} is larger than {found}")
         layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
         return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
+
+    def initialize(self, module: nn.Module, from_data: Callable[[], None]) -> None:
+        """Let `from_data`, once and on the main process, set what of `module` starts from the training data.
+
+        Not if a checkpoint has it. Comes before `prepare`, which takes the averages' start from the weights.
+        """
+        if self.newest_checkpoint is None:
+            self.on_main(from_data)
+            copy_from_main(module, self.device)
 
     def prepare(
         self,
@@ -124,9 +128,8 @@ class Run:
             precision = self.run_config.precision
             facts = {"device": self.device.type, "processes": self.processes.count, "precision": precision}
             self.on_main(lambda: self.folder.describe_environment(data, perceptual_weights, **facts))
-            newest = self.on_main(self.newest_checkpoint)
-            if newest is not None:
-                loaded = checkpoint.load(newest)
+            if self.newest_checkpoint is not None:
+                loaded = checkpoint.load(self.newest_checkpoint)
                 for state in self.states.values():
                     state.load(loaded)
                 self.first_step = loaded.step
@@ -134,9 +137,10 @@ class Run:
             self.on_main(lambda: self.folder.forget_after(self.first_step))
         self.metrics = MetricsLog(self.folder, self.accelerator, self.run_config, self.first_step)
 
+    @cached_property
     def newest_checkpoint(self) -> Path | None:
-        """Where the newest whole checkpoint lies."""
-        newest = checkpoint.newest(self.folder.checkpoints, self.print)
+        """Where the newest whole checkpoint lies that the run began with."""
+        newest = None if self.dry else self.on_main(lambda: checkpoint.newest(self.folder.checkpoints, self.print))
         return None if newest is None else newest.path
 
     # ---- the loop
@@ -202,7 +206,7 @@ class Run:
         parts, part = config.accumulation * processes.count, micro_step * processes.count + processes.rank
         rng = StepRandom.of_part(config.seed, number, total=config.batch_size, parts=parts, part=part)
         samples = self.folder.samples if self.is_main and not self.dry else None
-        return TrainingStep(self.to_device(batch), rng, micro_step, config, self.states, self.metrics, samples)
+        return TrainingStep(to_device(batch, self.device), rng, micro_step, config, self.states, self.metrics, samples)
 
     def add_monitor(self, monitor: Callable[[dict[str, Any]], str | None]) -> None:
         """Let `monitor` read every line of the log; what it returns is printed as a warning, once."""
@@ -294,7 +298,3 @@ class Run:
         """One line for the person at the terminal, from the main process."""
         if self.is_main:
             tqdm.write(line)
-
-    def to_device(self, batch: Any) -> Any:
-        """The same batch on this process's device."""
-        return type(batch)(*(part.to(self.device, non_blocking=self.device.type == "cuda") for part in batch))
