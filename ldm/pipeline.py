@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.batch import ClassLabels, Condition, ConditionSchema
+from ldm.component.weights_file import load_weights, save_weights
 from ldm.config.plain import from_plain
 from ldm.config.reader import to_dict
 from ldm.diffusion.conditioning import ConditionEmbedding
@@ -24,7 +25,6 @@ from ldm.diffusion.network import DenoiserNetwork
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
 from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
-from ldm.nn.weights_file import load_weights, save_weights
 from ldm.shapes import Images, Latents
 
 FORMAT = 2  # of the folder of a denoiser; 1 was that of version 0.1

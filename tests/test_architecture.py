@@ -16,7 +16,7 @@ from tests.support.scripts import ROOT
 # list in order, from what stands before it. A name stands for a file or for a folder with all that is in it.
 FLOORS = [
     ["config", "errors", "terminal", "shapes", "randomness", "distributed", "batch", "corruption"],  # the ground
-    ["checkpoint", "pictures", "nn", "data", "entropy"],  # tools
+    ["checkpoint", "pictures", "component", "nn", "data", "entropy"],  # tools
     ["autoencoder", "diffusion", "training"],  # the two halves, and the bookkeeping of a run
     [
         "script_configs",

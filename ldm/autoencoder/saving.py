@@ -27,7 +27,7 @@ def load(source: str | Path) -> Autoencoder:
         return load_taesd(Path(source))
     folder = diffusers.resolve_path(source)
     if diffusers.is_ours(folder):
-        return load_ours(folder)
+        return ours.load(folder)
     return load_taesd(folder) if taesd.is_taesd(folder) else from_diffusers(diffusers.read(source))
 
 
@@ -45,19 +45,6 @@ def load_taesd(place: Path) -> Autoencoder:
     return autoencoder.eval()
 
 
-def load_ours(folder: Path) -> Autoencoder:
-    """The autoencoder in a folder of our own format, or CheckpointError."""
-    try:
-        saved = ours.read(folder)
-        autoencoder = create(saved.config, image=saved.image, classes=saved.classes)
-        autoencoder.load_state_dict(saved.tensors)
-        autoencoder.decodes_images = saved.decodes_images
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
-    return autoencoder.eval()
-
-
 def save(autoencoder: Autoencoder, folder: Path) -> None:
     """Write what `load` reads, and diffusers too where it has a class for it.
 
@@ -67,9 +54,7 @@ def save(autoencoder: Autoencoder, folder: Path) -> None:
         kl = diffusers.fold(to_diffusers(autoencoder), autoencoder.latent_mean, autoencoder.latent_std)
         kl.save_pretrained(str(folder), safe_serialization=True)
     else:
-        config, image = autoencoder.config, autoencoder.image
-        assert config is not None and image is not None
-        ours.write(folder, ours.Saved(config, image, autoencoder.decodes_images, autoencoder.state_dict()))
+        ours.write(autoencoder, folder)
 
 
 def from_diffusers(kl: "AutoencoderKL") -> Autoencoder:

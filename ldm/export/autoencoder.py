@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,15 @@ from ldm.export.round_trip import (
     write_comfyui,
     write_compvis,
     write_diffusers,
+    write_own,
     write_tiny,
 )
 from ldm.shapes import Images
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
+
+    from ldm.autoencoder.formats.autoencoder_model import AutoencoderModel
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def check_out(request: ExportRequest) -> Path:
 class Prepared:
     """What is to be written, and what it is compared with."""
 
-    model: "AutoencoderKL | AutoencoderTiny"
+    model: "AutoencoderKL | AutoencoderTiny | AutoencoderModel"
     write: Callable[[Any, Path, str, str], WrittenAutoencoder]
     statistics: tuple[Tensor, Tensor]  # mean and standard deviation per channel of the model's own latents
     images: Images
@@ -102,7 +106,10 @@ def export(request: ExportRequest) -> dict[str, Any]:
     out = check_out(request)
     loaded = load_run(request.source, step=request.step, ema=request.ema, raw_latents=request.latent_scale == "source")
     autoencoder = loaded.autoencoder
-    prepared = (prepared_tiny if isinstance(autoencoder.network, TAESDNetwork) else prepared_kl)(loaded, request)
+    if isinstance(autoencoder.network, TAESDNetwork):
+        prepared = prepared_tiny(loaded, request)
+    else:
+        prepared = (prepared_kl if autoencoder.is_autoencoder_kl else prepared_own)(loaded, request)
     model = cast(prepared.model, request.dtype)
     facts: dict[str, Any] = {
         **{"format": request.format, **prepared.facts, "step": loaded.step, "ema": loaded.ema},
@@ -130,15 +137,8 @@ def finish_folder(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def prepared_kl(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared:
-    """An AutoencoderKL with the latent statistics folded in; ConfigError where there is none, or not for the host."""
+    """An AutoencoderKL with the latent statistics folded in; ConfigError where it is not for the host."""
     autoencoder = loaded.autoencoder
-    if not autoencoder.is_autoencoder_kl:
-        config = autoencoder.config
-        kinds = f"{config.network.kind} and {config.bottleneck.kind}" if config else "another kind"
-        raise ConfigError(
-            f"{request.source} is an autoencoder of {kinds}, which diffusers and CompVis have no class"
-            " for: use its vae/ with ldm.Autoencoder.load"
-        )
     kl = to_diffusers(autoencoder)
     if request.format in CHECKS:
         CHECKS[request.format](kl.config)
@@ -172,14 +172,37 @@ def prepared_tiny(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared
     return Prepared(to_tiny(autoencoder), write_tiny, statistics, images, facts)
 
 
+def prepared_own(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared:
+    """An autoencoder that brings its own code; ConfigError for another format than diffusers', and for a scale."""
+    from ldm.autoencoder.formats.autoencoder_model import AutoencoderModel
+
+    autoencoder = loaded.autoencoder
+    assert autoencoder.config is not None
+    kinds = f"{autoencoder.config.network.kind} and {autoencoder.config.bottleneck.kind}"
+    if request.format != "diffusers":
+        raise ConfigError(
+            f"{request.source} is an autoencoder of {kinds}, which {request.format} has no network for: use --format"
+            " diffusers, whose AutoModel opens it, or train one of autoencoder.network.kind kl and bottleneck gaussian"
+        )
+    if request.latent_scale not in (None, 1.0) or request.latent_shift or request.host:
+        raise ConfigError(
+            "--latent-scale, --latent-shift and --host are for an AutoencoderKL, of autoencoder.network.kind kl and"
+            f" bottleneck gaussian: {request.source} is of {kinds}, and its latents always have unit variance"
+        )
+    images = compared_images(loaded, measured=True)
+    statistics = torch.zeros(autoencoder.latent_channels), torch.ones(autoencoder.latent_channels)
+    facts = {"latent_scale": 1.0, "latent_shift": 0.0}
+    return Prepared(AutoencoderModel.around(deepcopy(autoencoder)), write_own, statistics, images, facts)
+
+
 def compared_images(loaded: LoadedAutoencoder, *, measured: bool) -> Images:
     """Images to compare reconstructions of; where the latents of a checkpoint are `measured`, some of its run's."""
     if loaded.step is not None and measured:
         return loaded.measure()
     network = loaded.autoencoder.network
     side = 8 * network.downsampling[0]
-    shape = (COMPARED_IMAGES, network.image_channels, side, side)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    shape = network.fixed_size or (network.image_channels, side, side)
+    return torch.rand(COMPARED_IMAGES, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def resolved_scale(request: ExportRequest, config: Mapping[str, Any]) -> LatentScale | None:

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 
+from ldm.autoencoder.formats.autoencoder_model import AutoencoderModel
 from ldm.autoencoder.formats.diffusers import is_ours
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import read_json, write_folder_atomically
+from ldm.component.weights_file import convert_weights
 from ldm.diffusion.config import SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.export.pipeline.components import AutoencoderModel, DenoiserModel, autoencoder_code
+from ldm.export.pipeline.denoiser_model import DenoiserModel
 from ldm.export.pipeline.latent_diffusion_pipeline import LatentDiffusionPipeline, class_of, write_index
-from ldm.nn.weights_file import convert_weights
 from ldm.pipeline import DiffusionModelConfig
 
 __all__ = ["AutoencoderModel", "DenoiserModel", "LatentDiffusionPipeline", "save_pipeline"]
@@ -40,9 +41,6 @@ def save_pipeline(
     def save_vae(new: Path) -> None:
         autoencoder.save(new)
         convert_weights(new, dtype, variant)
-        if is_ours(new):
-            facts = read_json(new / "config.json")
-            autoencoder_code(facts["network"]["kind"], facts["bottleneck"]["kind"]).write(new)
 
     def save_unet(new: Path) -> None:
         unet.save_pretrained(new)
@@ -65,8 +63,5 @@ def class_in(vae: Path) -> list[str]:
     """Where diffusers finds the class of the autoencoder in a folder."""
     facts = read_json(vae / "config.json")
     if is_ours(vae):
-        return [
-            autoencoder_code(facts["network"]["kind"], facts["bottleneck"]["kind"]).module,
-            AutoencoderModel.__name__,
-        ]
+        return list(facts["auto_map"]["AutoModel"].split("."))
     return ["diffusers", facts["_class_name"]]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ldm.autoencoder.formats import ours
 from ldm.checkpoint import read_json
 from ldm.config import reader
 from ldm.config.yaml_file import inline
@@ -26,6 +27,27 @@ autoencoder = {kind}.{loading}
 latents = autoencoder.encode(images).{latents} * autoencoder.config.scaling_factor
 images = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample  # in [-1, 1]
 ```"""
+OWN = """```python
+{torch}from diffusers import AutoModel
+
+autoencoder = AutoModel.{loading}
+latents = autoencoder.encode(images).latent_dist.sample()  # of unit variance: the scaling factor is 1, the shift 0
+images = autoencoder.decode(latents).sample  # in [-1, 1]
+```
+
+The folder brings the code for it, `{module}.py`; the package it comes from, `latent-diffusion-trainer` (imported as
+`ldm`), opens it too: `ldm.Autoencoder.load("this/folder")`. Without diffusers{plain}:
+
+```python
+from {module} import load  # in this folder
+
+autoencoder = load("this/folder")
+latents = autoencoder.encode(images).mode()
+images = autoencoder.decode(latents)
+```{cropped}"""
+CROPPED = """
+
+An image whose sides {factor} does not divide is padded to the right and below: crop what is decoded."""
 SHIFTED = (
     "\nBefore it is scaled, {what} of config.json is subtracted from a latent, as the pipelines of diffusers do.\n"
 )
@@ -64,6 +86,8 @@ def write(folder: Path, name: str, loaded: LoadedAutoencoder, facts: dict[str, A
 
 def description(loaded: LoadedAutoencoder, facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     """What it is, and of what shape and scale its latents are."""
+    if class_of(kl_config) == "AutoModel":
+        return own_description(loaded, kl_config) + precision(facts)
     network, count = loaded.autoencoder.network, sum(p.numel() for p in loaded.autoencoder.network.parameters())
     scale, channels, side = kl_config["scaling_factor"], kl_config["latent_channels"], 256 // network.downsampling[0]
     kind = class_of(kl_config)
@@ -85,8 +109,24 @@ def description(loaded: LoadedAutoencoder, facts: dict[str, Any], kl_config: dic
     )
 
 
+def own_description(loaded: LoadedAutoencoder, config: dict[str, Any]) -> str:
+    """The same of an autoencoder in our own format."""
+    autoencoder, network = loaded.autoencoder, loaded.autoencoder.network
+    count = sum(parameter.numel() for parameter in network.parameters())
+    sides = network.fixed_size[1:] if network.fixed_size else (256, 256)
+    latent = " x ".join(map(str, autoencoder.latent_shape(sides)))
+    known = "over the images it was trained on" if loaded.run else "over the images that its source was trained on"
+    return (
+        f"An autoencoder: network {config['network']['kind']}, bottleneck {config['bottleneck']['kind']}, {count:,}"
+        f" parameters. It takes images in [-1, 1] and makes {latent} of {network.image_channels} x"
+        f" {' x '.join(map(str, sides))}.\n\nLatents have zero mean and unit variance per channel, {known}."
+    )
+
+
 def class_of(config: dict[str, Any]) -> str:
-    """The class of diffusers that a configuration is of."""
+    """The class of diffusers that a configuration is of; AutoModel where the folder brings its own."""
+    if "bottleneck" in config:
+        return "AutoModel"
     return "AutoencoderTiny" if "num_decoder_blocks" in config else "AutoencoderKL"
 
 
@@ -107,9 +147,12 @@ def loading(facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
     dtype = f", torch_dtype=torch.{'float16' if facts['dtype'] == 'fp16' else 'bfloat16'}" if half else ""
     if facts["format"] == "diffusers":
         variant = f', variant="{facts["dtype"]}"' if half else ""
-        call = f'from_pretrained("this/folder"{variant}{dtype})'
+        trust = ", trust_remote_code=True" if kind == "AutoModel" else ""
+        call = f'from_pretrained("this/folder"{trust}{variant}{dtype})'
     else:
         call = f'from_single_file("this/folder/{facts["file"]}", config="this/folder"{dtype})'
+    if kind == "AutoModel":
+        return own_loading(kl_config, "import torch\n" if half else "", call)
     latents = "latent_dist.sample()" if kind == "AutoencoderKL" else "latents"
     text = DIFFUSERS.format(torch="import torch\n" if half else "", kind=kind, loading=call, latents=latents)
     named = [what for what in ("shift_factor", "latents_mean") if kl_config.get(what)]
@@ -118,6 +161,15 @@ def loading(facts: dict[str, Any], kl_config: dict[str, Any]) -> str:
         text += COMPVIS.format(yaml=f"`{Path(facts['file']).with_suffix('.yaml')}`")
         text += OWN_ATTENTION if any("Attn" in block for block in kl_config["down_block_types"]) else ""
     return text + (COMFYUI.format(file=f"`{facts['file']}`") if facts["format"] == "comfyui" else "")
+
+
+def own_loading(config: dict[str, Any], torch: str, call: str) -> str:
+    """The lines that load an autoencoder in our own format."""
+    network, factor = config["network"]["kind"], config["downsampling"]
+    cropped = CROPPED.format(factor=factor) if isinstance(factor, int) and factor > 1 else ""
+    plain = "" if network == "kl" else ", with torch and safetensors alone"
+    module = ours.code(network, config["bottleneck"]["kind"]).module
+    return OWN.format(torch=torch, loading=call, module=module, plain=plain, cropped=cropped)
 
 
 def origin(loaded: LoadedAutoencoder, facts: dict[str, Any]) -> Iterator[str]:

@@ -1,9 +1,12 @@
 """The round trip of an export: written, read again as another program reads it, and compared with the original."""
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +21,8 @@ from ldm.shapes import Images
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
+
+    from ldm.autoencoder.formats.autoencoder_model import AutoencoderModel
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}  # the largest difference allowed, over the largest value
@@ -35,7 +40,10 @@ class WrittenAutoencoder:
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:
     """The model in a floating-point format of DTYPES, in place; ConfigError if that has no number for a weight."""
-    tensors = {name: value.to(DTYPES[dtype]) for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.to(DTYPES[dtype]) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     for name, value in model.state_dict().items():
         if not tensors[name].isfinite().all():
             raise ConfigError(
@@ -71,6 +79,30 @@ def write_tiny(tiny: "AutoencoderTiny", folder: Path, name: str, dtype: str) -> 
     return WrittenAutoencoder(
         folder, again, lambda images: again.encode(images).latents, lambda latents: again.decode(latents).sample
     )
+
+
+def write_own(model: "AutoencoderModel", folder: Path, name: str, dtype: str) -> WrittenAutoencoder:
+    """A folder of our own format, as the code in it reads it, which is what diffusers' AutoModel runs."""
+    model.save_pretrained(folder, variant=variant_of(dtype))
+    own = imported(folder / f"{model.code().module}.py")
+    again = getattr(own, type(model).__name__).from_pretrained(folder, variant=variant_of(dtype))
+    return WrittenAutoencoder(
+        folder,
+        again,
+        lambda images: again.encode(images).latent_dist.mean,
+        lambda latents: again.decode(latents).sample,
+    )
+
+
+def imported(file: Path) -> ModuleType:
+    """The module in a file of Python, which was just written by us."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(
+        spec
+    )  # by this name its swappable parts are found
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_file(kl: "AutoencoderKL", folder: Path, name: str) -> Path:

@@ -123,7 +123,8 @@ def check_class(config: Any) -> None:
         raise ValueError("its config.json is not an object of JSON")
     name = config.get("_class_name", STOCK)
     if name == OURS:
-        raise ValueError("it holds an autoencoder of ldm that diffusers does not know")
+        kind = (config.get("network") or {}).get("kind")
+        raise ValueError(f"its network is {kind}, and autoencoder.network.kind pretrained begins with one of kl alone")
     if name != STOCK:
         why = ", whose codes are quantized" if name == "VQModel" else ""
         raise ValueError(f"its config.json says that it is a {name}{why}")

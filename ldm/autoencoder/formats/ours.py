@@ -1,59 +1,89 @@
-"""Our own format for autoencoders that diffusers has no class for: config.json and safetensors, statistics included."""
+"""Our own format for autoencoders that diffusers has no class for: config.json, safetensors, and the code for both."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import safetensors
 
 from ldm.autoencoder.config import AutoencoderConfig
 from ldm.autoencoder.formats.diffusers import OURS, check_finite
+from ldm.autoencoder.model import Autoencoder, create
 from ldm.checkpoint import read_json
+from ldm.component.code_file import CodeFile, own_code
+from ldm.component.weights_file import load_weights, save_weights
 from ldm.config.plain import from_plain
 from ldm.config.reader import to_dict
-from ldm.nn.weights_file import load_weights, save_weights
+from ldm.errors import CheckpointError, ConfigError
 
+CLASS = "AutoencoderModel"  # which diffusers finds in the code
 RENAMED_SETTINGS = {"bottleneck": {"patience": "dead_after"}}  # since version 0.1, whose exports are still read
 RENAMED_TENSORS = {"bottleneck.fired": "bottleneck.last_active"}
 
 
-@dataclass(frozen=True)
-class Saved:
-    """What a folder holds."""
-
-    config: AutoencoderConfig
-    image: tuple[int, int, int]  # channels, height, width of the training images
-    decodes_images: bool
-    tensors: dict[str, Tensor]
-
-    @property
-    def classes(self) -> int:
-        """How many classes the classification head tells apart; 0 if there is none."""
-        return len(self.tensors["head.weight"]) if "head.weight" in self.tensors else 0
-
-
-def write(folder: Path, saved: Saved, variant: str | None = None) -> None:
-    """Make the folder."""
-    config = {name: value for name, value in to_dict(saved.config).items() if name in ("network", "bottleneck")}
-    facts = {"_class_name": OURS, "decodes_images": saved.decodes_images, "image": list(saved.image), **config}
+def write(autoencoder: Autoencoder, folder: Path, variant: str | None = None) -> None:
+    """Make the folder: config.json, the weights, and the code that opens both where this package is not installed."""
+    facts = settings(autoencoder)
+    own = code(facts["network"]["kind"], facts["bottleneck"]["kind"])
+    facts = {"_class_name": OURS, "auto_map": {"AutoModel": f"{own.module}.{CLASS}"}} | facts
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(facts, indent=2))
-    save_weights(folder, saved.tensors, variant)
+    (folder / "config.json").write_text(json.dumps(facts | latent_facts(autoencoder), indent=2))
+    save_weights(folder, autoencoder.state_dict(), variant)
+    own.write(folder)
 
 
-def read(folder: Path, variant: str | None = None) -> Saved:
-    """What `write` wrote; an error of many types if it is damaged."""
-    facts = read_json(folder / "config.json")
-    tensors = load_weights(folder, variant)
-    check_finite(tensors)
-    channels, height, width = map(int, facts["image"])
+def code(network: str, bottleneck: str) -> CodeFile:
+    """The code for autoencoders of these kinds: a class for diffusers' AutoModel, and `load` for torch alone."""
+    parts = {"NETWORKS": network, "BOTTLENECKS": bottleneck}
+    return own_code("ldm.autoencoder.formats.autoencoder_model:AutoencoderModel", "autoencoder", parts, plain="load")
+
+
+def settings(autoencoder: Autoencoder) -> dict[str, Any]:
+    """What it is made by, in plain values."""
+    assert autoencoder.config is not None and autoencoder.image is not None
+    config = to_dict(autoencoder.config)
+    return {
+        "image": list(autoencoder.image),
+        "network": config["network"],
+        "bottleneck": config["bottleneck"],
+        "decodes_images": autoencoder.decodes_images,
+        "classes": 0 if autoencoder.head is None else autoencoder.head.out_features,
+    }
+
+
+def latent_facts(autoencoder: Autoencoder) -> dict[str, Any]:
+    """What others ask the config of a VAE for; its latents have unit variance, and nobody has to scale them."""
+    high, wide = autoencoder.network.downsampling
+    channels = autoencoder.network.image_channels
+    return {
+        **{"in_channels": channels, "out_channels": channels, "latent_channels": autoencoder.latent_channels},
+        **{"downsampling": high if high == wide else [high, wide], "scaling_factor": 1.0, "shift_factor": 0.0},
+        "force_upcast": False,
+    }
+
+
+def load(folder: str | Path, variant: str | None = None) -> Autoencoder:
+    """The autoencoder in a folder of our own format, on the CPU, or CheckpointError."""
+    try:
+        tensors = load_weights(Path(folder), variant)
+        check_finite(tensors)
+        tensors = {RENAMED_TENSORS.get(name, name): value for name, value in tensors.items()}
+        facts = read_json(Path(folder) / "config.json")
+        channels, height, width = map(int, facts["image"])
+        config, classes = config_in(facts), len(tensors.get("head.weight", ()))
+        autoencoder = create(config, image=(channels, height, width), classes=classes)
+        autoencoder.load_state_dict(tensors)
+        autoencoder.decodes_images = bool(facts["decodes_images"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
+    return autoencoder.eval()
+
+
+def config_in(facts: dict[str, Any]) -> AutoencoderConfig:
+    """How the autoencoder that a config.json describes is made."""
     parts: dict[str, Any] = {name: dict(facts[name]) for name in ("network", "bottleneck")}
     for part, names in RENAMED_SETTINGS.items():
         parts[part] = {names.get(name, name): value for name, value in parts[part].items()}
-    return Saved(
-        from_plain(AutoencoderConfig, parts),
-        (channels, height, width),
-        bool(facts["decodes_images"]),
-        {RENAMED_TENSORS.get(name, name): value for name, value in tensors.items()},
-    )
+    config: AutoencoderConfig = from_plain(AutoencoderConfig, parts)
+    return config

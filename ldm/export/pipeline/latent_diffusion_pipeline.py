@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ldm.autoencoder.formats.diffusers import statistics
 from ldm.batch import ClassLabels, Condition
+from ldm.component.code_file import own_code
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep
 from ldm.errors import ConfigError, RequestError
 from ldm.export.pipeline.noise_source import Generators, NoiseSource
-from ldm.export.pipeline.own_code import own_code
 from ldm.export.pipeline.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
 from ldm.pictures import picture
 from ldm.pipeline import check_request, checked_guidance, finite, sample_latents
@@ -250,7 +250,8 @@ def class_of(component: Any) -> list[str]:
 
 def write_index(folder: Path, classes: Mapping[str, list[str]]) -> None:
     """Write `model_index.json`, which names the class of each component, and the code of the pipeline."""
-    code = own_code(LatentDiffusionPipeline, "pipeline", {})
+    place = "ldm.export.pipeline.latent_diffusion_pipeline:LatentDiffusionPipeline"
+    code = own_code(place, "pipeline", {})
     index = {"_class_name": [code.module, LatentDiffusionPipeline.__name__], "_diffusers_version": __version__}
     folder.mkdir(parents=True, exist_ok=True)
     code.write(folder)

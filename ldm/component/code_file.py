@@ -24,16 +24,18 @@ class CodeFile:
         (folder / f"{self.module}.py").write_text(self.text, encoding="utf-8")
 
 
-def own_code(entry: type, purpose: str, parts: Mapping[str, str]) -> CodeFile:
+def own_code(place: str, purpose: str, parts: Mapping[str, str], *, plain: str = "") -> CodeFile:
     """The file that defines a class of ours and all that it needs, called by its purpose and by what is in it.
 
-    diffusers copies the code of every model into one folder, and imports it there under the name of the file: files
-    that differ need names that differ. `parts` names the tables of swappable parts of which it needs one entry.
+    `place` is that of the class, `package.module:name`: it is read and not imported. diffusers copies the code of every
+    model into one folder, and imports it there under the name of the file: files that differ need names that differ.
+    `parts` names the tables of swappable parts of which it needs one entry. `plain` is a function in the file that is
+    to work where diffusers is not installed.
     """
     if __name__.startswith("ldm."):
-        from ldm.export.pipeline.standalone import standalone
+        from ldm.component.standalone import standalone
 
-        text = f"{MARK} {standalone(entry, tuple(parts.items()))}"
+        text = f"{MARK} {standalone(place, tuple(parts.items()), plain)}"
         return CodeFile(f"{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)
     text = Path(__file__).read_text(encoding="utf-8")
     return CodeFile(f"{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)

@@ -9,17 +9,28 @@ import ast
 import builtins
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
+from textwrap import indent
 
-from ldm.export.pipeline.source_module import PACKAGE, Edits, Import, SourceModule, imports_in
+from ldm.component.source_module import PACKAGE, Edits, Import, SourceModule, imports_in
 
 DISTRIBUTION = "latent-diffusion-trainer"
 PLACE = re.compile(rf"({PACKAGE}(?:\.\w+)+):(\w+)")  # of a swappable part
 INSIDE = f"__name__.startswith('{PACKAGE}.')"  # the test of a block that runs in the package alone
-LEFT_OUT = {"Autoencoder": ("load", "save", "from_diffusers")}  # methods that lead to every format there is
+OPTIONAL = "diffusers"  # the package that a file may do without
+# Methods that lead to every format there is, and those that only training calls.
+LEFT_OUT = {
+    "Autoencoder": ("load", "save", "from_diffusers", "freeze_encoder", "code"),
+    "AutoencoderNetwork": ("layer_input", "encode_layer", "decode_layer", "train_mask_token"),
+    "Bottleneck": ("forward", "costs", "reset_usage", "update_usage", "active_units", "dead_units"),
+    "GaussianBottleneck": ("costs",),
+    "SparseBottleneck": ("reset_usage", "update_usage", "dead_units"),
+    "MLPNetwork": ("layer_input", "encode_layer", "decode_layer"),
+    "ViTNetwork": ("train_mask_token",),
+}
 
 HEADER = """\
 {version}, license MIT.
@@ -32,11 +43,23 @@ try:
 except ImportError as error:
     raise ImportError(f"{{error}}; what this file needs comes with: pip install {distribution}") from error
 """
+PLAIN_HEADER = """\
+# Without diffusers, with torch and safetensors alone, `{plain}` of this file opens the folder.
+"""
+OPTIONAL_IMPORTS = """
+
+
+# What follows is for {package}; all above is plain torch.
+try:
+{imports}
+except ImportError:
+    pass
+else:
+"""
 BEFORE = """
 # diffusers runs this file again for every pipeline that it opens. What the first time defined stays, as the classes of
 # pipelines that are open already.
-FIRST = {name: value for name, value in globals().items() if not name.startswith("__")}
-"""
+FIRST = {name: value for name, value in globals().items() if not name.startswith("__")}"""
 AFTER = """
 
 
@@ -45,19 +68,30 @@ globals().update(FIRST)
 
 
 @cache
-def standalone(entry: type, parts: tuple[tuple[str, str], ...]) -> str:
-    """The text of a file that defines `entry`. `parts` pairs tables of swappable parts with the one entry wanted."""
+def standalone(place: str, parts: tuple[tuple[str, str], ...], plain: str = "") -> str:
+    """The text of a file that defines the class at a place, `package.module:name`.
+
+    `parts` pairs tables of swappable parts with the one entry wanted. With the name of a function as `plain`, what
+    needs diffusers comes last, and is defined where diffusers is installed.
+    """
+    home, _, name = place.partition(":")
     closure = Closure(dict(parts))
-    closure.want(entry.__module__, entry.__name__)
+    closure.want(home, name)
     closure.check_names()
     try:
         found = version(DISTRIBUTION)
     except PackageNotFoundError:  # a folder of sources
         found = "(sources)"
-    header = HEADER.format(version=found, name=entry.__name__, distribution=DISTRIBUTION)
-    imports = IMPORTS.format(imports=closure.import_lines(), distribution=DISTRIBUTION)
-    sections = [f"\n\n# ---- {name}\n\n\n{closure.section(name)}" for name in closure.in_order()]
-    return "".join([header, imports, closure.typing_block(), BEFORE, *sections, AFTER])
+    header = HEADER.format(version=found, name=name, distribution=DISTRIBUTION)
+    header += PLAIN_HEADER.format(plain=plain) if plain else ""
+    last = closure.needing(OPTIONAL) if plain else []
+    first = [each for each in closure.in_order() if each not in last]
+    imports = IMPORTS.format(imports=closure.import_lines(first), distribution=DISTRIBUTION)
+    body = "".join(closure.titled_section(each) for each in first)
+    if last:
+        body += OPTIONAL_IMPORTS.format(imports=closure.import_lines(last, but=first), package=OPTIONAL)
+        body += indent("".join(closure.titled_section(each) for each in last).lstrip("\n"), "    ")
+    return "".join([header, imports, closure.typing_block(), BEFORE, body, AFTER])
 
 
 class Closure:
@@ -69,7 +103,7 @@ class Closure:
         self.wanted: dict[str, set[str]] = {}  # by module
         self.edits: dict[str, Edits] = {}
         self.uses: dict[str, set[str]] = {}  # modules that a module's definitions refer to
-        self.imports: set[Import] = set()
+        self.imports: dict[str, set[Import]] = {}  # from elsewhere, by module
         self.typing_only: set[Import] = set()
 
     def want(self, home: str, name: str, user: str | None = None) -> None:
@@ -92,7 +126,8 @@ class Closure:
         """A module, read once."""
         if name not in self.modules:
             self.modules[name] = SourceModule.read(name)
-            self.wanted[name], self.edits[name], self.uses[name] = set(), Edits(), set()
+            self.wanted[name], self.edits[name] = set(), Edits()
+            self.uses[name], self.imports[name] = set(), set()
         return self.modules[name]
 
     def keep_one_entry(self, module: SourceModule, table: ast.stmt, wanted: str) -> None:
@@ -145,18 +180,18 @@ class Closure:
         elif name in module.imports:
             imported = module.imports[name]
             if not imported.is_ours:
-                self.imports.add(imported)
+                self.imports[module.name].add(imported)
             elif not imported.is_module:
                 assert imported.name is not None
                 self.want(imported.module, imported.name, module.name)
         elif name in module.typing_only:
-            self.imports.add(Import("typing", "TYPE_CHECKING", "TYPE_CHECKING"))
+            self.imports[module.name].add(Import("typing", "TYPE_CHECKING", "TYPE_CHECKING"))
             self.typing_only.add(module.typing_only[name])
 
     def check_names(self) -> None:
         """Raise ValueError where two things would have one name."""
         imported: dict[str, Import] = {}
-        for each in self.imports:
+        for each in self.imported(self.imports):
             other = imported.setdefault(each.local, each)
             if other != each and (each.name, other.name) != (None, None):
                 raise ValueError(f"{each.local} would be imported twice: from {each.module} and from {other.module}")
@@ -183,6 +218,19 @@ class Closure:
             place(name)
         return [name for name in order if self.wanted[name]]
 
+    def needing(self, package: str) -> list[str]:
+        """The modules, in order, that import from a package at their top, or refer to one that does."""
+        found: list[str] = []
+        for name in self.in_order():
+            roots = {each.module.split(".")[0] for each in self.imports[name]}
+            if package in roots or self.uses[name] & set(found):
+                found.append(name)
+        return found
+
+    def titled_section(self, name: str) -> str:
+        """The definitions of a module under its name."""
+        return f"\n\n\n# ---- {name}\n\n\n{self.section(name)}"
+
     def section(self, name: str) -> str:
         """The definitions of a module, in its own order."""
         module, written = self.modules[name], []
@@ -197,15 +245,20 @@ class Closure:
             parts.append(("\n\n\n" if apart else "\n") + text)
         return "".join(parts)
 
-    def import_lines(self) -> str:
-        """All imports, those of the standard library first."""
+    def imported(self, modules: Iterable[str]) -> set[Import]:
+        """What modules import from elsewhere."""
+        return {each for name in modules for each in self.imports[name]}
+
+    def import_lines(self, modules: Iterable[str], but: Iterable[str] = ()) -> str:
+        """What modules import, except what others do already; the standard library first."""
+        imports = self.imported(modules) - self.imported(but)
 
         def rank(module: str) -> tuple[bool, str]:
             return module.split(".")[0] not in sys.stdlib_module_names, module
 
-        plain = sorted((each for each in self.imports if each.name is None), key=lambda each: rank(each.module))
+        plain = sorted((each for each in imports if each.name is None), key=lambda each: rank(each.module))
         lines = [f"import {each}" for each in plain]
-        lines += [line for _, line in sorted((rank(module), line) for module, line in from_lines(self.imports))]
+        lines += [line for _, line in sorted((rank(module), line) for module, line in from_lines(imports))]
         return "\n".join(f"    {line}" for line in lines)
 
     def typing_block(self) -> str:

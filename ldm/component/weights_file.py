@@ -6,6 +6,7 @@ would open the folder, and fill in random weights where the file has none of the
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -35,6 +36,19 @@ def load_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
         found = ", ".join(sorted(file.name for file in folder.glob(f"*{ENDING}"))) or "none"
         raise FileNotFoundError(f"{folder} has no {NAMES[0]}{ending}; weights there: {found}")
     return safetensors.torch.load_file(files[0])
+
+
+def downloaded(repository: str, subfolder: str | None, variant: str | None, options: Mapping[str, Any]) -> Path:
+    """Where config.json and the weights of a variant lie, once they are loaded from the Hugging Face hub.
+
+    `options` are those of its `hf_hub_download`, whose errors these are.
+    """
+    from huggingface_hub import hf_hub_download
+
+    ending = ENDING if variant is None else f".{variant}{ENDING}"
+    for file in ("config.json", f"{NAMES[0]}{ending}"):
+        place = hf_hub_download(repository, file, subfolder=subfolder, **options)
+    return Path(place).parent
 
 
 def convert_weights(folder: Path, dtype: torch.dtype | None, variant: str | None) -> None:

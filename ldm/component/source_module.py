@@ -74,14 +74,15 @@ class SourceModule:
         while first > 1 and self.lines[first - 2].startswith(b"#"):
             first -= 1
         last = statement.end_lineno or first
-        kept = []
+        kept: list[str] = []
         for number in range(first, last + 1):
             line = self.lines[number - 1]
             for start, end, replacement in sorted(edits.replaced.get(number, ()), reverse=True):
                 line = line[:start] + replacement.encode() + line[end:]
-            if number not in edits.dropped:
+            # Of the blank lines around what was left out, one stays.
+            if number not in edits.dropped and (line or not kept or kept[-1]):
                 kept.append(line.decode())
-        return "\n".join(kept)
+        return "\n".join(kept).rstrip()
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Edits:
     replaced: dict[int, list[tuple[int, int, str]]] = field(default_factory=dict)
 
     def drop(self, node: ast.stmt | ast.expr, until: ast.expr | None = None) -> None:
-        """Leave out all lines of a node, or from one to another; with the blank line behind a statement."""
+        """Leave out all lines of a node, or from one to another."""
         decorators = [each.lineno for each in getattr(node, "decorator_list", ())]
         last = (until or node).end_lineno or node.lineno
         self.dropped |= set(range(min([node.lineno, *decorators]), last + 1))
