@@ -28,7 +28,6 @@ LEFT_OUT = {
     "Bottleneck": ("forward", "costs", "reset_usage", "update_usage", "active_units", "dead_units"),
     "GaussianBottleneck": ("costs",),
     "SparseBottleneck": ("reset_usage", "update_usage", "dead_units"),
-    "MLPNetwork": ("layer_input", "encode_layer", "decode_layer"),
     "ViTNetwork": ("train_mask_token",),
 }
 
