@@ -353,21 +353,6 @@ def test_an_export_that_ctrl_c_stops_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize(("network", "bottleneck"), [("tiny", "gaussian"), ("kl", "identity")])
-def test_an_autoencoder_that_no_host_knows_is_refused_by_every_format(
-    name, network, bottleneck, stage_one: Stage, tmp_path_factory, tmp_path, capsys
-):
-    run = tmp_path_factory.getbasetemp() / f"{network}-{bottleneck}-run"
-    shape: tuple[object, ...] = ("--autoencoder.bottleneck.kind", bottleneck, "--run.steps", 1)
-    if network == "tiny":
-        width = ("--autoencoder.network.width", 8, "--autoencoder.network.levels", 1)
-        shape += ("--autoencoder.network.kind", "tiny", *width)
-    assert run.exists() or stage_one.run(run, *shape).code == 0
-    outcome = exported(capsys, run, "--format", name, "--out", tmp_path / "out")
-    refusal(outcome, 2, f"an autoencoder of {network} and {bottleneck}", str(run))
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -54,12 +54,16 @@ def settings(autoencoder: Autoencoder) -> dict[str, Any]:
 def latent_facts(autoencoder: Autoencoder) -> dict[str, Any]:
     """What others ask the config of a VAE for; its latents have unit variance, and nobody has to scale them."""
     high, wide = autoencoder.network.downsampling
-    channels = autoencoder.network.image_channels
-    return {
+    channels, halvings = autoencoder.network.image_channels, high.bit_length() - 1
+    facts: dict[str, Any] = {
         **{"in_channels": channels, "out_channels": channels, "latent_channels": autoencoder.latent_channels},
         **{"downsampling": high if high == wide else [high, wide], "scaling_factor": 1.0, "shift_factor": 0.0},
         "force_upcast": False,
     }
+    if high == wide == 2**halvings:
+        # Of which pipelines count the entries: 2 ** (their number - 1) is the downsampling.
+        facts["block_out_channels"] = [channels * 4**level for level in range(halvings + 1)]
+    return facts
 
 
 def load(folder: str | Path, variant: str | None = None) -> Autoencoder:

@@ -197,7 +197,7 @@ def test_its_config_lacks_nothing_that_pipelines_of_others_ask_a_vae_for() -> No
     model = AutoencoderModel.around(autoencoder("tiny", 1))
     assert (model.config.scaling_factor, model.config.shift_factor, model.config.force_upcast) == (1.0, 0.0, False)
     assert (model.config.in_channels, model.config.out_channels, model.config.latent_channels) == (1, 1, 3)
-    assert model.config.downsampling == 4
+    assert model.config.downsampling == 2 ** (len(model.config.block_out_channels) - 1) == 4, "as pipelines count it"
     assert not [name for name, value in ours.latent_facts(model.autoencoder).items() if model.config[name] != value]
 
 
