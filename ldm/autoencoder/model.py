@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
         return autoencoder
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads: a stock AutoencoderKL folder where it is one, with the statistics folded in."""
+        """Write what `load` reads: a stock AutoencoderKL folder where it is one, else one that brings its own code."""
         SAVING["save"].load()(self, folder)
 
     @classmethod

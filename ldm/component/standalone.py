@@ -21,15 +21,12 @@ DISTRIBUTION = "latent-diffusion-trainer"
 PLACE = re.compile(rf"({PACKAGE}(?:\.\w+)+):(\w+)")  # of a swappable part
 INSIDE = f"__name__.startswith('{PACKAGE}.')"  # the test of a block that runs in the package alone
 OPTIONAL = "diffusers"  # the package that a file may do without
-# Methods that lead to every format there is, and those that only training calls.
-LEFT_OUT = {
-    "Autoencoder": ("load", "save", "from_diffusers", "freeze_encoder", "code"),
-    "AutoencoderNetwork": ("layer_input", "encode_layer", "decode_layer", "train_mask_token"),
-    "Bottleneck": ("forward", "costs", "reset_usage", "update_usage", "active_units", "dead_units"),
-    "GaussianBottleneck": ("costs",),
-    "SparseBottleneck": ("reset_usage", "update_usage", "dead_units"),
-    "ViTNetwork": ("train_mask_token",),
+# Methods that only training calls, of whatever class; and those of one class, which lead to every format there is.
+TRAINING = {
+    *("initialize", "freeze_encoder", "train_mask_token", "layer_input", "output_gradient"),
+    *("costs", "reset_usage", "update_usage", "active_units", "dead_units"),
 }
+LEFT_OUT = {"Autoencoder": ("load", "save", "from_diffusers", "code"), "Bottleneck": ("forward",)}
 
 HEADER = """\
 {version}, license MIT.
@@ -159,8 +156,7 @@ class Closure:
         for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
             self.visit_quoted(module, annotation)
         for child in ast.iter_child_nodes(node):
-            if isinstance(node, ast.ClassDef) and getattr(child, "name", None) in LEFT_OUT.get(node.name, ()):
-                assert isinstance(child, ast.FunctionDef)
+            if isinstance(node, ast.ClassDef) and isinstance(child, ast.FunctionDef) and is_left_out(node, child):
                 edits.drop(child)
             else:
                 self.visit(module, child)
@@ -264,6 +260,11 @@ class Closure:
         """The imports that only type checkers need."""
         lines = "".join(f"    {line}\n" for _, line in sorted(from_lines(self.typing_only)))
         return f"\nif TYPE_CHECKING:\n{lines}" if lines else ""
+
+
+def is_left_out(owner: ast.ClassDef, method: ast.FunctionDef) -> bool:
+    """Whether a method is for nothing that the file is for."""
+    return method.name in TRAINING or method.name in LEFT_OUT.get(owner.name, ())
 
 
 def from_lines(imports: set[Import]) -> Iterator[tuple[str, str]]:

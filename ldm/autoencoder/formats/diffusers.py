@@ -20,7 +20,7 @@ from ldm.nn.convolution import zeroed
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-OURS = "ldm.Autoencoder"  # the _class_name of folders that only this package reads
+OURS = "ldm.Autoencoder"  # the _class_name of folders in our own format
 STOCK = "AutoencoderKL"
 WHOLE = "diffusion_pytorch_model"  # what diffusers calls the weights beside a config.json
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
