@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 
 def load(source: str | Path) -> Autoencoder:
-    """The autoencoder in a finished run, in a folder of diffusers' AutoencoderKL or AutoencoderTiny, in a CompVis-keyed
-    .safetensors file, in TAESD's files, or under a hub id; on the CPU.
+    """The autoencoder in a finished run, in a folder of diffusers' AutoencoderKL or AutoencoderTiny or of our own, in a
+    CompVis-keyed .safetensors file, in TAESD's files, or under a hub id; on the CPU.
 
     Raises CheckpointError if there is none. The scaling and shift of an AutoencoderKL become the statistics.
     """
     if taesd.is_taesd(Path(source)):
         return load_taesd(Path(source))
     folder = diffusers.resolve_path(source)
+    if not folder.exists():
+        folder = ours.folder_on_hub(str(source)) or folder
     if diffusers.is_ours(folder):
         return ours.load(folder)
     return load_taesd(folder) if taesd.is_taesd(folder) else from_diffusers(diffusers.read(source))

@@ -8,7 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
 from ldm.component.code_file import CodeFile
-from ldm.component.weights_file import downloaded
+from ldm.component.weights_file import downloaded, weights_name
 from ldm.errors import ConfigError
 
 UNUSED = {"safe_serialization": True, "push_to_hub": False, "use_safetensors": None, "quantization_config": None}
@@ -50,7 +50,8 @@ class OwnModel(ModelMixin, ConfigMixin):
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         if not folder.is_dir():
             hub = {name: options[name] for name in OF_THE_HUB if options.get(name) is not None}
-            folder = downloaded(str(pretrained_model_name_or_path), subfolder, variant, hub)
+            files = (cls.config_name, weights_name(variant))
+            folder = downloaded(str(pretrained_model_name_or_path), *files, subfolder=subfolder, **hub)
         return placed(cls.read(folder, variant), torch_dtype or dtype, device_map)
 
     def save_pretrained(self, save_directory: str | Path, *, variant: str | None = None, **options: Any) -> None:

@@ -19,8 +19,7 @@ NAMES = ("model", "diffusion_pytorch_model")  # the latter in version 0.1
 def save_weights(folder: Path, tensors: Mapping[str, Tensor], variant: str | None = None) -> None:
     """Write `model.safetensors`, or `model.fp16.safetensors` for the variant fp16."""
     weights = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    ending = ENDING if variant is None else f".{variant}{ENDING}"
-    safetensors.torch.save_file(weights, folder / f"{NAMES[0]}{ending}", {"format": "pt"})
+    safetensors.torch.save_file(weights, folder / weights_name(variant), {"format": "pt"})
 
 
 def load_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
@@ -34,21 +33,24 @@ def load_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
         files = sorted(file for name in NAMES for file in folder.glob(f"{name}.*{ENDING}"))
     if not files or (len(files) > 1 and variant is None and files[0].name.count(".") > 1):
         found = ", ".join(sorted(file.name for file in folder.glob(f"*{ENDING}"))) or "none"
-        raise FileNotFoundError(f"{folder} has no {NAMES[0]}{ending}; weights there: {found}")
+        raise FileNotFoundError(f"{folder} has no {weights_name(variant)}; weights there: {found}")
     return safetensors.torch.load_file(files[0])
 
 
-def downloaded(repository: str, subfolder: str | None, variant: str | None, options: Mapping[str, Any]) -> Path:
-    """Where config.json and the weights of a variant lie, once they are loaded from the Hugging Face hub.
+def weights_name(variant: str | None = None) -> str:
+    """What the weights of a variant are called."""
+    return f"{NAMES[0]}{ENDING}" if variant is None else f"{NAMES[0]}.{variant}{ENDING}"
+
+
+def downloaded(repository: str, *files: str, **options: Any) -> Path:
+    """Where files of a repository on the Hugging Face hub lie, once they are loaded from there.
 
     `options` are those of its `hf_hub_download`, whose errors these are.
     """
     from huggingface_hub import hf_hub_download
 
-    ending = ENDING if variant is None else f".{variant}{ENDING}"
-    for file in ("config.json", f"{NAMES[0]}{ending}"):
-        place = hf_hub_download(repository, file, subfolder=subfolder, **options)
-    return Path(place).parent
+    places = [Path(hf_hub_download(repository, file, **options)) for file in files]
+    return places[0].parent
 
 
 def convert_weights(folder: Path, dtype: torch.dtype | None, variant: str | None) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import safetensors
 
 from ldm.autoencoder.config import AutoencoderConfig
-from ldm.autoencoder.formats.diffusers import OURS, check_finite
+from ldm.autoencoder.formats.diffusers import OURS, check_finite, is_ours
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.checkpoint import read_json
 from ldm.component.code_file import CodeFile, own_code
-from ldm.component.weights_file import load_weights, save_weights
+from ldm.component.weights_file import downloaded, load_weights, save_weights, weights_name
 from ldm.config.plain import from_plain
 from ldm.config.reader import to_dict
 from ldm.errors import CheckpointError, ConfigError
@@ -82,6 +82,16 @@ def load(folder: str | Path, variant: str | None = None) -> Autoencoder:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
     return autoencoder.eval()
+
+
+def folder_on_hub(repository: str) -> Path | None:
+    """Where a folder of our own format lies, once it is loaded from the Hugging Face hub; None if there is none."""
+    try:
+        if not is_ours(downloaded(repository, "config.json")):
+            return None
+        return downloaded(repository, "config.json", weights_name())
+    except (OSError, ValueError):  # no such repository, no connection, no such file, or not even an id
+        return None
 
 
 def config_in(facts: dict[str, Any]) -> AutoencoderConfig:

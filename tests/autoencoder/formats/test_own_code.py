@@ -253,3 +253,5 @@ def test_a_hub_id_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.
     ]
     for each in opened:
         assert each()(images()).sample.equal(autoencoder().reconstruct(images()))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert Autoencoder.load("somebody/vae").reconstruct(images()).equal(autoencoder().reconstruct(images()))
