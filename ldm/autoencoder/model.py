@@ -92,7 +92,8 @@ class Autoencoder(nn.Module):
     @property
     def is_autoencoder_kl(self) -> bool:
         """Whether it fits diffusers' AutoencoderKL."""
-        return self.network.has_autoencoder_kl_shape and BOTTLENECKS[self.bottleneck.config.kind].stochastic
+        learns_variance = BOTTLENECKS[self.bottleneck.config.kind].stochastic and self.bottleneck.noise is None
+        return self.network.has_autoencoder_kl_shape and learns_variance
 
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""

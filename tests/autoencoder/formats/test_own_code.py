@@ -32,6 +32,7 @@ from ldm.autoencoder.config import (
     MLPNetworkConfig,
     NetworkConfig,
     PixelNetworkConfig,
+    ResidualNetworkConfig,
     SparseConfig,
     TAESDNetworkConfig,
     TinyNetworkConfig,
@@ -44,10 +45,12 @@ from ldm.errors import CheckpointError
 from ldm.export.round_trip import imported
 from tests.support.diffusers_process import ALONE, in_another_process
 
-TINY = TinyNetworkConfig(width=8, levels=2, blocks=1)
 KINDS: dict[str, tuple[NetworkConfig, BottleneckConfig]] = {
-    "tiny": (TINY, GaussianConfig(channels=3)),
+    "residual": (ResidualNetworkConfig(downsampling=4, width=8, blocks=1), GaussianConfig(channels=4, noise=0.05)),
+    "residual, noise learned": (ResidualNetworkConfig(width=8, blocks=1), GaussianConfig(channels=2)),
+    "tiny": (TinyNetworkConfig(width=8, levels=2, blocks=1), GaussianConfig(channels=3)),
     "kl without a posterior": (KLNetworkConfig(widths=(8, 8), norm_groups=4), IdentityConfig(channels=2)),
+    "kl, noise set": (KLNetworkConfig(widths=(8, 8), norm_groups=4), GaussianConfig(channels=2, noise=0.1)),
     "taesd": (TAESDNetworkConfig(width=8, blocks=(1, 1)), GaussianConfig(channels=2)),
     "linear": (LinearNetworkConfig(), GaussianConfig(channels=5)),
     "mlp": (MLPNetworkConfig(widths=(8,)), SparseConfig(channels=6, k=2)),
@@ -57,10 +60,15 @@ KINDS: dict[str, tuple[NetworkConfig, BottleneckConfig]] = {
 
 
 def autoencoder(kind: str = "tiny", channels: int = 3) -> Autoencoder:
-    """One of a kind, with statistics."""
+    """One of a kind, with statistics, and weights and buffers that are not at their start."""
     torch.manual_seed(0)
     network, bottleneck = KINDS[kind]
     found = create(AutoencoderConfig(network, bottleneck), image=(channels, 16, 16)).eval()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        if found.bottleneck.noise is not None:
+            found.bottleneck.initialize(torch.randn(8, found.latent_channels, 4, 4) * 3 + 1)
     found.standardize(torch.linspace(-0.2, 0.3, found.latent_channels), torch.linspace(0.5, 2, found.latent_channels))
     return found.requires_grad_(False)
 
@@ -123,7 +131,11 @@ for folder in folders:
 def test_a_folder_does_not_open_where_this_package_is_not_installed(tmp_path: Path) -> None:
     """Neither by AutoModel nor by torch alone: bit for bit, of gray images too, whose size nothing divides."""
     folders = []
-    for kind, channels, size in (("tiny", 1, (18, 21)), ("mlp", 3, (16, 16)), ("pixels", 3, (5, 7))):
+    for kind, channels, size in (
+        ("residual", 3, (16, 16)),
+        ("residual, noise learned", 1, (18, 21)),
+        ("mlp", 3, (16, 16)),
+    ):
         folder, original, given = tmp_path / kind, autoencoder(kind, channels), images(channels, *size)
         original.save(folder)
         posterior = original.encode(given)
