@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.formats import diffusers
+from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.networks.taesd import TAESDNetwork
 from ldm.autoencoder.saving import to_diffusers, to_tiny
 from ldm.checkpoint import write_folder_atomically
@@ -177,22 +178,30 @@ def prepared_own(loaded: LoadedAutoencoder, request: ExportRequest) -> Prepared:
     from ldm.autoencoder.formats.autoencoder_model import AutoencoderModel
 
     autoencoder = loaded.autoencoder
-    assert autoencoder.config is not None
-    kinds = f"{autoencoder.config.network.kind} and {autoencoder.config.bottleneck.kind}"
+    kinds = kinds_of(autoencoder)
     if request.format != "diffusers":
         raise ConfigError(
             f"{request.source} is an autoencoder of {kinds}, which {request.format} has no network for: use --format"
-            " diffusers, whose AutoModel opens it, or train one of autoencoder.network.kind kl and bottleneck gaussian"
+            " diffusers, whose AutoModel opens it, or train with autoencoder.network.kind kl and a gaussian bottleneck"
+            " that learns its noise"
         )
     if request.latent_scale not in (None, 1.0) or request.latent_shift or request.host:
         raise ConfigError(
-            "--latent-scale, --latent-shift and --host are for an AutoencoderKL, of autoencoder.network.kind kl and"
-            f" bottleneck gaussian: {request.source} is of {kinds}, and its latents always have unit variance"
+            "--latent-scale, --latent-shift and --host are for an AutoencoderKL, of autoencoder.network.kind kl:"
+            f" {request.source} is of {kinds}, and its latents always have unit variance"
         )
     images = compared_images(loaded, measured=True)
     statistics = torch.zeros(autoencoder.latent_channels), torch.ones(autoencoder.latent_channels)
     facts = {"latent_scale": 1.0, "latent_shift": 0.0}
     return Prepared(AutoencoderModel.around(deepcopy(autoencoder)), write_own, statistics, images, facts)
+
+
+def kinds_of(autoencoder: Autoencoder) -> str:
+    """Network and bottleneck by kind."""
+    assert autoencoder.config is not None
+    noise = autoencoder.bottleneck.noise
+    kinds = f"{autoencoder.config.network.kind} and {autoencoder.config.bottleneck.kind}"
+    return kinds if noise is None else f"{kinds} with noise {noise:g}"
 
 
 def compared_images(loaded: LoadedAutoencoder, *, measured: bool) -> Images:

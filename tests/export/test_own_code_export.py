@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ldm import Autoencoder
-from ldm.autoencoder.config import AutoencoderConfig, MLPNetworkConfig, SparseConfig
+from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig, MLPNetworkConfig, SparseConfig
 from ldm.autoencoder.model import create
 from ldm.export.round_trip import imported
 from tests.export.test_autoencoder import exported, images, refusal
@@ -77,6 +77,14 @@ def test_a_host_that_has_no_network_for_it_does_not_go_unnamed(name: str, run: P
     outcome = exported(capsys, run, "--format", name, "--out", tmp_path / "out")
     refusal(outcome, 2, "an autoencoder of tiny and gaussian", name, "--format diffusers", "kind kl")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kl_network_whose_noise_is_set_is_not_told_to_train_what_it_is(tmp_path: Path, capsys) -> None:
+    """No AutoencoderKL holds it: its encoder gives no variance."""
+    config = AutoencoderConfig(KLNetworkConfig(widths=(8, 8), norm_groups=4), GaussianConfig(channels=2, noise=0.1))
+    create(config, image=(3, 16, 16)).save(tmp_path / "vae")
+    outcome = exported(capsys, tmp_path / "vae", "--format", "compvis", "--out", tmp_path / "out")
+    refusal(outcome, 2, "of kl and gaussian with noise 0.1", "learns its noise")
 
 
 @pytest.mark.parametrize("scale", [("--host", "sd15"), ("--latent-scale", 0.5), ("--latent-scale", "source")])
