@@ -7,7 +7,7 @@ stands that of held-out images, which are no copies: theirs is what chance gives
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.data.datasets import Subset
-from ldm.evaluation.neighbors import Neighbors, distinct_groups, nearest_rows
+from ldm.evaluation.neighbors import Neighbors, nearest_rows
 from ldm.pictures import grid
-from ldm.shapes import Images, rounded, to_float
+from ldm.shapes import Images, to_float
 from ldm.training.processes import Processes
 
 COPY_RATIO = 1 / 3  # of the distances of the nearest training image and the nearest of another group: less is a copy
@@ -29,7 +28,22 @@ PAIRS = 12  # that are listed and drawn, the worst ones
 MAX_PIXELS = 3 * 64 * 64  # numbers of an image that are compared
 PART = 512  # training images whose rows are held at once
 
-Space = Callable[[Images], Tensor]  # what gives a row of numbers for each image
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Images as rows of numbers, whose distances count."""
+
+    samples: Tensor
+    held_out: Tensor
+    training: Callable[
+        [slice, bool], Tensor
+    ]  # of some of the training images or, where it is true, their mirror images
+    mirrored: bool  # whether mirror images were trained on
+
+    @property
+    def sides(self) -> tuple[bool, ...]:
+        """The training images, and their mirror images if they were trained on."""
+        return (False, True) if self.mirrored else (False,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +86,7 @@ class Memorization:
         ]
         return {
             **self.shares(name, samples, near),
-            "copied_images": len(set(self.images_of(samples.places[is_copy(samples)]).tolist())),
+            "copied_images": len(set((samples.places[is_copy(samples)] % len(self.names)).tolist())),
             "held_out": self.shares(name, held_out, near) if near is not None else None,
             "near_distance": None if near is None else scale * near,
             "p_value": fisher_exact(*counts[0], *counts[1]) if counts[0] and counts[1] else None,
@@ -106,82 +120,52 @@ class Memorization:
             "ratio": None if math.isnan(ratio) else ratio,
         }
 
-    def images_of(self, places: Tensor) -> Tensor:
-        """Which training images rows are of: the mirror images come after all images."""
-        return places % len(self.names)
+    def sheet(self, samples: Tensor, training: Tensor) -> Image.Image:
+        """The worst pairs of each space: a row of samples, and below them their nearest training images.
 
-    def sheet(self, samples: Images, training: Subset) -> Image.Image:
-        """The worst pairs of each space: a row of samples, and below them their nearest training images."""
-        rows = []
+        Both are pictures, uint8, images x channels x height x width.
+        """
+        rows, white = [], torch.full_like(samples[0], 255)
         for name, neighbors in self.samples.items():
-            for sample in (chosen := self.worst(name)):
-                rows.append(samples[sample])
-            rows += [torch.ones_like(samples[0])] * (PAIRS - len(chosen))
-            for sample in chosen:
-                place = int(neighbors.places[sample])
-                image = to_float(training.dataset.eval_view(training.indices[place % len(self.names)]))
-                rows.append(image.flip(-1) if place >= len(self.names) else image)
-            rows += [torch.ones_like(samples[0])] * (PAIRS - len(chosen))
-        return grid(torch.stack(rows), columns=PAIRS)
+            chosen = self.worst(name)
+            places = [int(neighbors.places[sample]) for sample in chosen]
+            nearest = [training[place % len(self.names)] for place in places]
+            nearest = [
+                image.flip(-1) if place >= len(self.names) else image
+                for place, image in zip(places, nearest, strict=True)
+            ]
+            for row in ([samples[sample] for sample in chosen], nearest):
+                rows += row + [white] * (PAIRS - len(row))
+        return grid(to_float(torch.stack(rows)), columns=PAIRS)
 
 
 def find_neighbors(
-    samples: Images,
-    training: Subset,
-    held_out: Subset,
-    spaces: Mapping[str, Space],
-    processes: Processes,
-    *,
-    mirrored: bool,
-    batch_size: int = 64,
-    on_images: Callable[[int], object] = lambda count: None,
+    spaces: Mapping[str, Space], names: Sequence[str], groups: Tensor, processes: Processes
 ) -> Memorization:
     """Look for the nearest training image of every sample and held-out image; the same on every process.
 
-    `mirrored` says that mirror images of the training images were trained on too. `on_images` is called with the number
-    of images of each batch as it is done.
+    `names` and `groups` are those of the training images.
     """
+    parts = [range(start, min(start + PART, len(names))) for start in range(0, len(names), PART)]
+    jobs = [(name, mirrored, part) for name, space in spaces.items() for mirrored in space.sides for part in parts]
 
-    def rows_of(images: Images) -> dict[str, Tensor]:
-        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        found = [{name: space(rounded(part).to(processes.device)) for name, space in spaces.items()} for part in parts]
-        return {name: torch.cat([part[name].flatten(1).cpu() for part in found]) for name in spaces}
+    def compare(number: int) -> Neighbors:
+        name, mirrored, part = jobs[number]
+        places, space = slice(part.start, part.stop), spaces[name]
+        rows = space.training(places, mirrored)
+        first = part.start + (len(names) if mirrored else 0)
+        return nearest_rows(torch.cat([space.samples, space.held_out]), rows, groups[places], first=first)
 
-    def batches() -> Iterator[Images]:
-        yield from samples.split(PART)
-        yield from (part.images() for part in held_out.chunks(PART))
-
-    queries: dict[str, Tensor] = {}
-    for images in batches():
-        for name, rows in rows_of(images).items():
-            queries[name] = torch.cat([queries[name], rows]) if name in queries else rows
-        on_images(len(images))
-
-    groups, parts = distinct_groups(training, mirrored=mirrored), list(training.chunks(PART))
-
-    def compare(number: int) -> dict[str, Neighbors]:
-        images = parts[number].images()
-        own = groups[number * PART : number * PART + len(images)]
-        found = {
-            name: nearest_rows(queries[name], rows, own, first=number * PART) for name, rows in rows_of(images).items()
-        }
-        if mirrored:
-            first = len(training) + number * PART
-            for name, rows in rows_of(images.flip(-1)).items():
-                found[name] = found[name].joined(nearest_rows(queries[name], rows, own, first=first))
-        return found
-
-    together: dict[str, Neighbors] = {}
-    for part, found in zip(parts, processes.map(len(parts), compare), strict=True):
-        together = {name: together[name].joined(each) for name, each in found.items()} if together else found
-        on_images(len(part))
-    count = len(samples)
+    found: dict[str, Neighbors] = {}
+    for (name, *_), neighbors in zip(jobs, processes.map(len(jobs), compare), strict=True):
+        found[name] = found[name].joined(neighbors) if name in found else neighbors
+    count = len(next(iter(spaces.values())).samples)
     return Memorization(
-        [training.dataset.names[index] for index in training.indices],
-        mirrored,
-        {name: neighbors[:count] for name, neighbors in together.items()},
-        {name: neighbors[count:] for name, neighbors in together.items()},
-        {name: rows.shape[1] for name, rows in queries.items()},
+        names,
+        any(space.mirrored for space in spaces.values()),
+        {name: neighbors[:count] for name, neighbors in found.items()},
+        {name: neighbors[count:] for name, neighbors in found.items()},
+        {name: space.samples.shape[1] for name, space in spaces.items()},
     )
 
 

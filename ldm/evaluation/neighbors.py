@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ldm.data.datasets import Subset
-
 ROWS = 1024  # whose distances to a part of the training images are held at once
 
 
@@ -71,19 +69,20 @@ def nearest_rows(queries: Tensor, rows: Tensor, groups: Tensor, *, first: int = 
     return Neighbors(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def distinct_groups(images: Subset, *, mirrored: bool) -> Tensor:
-    """The number of each image's group, where groups that have the very same image, or its mirror image, are one."""
-    names = [images.dataset.groups[index] for index in images.indices]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+def distinct_groups(pixels: Tensor, groups: Sequence[str], *, mirrored: bool) -> Tensor:
+    """The number of each image's group, where groups that have the very same image, or its mirror image, are one.
+
+    `pixels` are integers, images x channels x height x width.
+    """
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     above = list(range(len(numbers)))  # a group that each one is the same as, or itself
     seen: dict[bytes, int] = {}
-    for index, name in zip(images.indices, names, strict=True):
-        view = images.dataset.eval_view(index)
-        views = [view, view.flip(-1)] if mirrored else [view]
-        digest = min(hashlib.sha256(each.contiguous().numpy().tobytes()).digest() for each in views)
+    for image, name in zip(pixels, groups, strict=True):
+        views = [image, image.flip(-1)] if mirrored else [image]
+        digest = min(hashlib.sha256(view.contiguous().numpy().tobytes()).digest() for view in views)
         one, other = (_root(above, number) for number in (seen.setdefault(digest, numbers[name]), numbers[name]))
         above[max(one, other)] = min(one, other)
-    return torch.tensor([_root(above, numbers[name]) for name in names])
+    return torch.tensor([_root(above, numbers[name]) for name in groups])
 
 
 def _root(above: Sequence[int], number: int) -> int:

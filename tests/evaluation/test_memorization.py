@@ -1,9 +1,8 @@
 """Memorization: copies of training images are found, whatever hides them, and chance is not called a copy."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.data.config import FolderConfig
-from ldm.data.datasets import Dataset, Subset
-from ldm.evaluation.memorization import PAIRS, Memorization, find_neighbors, fisher_exact, pixel_rows
+from ldm.evaluation.memorization import PAIRS, Memorization, Space, find_neighbors, fisher_exact, pixel_rows
 from ldm.evaluation.neighbors import Neighbors, distinct_groups, nearest_rows
 from ldm.shapes import rounded, to_uint8
 from ldm.training.processes import Processes
@@ -28,16 +25,6 @@ def pictures(count: int, seed: int = 0) -> Tensor:
     return rounded((drawn(count, 3, 4, 4, seed=seed) / 2).repeat_interleave(2, 2).repeat_interleave(2, 3).clamp(-1, 1))
 
 
-def dataset_of(images: Tensor, groups: Sequence[str] | None = None) -> Subset:
-    """All of these images as a data set."""
-    pixels, count = to_uint8(images).numpy(), len(images)
-    names = [f"{number:03d}.png" for number in range(count)]
-    config = FolderConfig(path="nowhere", size=images.shape[2])
-    labels = np.zeros(count, dtype=np.int64)
-    dataset = Dataset(config, names, labels, [], list(groups or names), "", lambda index: pixels[index])
-    return Subset(dataset, list(range(count)))
-
-
 @dataclass(frozen=True)
 class Found:
     """What was found, and its report as JSON has it: no number in it is infinite or NaN."""
@@ -46,10 +33,21 @@ class Found:
     report: dict[str, Any]
 
 
-def found(samples: Tensor, training: Subset, held_out: Tensor, *, mirrored: bool = False) -> Found:
-    subset = dataset_of(held_out) if len(held_out) else Subset(training.dataset, [])
-    spaces = {"pixels": pixel_rows, "means": lambda images: images.mean((2, 3))}
-    memorization = find_neighbors(samples, training, subset, spaces, Processes("cpu"), mirrored=mirrored)
+def found(
+    samples: Tensor, training: Tensor, held_out: Tensor, groups: Sequence[str] | None = None, *, mirrored: bool = False
+) -> Found:
+    """In the spaces of pixels and of mean colors; the training images are named by their number."""
+    names = [f"{number:03d}.png" for number in range(len(training))]
+
+    def space_of(rows: Callable[[Tensor], Tensor]) -> Space:
+        def of_training(part: slice, mirrored: bool) -> Tensor:
+            return rows(training[part].flip(-1) if mirrored else training[part])
+
+        return Space(rows(samples), rows(held_out), of_training, mirrored)
+
+    spaces = {"pixels": space_of(pixel_rows), "colors": space_of(lambda images: images.mean((2, 3)))}
+    numbers = distinct_groups(to_uint8(training), groups or names, mirrored=mirrored)
+    memorization = find_neighbors(spaces, names, numbers, Processes("cpu"))
     return Found(memorization, json.loads(json.dumps(memorization.report(), allow_nan=False)))
 
 
@@ -92,12 +90,10 @@ def test_the_same_image_under_two_groups_hid_its_copies() -> None:
     """Group b has an image of group a, and c the mirror image of one of d; e is alone."""
     images = pictures(7)
     images[2], images[4] = images[0], images[5].flip(-1)
-    training = dataset_of(images, ["a", "a", "b", "c", "c", "d", "e"])
-    assert len(set(distinct_groups(training, mirrored=False).tolist())) == 4
-    assert distinct_groups(training, mirrored=False)[[0, 2]].unique().numel() == 1
-    numbers = distinct_groups(training, mirrored=True).tolist()
-    assert len(set(numbers)) == 3 and numbers[3] == numbers[5]
-    report = found(images[:1], training, pictures(5, seed=1)).report
+    groups = ["a", "a", "b", "c", "c", "d", "e"]
+    assert distinct_groups(to_uint8(images), groups, mirrored=False).tolist() == [0, 0, 0, 2, 2, 3, 4]
+    assert distinct_groups(to_uint8(images), groups, mirrored=True).tolist() == [0, 0, 0, 2, 2, 2, 4]
+    report = found(images[:1], images, pictures(5, seed=1), groups).report
     assert report["spaces"]["pixels"]["copies"] == 1
 
 
@@ -108,11 +104,11 @@ def test_planted_copies_are_counted_and_named() -> None:
     """Of 40 samples 10 are training images with a little noise, as two other groups are variants of one picture."""
     images, others = pictures(60), pictures(40, seed=1)
     images[1] = (images[0] + 0.02 * drawn(3, 8, 8, seed=2)).clamp(-1, 1)
-    training = dataset_of(images, ["alike", "alike", *map(str, range(2, 60))])
+    groups = ["alike", "alike", *map(str, range(2, 60))]
     copies = list(range(0, 20, 2))
     samples = others.clone()
     samples[copies] = (images[copies] + 0.05 * drawn(10, 3, 8, 8, seed=3)).clamp(-1, 1)
-    result = found(samples, training, pictures(50, seed=4))
+    result = found(samples, images, pictures(50, seed=4), groups)
     pixels = result.report["spaces"]["pixels"]
     assert result.report["flagged"] is True
     assert (pixels["copies"], pixels["copied_images"], pixels["held_out"]["copies"]) == (0.25, 10, 0)
@@ -131,16 +127,15 @@ def test_a_variant_of_the_copied_picture_hid_that_it_is_a_copy() -> None:
     images[1:5] = (images[:1] + 0.05 * drawn(4, 3, 8, 8, seed=2)).clamp(-1, 1)
     sample = (images[:1] + 0.05 * drawn(1, 3, 8, 8, seed=3)).clamp(-1, 1)
     for groups, copies in ((["variants"] * 5 + list("abcdefghijklmno"), 1), (None, 0)):
-        report = found(sample, dataset_of(images, groups), pictures(9, seed=1)).report
+        report = found(sample, images, pictures(9, seed=1), groups).report
         assert report["spaces"]["pixels"]["copies"] == copies
 
 
 def test_a_mirrored_copy_is_a_copy_where_mirror_images_were_trained_on() -> None:
     images = pictures(20)
     for mirrored in (False, True):
-        pixels = found(images[3:6].flip(-1), dataset_of(images), pictures(9, seed=1), mirrored=mirrored).report[
-            "spaces"
-        ]["pixels"]
+        report = found(images[3:6].flip(-1), images, pictures(9, seed=1), mirrored=mirrored).report
+        pixels = report["spaces"]["pixels"]
         assert pixels["copies"] == mirrored
         assert [pair["mirrored"] for pair in pixels["pairs"]] == [mirrored] * 3
         if mirrored:
@@ -181,7 +176,7 @@ def test_the_test_of_two_shares_is_fishers() -> None:
 
 def test_without_held_out_images_there_is_nothing_to_compare_with() -> None:
     images = pictures(20)
-    report = found(images[:4], dataset_of(images), images[:0]).report
+    report = found(images[:4], images, images[:0]).report
     pixels = report["spaces"]["pixels"]
     assert report["flagged"] is None and pixels["p_value"] is None and pixels["held_out"] is None
     assert pixels["copies"] == 1 and pixels["near"] is None and pixels["near_distance"] is None
@@ -190,7 +185,7 @@ def test_without_held_out_images_there_is_nothing_to_compare_with() -> None:
 @pytest.mark.parametrize("count", [1, 6])
 def test_a_single_group_gave_numbers_that_are_none(count: int) -> None:
     images = pictures(count)
-    report = found(images[:1], dataset_of(images, ["one"] * count), pictures(9, seed=1)).report
+    report = found(images[:1], images, pictures(9, seed=1), ["one"] * count).report
     pixels = report["spaces"]["pixels"]
     assert report["flagged"] is None and pixels["copies"] is None and pixels["held_out"]["copies"] is None
     assert pixels["pairs"][0]["distance"] == 0 and pixels["pairs"][0]["ratio"] is None
@@ -200,9 +195,9 @@ def test_blank_images_gave_numbers_that_are_none() -> None:
     """Blank training images of different groups are one picture; with others beside it, a blank sample is its copy."""
     blank, others = torch.ones(6, 3, 8, 8), pictures(6)
     for held_out in (blank[:0], blank[:2], others[:3]):
-        report = found(blank, dataset_of(blank), held_out).report
+        report = found(blank, blank, held_out).report
         assert report["flagged"] is None and report["spaces"]["pixels"]["copies"] is None
-    report = found(blank, dataset_of(torch.cat([blank, others])), blank).report
+    report = found(blank, torch.cat([blank, others]), blank).report
     assert report["spaces"]["pixels"]["copies"] == report["spaces"]["pixels"]["held_out"]["copies"] == 1
     assert report["flagged"] is False
 
@@ -214,11 +209,11 @@ def test_images_of_many_pixels_are_compared_by_means_over_squares() -> None:
     assert pixel_rows(large[..., :64, :64]).equal(large[..., :64, :64].flatten(1))
 
 
-def test_the_sheet_shows_each_sample_above_its_nearest_training_image(tmp_path: Path) -> None:
+def test_the_sheet_shows_each_sample_above_its_nearest_training_image() -> None:
     images = pictures(20)
     samples = torch.cat([images[[7, 4]], images[[2]].flip(-1)])
-    result = found(samples, dataset_of(images), pictures(9, seed=1), mirrored=True)
-    sheet = np.asarray(result.memorization.sheet(samples, dataset_of(images)))
+    result = found(samples, images, pictures(9, seed=1), mirrored=True)
+    sheet = np.asarray(result.memorization.sheet(to_uint8(samples), to_uint8(images)))
     assert sheet.shape == (2 + 4 * 10, 2 + PAIRS * 10, 3)  # two spaces, and two pixels between images
     cells = [
         [sheet[2 + 10 * row : 10 + 10 * row, 2 + 10 * column : 10 + 10 * column] for column in range(4)]
