@@ -107,7 +107,10 @@ class LatentDiffusion:
         check_request(num, steps, sampler, batch_size, seed)
         images = []
         for numbers in torch.arange(num).split(batch_size):
-            condition, settings = requested.repeated(numbers), {"steps": steps, "sampler": sampler, "guidance": guidance}
+            condition, settings = (
+                requested.repeated(numbers),
+                {"steps": steps, "sampler": sampler, "guidance": guidance},
+            )
             latents = self.sample_latents(numbers.tolist(), condition, seed=seed, on_step=on_step, **settings)
             images.append(self.decode(latents))
         return torch.cat(images)

@@ -1,9 +1,9 @@
-"""Metrics of generated images in a space of features: how faithful they are, and how much of the real ones they cover.
+"""Metrics of generated images in a space of features: how faithful they are, how much of the real images they cover.
 
-Precision and recall (Kynkäänniemi et al. 2019) ask whether an image lies in the other set's manifold, which is the union
-of the balls around its features that reach to their k-th nearest neighbors. Density and coverage (Naeem et al. 2020) use
-the balls of the real images alone, so that one odd sample with a large ball counts for little. Beside them are the
-Fréchet and the kernel distance of `metrics`.
+Precision and recall (Kynkäänniemi et al. 2019) ask whether an image lies in the other set's manifold, the union of the
+balls around its features that reach to their k-th nearest neighbors. Density and coverage (Naeem et al. 2020) use the
+balls of the real images alone, so that one odd sample with a large ball counts for little. Beside them are the Fréchet
+and the kernel distance of `metrics`.
 """
 
 from collections.abc import Iterator

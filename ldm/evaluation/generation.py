@@ -7,21 +7,33 @@ rounded to 8 bits before anything is measured.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.data.datasets import Subset
-from ldm.errors import DataError
+from ldm.batch import NULL
+from ldm.data.datasets import Dataset, Subset
+from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian
+from ldm.diffusion.samplers import starting_noise
+from ldm.errors import ConfigError, DataError
 from ldm.evaluation.classifier import Classifier, ClassifierTask, accuracy, train_classifier
+from ldm.evaluation.denoising import denoising_losses
 from ldm.evaluation.feature_networks import FeatureExtractor
 from ldm.evaluation.fidelity import ReferenceFeatures
-from ldm.evaluation.image_sets import NO_LABELS, ImageSet, ImageSetReader
+from ldm.evaluation.image_sets import (
+    NO_LABELS,
+    ImageSet,
+    ImageSetReader,
+    SamplingSettings,
+    allocated_labels,
+)
 from ldm.nn.pretrained_weights import sha256_of
+from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Labels
 
+MAX_LATENTS = 512  # held-out latents that are denoised at each noise level
 MAX_IMAGES = 5000  # training images that samples are compared with, and as many held-out ones, unless --images says so
 
 
@@ -58,7 +70,7 @@ class RealData:
     def class_counts(self) -> list[int]:
         """How many images of each class there are, of all images and not of those alone that are compared."""
         labels = torch.from_numpy(self.training.dataset.labels)
-        return torch.bincount(labels, minlength=len(self.classes)).tolist()
+        return torch.bincount(labels, minlength=len(self.training.dataset.classes)).tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +81,7 @@ class RealImages:
     training: ImageSet
     held_out: ImageSet
     others: Mapping[str, ImageSet]  # what is measured beside samples, by name: reconstructions, gaussian
+    gaussian: LatentGaussian | None  # of the training latents
     extractor: FeatureExtractor
     task: ClassifierTask
     classifier: Classifier | None  # of the training images, where it is needed
@@ -77,27 +90,67 @@ class RealImages:
 
 
 def read_real_images(
-    data: RealData, reader: ImageSetReader, autoencoder: Autoencoder | None, extractor: FeatureExtractor | None
+    data: RealData,
+    reader: ImageSetReader,
+    autoencoder: Autoencoder | None,
+    extractor: FeatureExtractor | None,
+    *,
+    num: int,
+    seed: int,
 ) -> RealImages:
-    """Read and measure the real images; without an extractor the features are those of a classifier of them."""
-    training = reader.read(data.training, autoencoder, "training images", data.labels(data.training))
-    held_out = reader.read(data.held_out, autoencoder, "held-out images", data.labels(data.held_out))
-    others = {}
-    if autoencoder is not None and held_out.latents is not None:
-        others["reconstructions"] = reader.decode(held_out.latents, autoencoder, held_out, "reconstructions")
-    task = ClassifierTask(len(data.classes), data.training.dataset.config.flip)
+    """Read and measure the real images; without an extractor the features are those of a classifier of them.
+
+    The Gaussian of the latents, where there is an autoencoder, is sampled `num` times, with a seed.
+    """
+    training = reader.read(data.training, data.labels(data.training), "training images")
+    held_out = reader.read(data.held_out, data.labels(data.held_out), "held-out images")
+    flip = data.training.dataset.config.flip
+    task = ClassifierTask(len(data.classes), flip)
     classifier = None
     if data.classes or extractor is None:
         classifier = trained_together(reader, task, [training], "training a classifier")[0]
     if extractor is None:
         assert classifier is not None
         extractor = classifier_extractor(classifier)
-    training = reader.with_features(training, extractor, "features")
-    held_out = reader.with_features(held_out, extractor, "features")
-    others = {name: reader.with_features(images, extractor, "features") for name, images in others.items()}
+    others, gaussian = {}, None
+    if autoencoder is not None:
+        encoded = reader.encode(held_out.pixels, autoencoder, "latents of held-out images")
+        held_out = replace(held_out, latents=encoded.modes)
+        others["reconstructions"] = reader.decode(encoded.modes, autoencoder, held_out, "reconstructions")
+        training, gaussian = with_gaussian(training, reader, autoencoder, flip)
+        if gaussian is not None:
+            drawn = gaussian.sample(starting_noise(gaussian.mean.shape, range(num), seed))
+            none = ImageSet(held_out.pixels[:0], NO_LABELS, tuple(range(num)))
+            others["gaussian"] = reader.decode(drawn, autoencoder, none, "samples of the Gaussian")
+    training = reader.with_features(training, extractor, "features of training images")
+    held_out = reader.with_features(held_out, extractor, "features of held-out images")
+    others = {name: reader.with_features(images, extractor, f"features of {name}") for name, images in others.items()}
     assert training.features is not None and held_out.features is not None
     references = ReferenceFeatures(training.features), ReferenceFeatures(held_out.features)
-    return RealImages(data, training, held_out, others, extractor, task, classifier, *references)
+    return RealImages(data, training, held_out, others, gaussian, extractor, task, classifier, *references)
+
+
+def with_gaussian(
+    training: ImageSet, reader: ImageSetReader, autoencoder: Autoencoder, flip: bool
+) -> tuple[ImageSet, LatentGaussian | None]:
+    """The training images with their latents, and the cross-validated Gaussian of these, unless they are too large."""
+    name = "latents of training images"
+    encoded = reader.encode(training.pixels, autoencoder, name)
+    training = replace(training, latents=encoded.modes)
+    try:
+        channels, height, width = encoded.modes.shape[1:]
+        check_size((channels, height, width))
+        mirrored = (
+            reader.encode(training.pixels, autoencoder, f"{name}, mirrored", mirrored=True).modes if flip else None
+        )
+        variances = encoded.variances.mean(0)
+
+        def fit(_: int) -> LatentGaussian:
+            return fit_gaussian(encoded.modes, noise_variance=variances, mirrored=mirrored, groups=training.groups)
+
+        return training, next(reader.processes.map(1, fit))
+    except ConfigError:  # too large, or of one group
+        return training, None
 
 
 def classifier_extractor(classifier: Classifier) -> FeatureExtractor:
@@ -106,9 +159,7 @@ def classifier_extractor(classifier: Classifier) -> FeatureExtractor:
     return FeatureExtractor(*names, classifier.features, sha256_of(classifier.state_dict()))
 
 
-def trained_together(
-    reader: ImageSetReader, task: ClassifierTask, sets: list[ImageSet], name: str
-) -> list[Classifier]:
+def trained_together(reader: ImageSetReader, task: ClassifierTask, sets: list[ImageSet], name: str) -> list[Classifier]:
     """A classifier of each set, trained by whichever process, and the same on all of them."""
     device = reader.processes.device
     with reader.progress(name, len(sets), "classifier") as bar:
@@ -126,11 +177,58 @@ def trained_together(
     return classifiers
 
 
-def evaluate_samples(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, Any]:
-    """All metrics of samples with features, beside those of what else there is."""
+def draw_samples(
+    model: LatentDiffusion, real: RealImages, settings: SamplingSettings, num: int, reader: ImageSetReader
+) -> ImageSet:
+    """Samples of the model with their features, of classes as frequent as in the data."""
+    samples = reader.draw(model, num, requested_labels(model, real.data, num), settings)
+    if not same_classes(model, real.data):
+        samples = replace(samples, labels=NO_LABELS)
+    return reader.with_features(samples, real.extractor, "features of samples")
+
+
+def requested_labels(model: LatentDiffusion, data: RealData, num: int) -> Labels:
+    """The classes of the samples: as frequent as in the data or, where these have others, all in turn."""
+    if not model.classes:
+        return torch.zeros(num, dtype=torch.int64)
+    return allocated_labels(data.class_counts if same_classes(model, data) else [1] * len(model.classes), num)
+
+
+def same_classes(model: LatentDiffusion, data: RealData) -> bool:
+    """Whether the model can be asked for the classes of the data."""
+    return bool(model.classes) and model.classes == tuple(data.training.dataset.classes)
+
+
+def read_samples(
+    dataset: Dataset, real: RealImages, autoencoder: Autoencoder | None, reader: ImageSetReader
+) -> ImageSet:
+    """Anybody's images with their features; their classes, where they have those of the real ones, by name."""
+    everything, names = Subset(dataset, list(range(len(dataset)))), real.data.classes
+    labels = NO_LABELS
+    if dataset.classes and set(dataset.classes) <= set(names):
+        places = torch.tensor([names.index(name) for name in dataset.classes])
+        labels = places[everything.labels]
+    samples = reader.read(everything, labels, "samples")
+    if autoencoder is not None:
+        samples = replace(samples, latents=reader.encode(samples.pixels, autoencoder, "latents of samples").modes)
+    return reader.with_features(samples, real.extractor, "features of samples")
+
+
+def measure(
+    real: RealImages, samples: ImageSet, model: LatentDiffusion | None, reader: ImageSetReader
+) -> dict[str, Any]:
+    """All metrics of samples with features, beside those of what else there is; `model` is what drew them, if known."""
     metrics: dict[str, Any] = compared(real, samples, reader)
     if real.task.classes and len(samples.labels):
         metrics["classification"] = classification(real, samples, reader)
+    if model is not None and real.held_out.latents is not None:
+        held_out, condition = real.held_out.evenly_spaced(MAX_LATENTS), model.config.schema.condition
+        known = same_classes(model, real.data) and len(held_out.labels)
+        labels = held_out.labels if known else torch.full((len(held_out),), NULL)
+        latents = held_out.latents
+        assert latents is not None
+        losses = reader.processes.map(1, lambda _: denoising_losses(model, real.gaussian, latents, condition(labels)))
+        metrics["denoising"] = {"images": len(held_out), **next(losses)}
     return metrics
 
 

@@ -1,8 +1,8 @@
 """Sets of images that are compared: real ones, generated ones, and what an autoencoder makes of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from ldm.pipeline import LatentDiffusion, finite
 from ldm.shapes import Labels, Latents, to_float, to_uint8
 from ldm.training.processes import Processes
 
+P = TypeVar("P", bound=Sized)
+T = TypeVar("T")
 NO_LABELS = torch.zeros(0, dtype=torch.int64)
 
 
@@ -85,31 +87,24 @@ class ImageSetReader:
     batch_size: int
     progress: Progress
 
+    def read(self, images: Subset, labels: Labels, name: str) -> ImageSet:
+        """Images of a data set, in their evaluation views; `labels` are those of all of them, or none."""
+        parts = list(images.chunks(self.batch_size))
+        found = self._all(name, len(images), parts, lambda part: to_uint8(part.images()))
+        groups = tuple(images.dataset.groups[index] for index in images.indices)
+        return ImageSet(torch.cat(found), labels, tuple(images.indices), groups)
+
     @torch.no_grad()
-    def read(self, images: Subset, autoencoder: Autoencoder | None, name: str, labels: Labels) -> ImageSet:
-        """Real images, and their latents where there is an autoencoder; `labels` are those of all of them."""
-        device, parts = self.processes.device, list(images.chunks(self.batch_size))
+    def encode(self, pixels: Tensor, autoencoder: Autoencoder, name: str, *, mirrored: bool = False) -> "Encoded":
+        """The latents of uint8 images, or of their mirror images."""
 
-        def of_part(number: int) -> tuple[Tensor, Tensor | None]:
-            pixels = to_uint8(parts[number].images())
-            latents = None
-            if autoencoder is not None:
-                latents = autoencoder.encode(to_float(pixels).to(device)).mode().float().cpu()
-            return pixels, latents
+        def of_part(part: Tensor) -> Encoded:
+            images = to_float(part).to(self.processes.device)
+            posterior = autoencoder.encode(images.flip(-1) if mirrored else images)
+            return Encoded(finite(posterior.mode()).float().cpu(), posterior.variance.double().mean((2, 3)).cpu())
 
-        found: list[tuple[Tensor, Tensor | None]] = []
-        with self.progress(name, len(images), "image") as bar:
-            for part, result in zip(parts, self.processes.map(len(parts), of_part), strict=True):
-                found.append(result)
-                bar.update(len(part))
-        latents = [latents for _, latents in found if latents is not None]
-        return ImageSet(
-            torch.cat([pixels for pixels, _ in found]),
-            labels,
-            tuple(images.indices),
-            tuple(images.dataset.groups[index] for index in images.indices),
-            torch.cat(latents) if latents else None,
-        )
+        found = self._all(name, len(pixels), pixels.split(self.batch_size), of_part)
+        return Encoded(*(torch.cat(each) for each in zip(*found, strict=True)))
 
     def draw(self, model: LatentDiffusion, num: int, labels: Labels, settings: SamplingSettings) -> ImageSet:
         """Samples of the model, numbered from 0, of these classes."""
@@ -132,33 +127,42 @@ class ImageSetReader:
     @torch.no_grad()
     def decode(self, latents: Latents, autoencoder: Autoencoder, like: ImageSet, name: str) -> ImageSet:
         """The images of latents, cropped to the size of those of `like`, whose labels they have."""
-        parts, (height, width) = latents.split(self.batch_size), like.pixels.shape[2:]
+        height, width = like.pixels.shape[2:]
 
-        def of_part(number: int) -> Tensor:
-            images = autoencoder.decode(parts[number].to(self.processes.device))[..., :height, :width]
+        def of_part(part: Latents) -> Tensor:
+            images = autoencoder.decode(part.to(self.processes.device))[..., :height, :width]
             return to_uint8(finite(images)).cpu()
 
-        found = []
-        with self.progress(name, len(latents), "image") as bar:
-            for pixels in self.processes.map(len(parts), of_part):
-                found.append(pixels)
-                bar.update(len(pixels))
+        found = self._all(name, len(latents), latents.split(self.batch_size), of_part)
         return ImageSet(torch.cat(found), like.labels, like.indices, like.groups, latents)
 
     @torch.no_grad()
     def with_features(self, images: ImageSet, extractor: FeatureExtractor, name: str) -> ImageSet:
         """The same with the features of an extractor."""
-        parts = images.pixels.split(self.batch_size)
 
-        def of_part(number: int) -> Tensor:
-            return extractor.features(to_float(parts[number]).to(self.processes.device)).float().cpu()
+        def of_part(part: Tensor) -> Tensor:
+            return extractor.features(to_float(part).to(self.processes.device)).float().cpu()
 
-        found = []
-        with self.progress(name, len(images), "image") as bar:
-            for features in self.processes.map(len(parts), of_part):
-                found.append(features)
-                bar.update(len(features))
+        found = self._all(name, len(images), images.pixels.split(self.batch_size), of_part)
         return replace(images, features=torch.cat(found))
+
+    def _all(self, name: str, total: int, parts: Sequence[P], work: Callable[[P], T]) -> list[T]:
+        """The results for all parts of `total` images."""
+        found = []
+        with self.progress(name, total, "image") as bar:
+            for part, result in zip(
+                parts, self.processes.map(len(parts), lambda number: work(parts[number])), strict=True
+            ):
+                found.append(result)
+                bar.update(len(part))
+        return found
+
+
+class Encoded(NamedTuple):
+    """Latents of images: the modes of their posteriors, and the variance of each channel, the mean over positions."""
+
+    modes: Latents
+    variances: Tensor  # images x channels
 
 
 def allocated_labels(counts: Sequence[int], num: int) -> Labels:

@@ -127,7 +127,7 @@ def kernel_distance(real: Tensor, other: Tensor, *, subset_size: int = KID_SUBSE
 def kernel_subsets(
     real: int, other: int, *, subset_size: int = KID_SUBSET, subsets: int = KID_SUBSETS
 ) -> tuple[Tensor, Tensor]:
-    """Which rows of sets of so many are in which random subset, each rows x subsets of 0 and 1; all, where they are few."""
+    """Which rows of two sets of so many are in which subset: rows x subsets of 0 and 1; all, where they are few."""
     random = np.random.RandomState(2020)
     chosen = [
         torch.full((count, subsets if max(real, other) > subset_size else 1), float(count <= subset_size)).double()
