@@ -72,7 +72,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     model = DiffusionModelConfig(latents.shape, dataset.schema, config.denoiser, config.sampling, guided)
     denoiser = create_denoiser(model)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
-    run.resume(latents.fingerprint)
+    run.resume(latents.fingerprint, images=dataset.fingerprint)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
     panel, validation = SamplePanel(autoencoder, model), HeldOutLatents(latents, held_out)
 

@@ -128,15 +128,15 @@ class Run:
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
 
-    def resume(self, data: str, perceptual_weights: str = "") -> None:
+    def resume(self, data: str, perceptual_weights: str = "", **facts: Any) -> None:
         """Go on from the newest whole checkpoint in the folder, if there is one.
 
         `data` is the data's fingerprint, `perceptual_weights` a hash of the pretrained network in the loss, if there is
-        one. The circumstances are recorded, or compared with those the run began in. Comes after the last `prepare`.
+        one; they must be those the run began with. Other `facts` are recorded. Comes after the last `prepare`.
         """
         if not self.dry:
             precision = self.run_config.precision
-            facts = {"device": self.device.type, "processes": self.processes.count, "precision": precision}
+            facts |= {"device": self.device.type, "processes": self.processes.count, "precision": precision}
             self.on_main(lambda: self.folder.describe_environment(data, perceptual_weights, **facts))
             if self.newest_checkpoint is not None:
                 self.first_step = self.checkpoints.load(self.newest_checkpoint)
