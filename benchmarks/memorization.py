@@ -99,9 +99,7 @@ def main() -> None:
         f"train_vae.py configs/vae/folder.yaml --data.path {out}/data/many --out {out}/vae"
         f" --run.steps {options.autoencoder_steps}"
     )
-    rows = [
-        [name, *cells(COLUMNS, data_row(out, name, options.steps, options.samples))] for name in ("few", "many")
-    ]
+    rows = [[name, *cells(COLUMNS, data_row(out, name, options.steps, options.samples))] for name in ("few", "many")]
     print_table(["", *COLUMNS], rows)
 
 

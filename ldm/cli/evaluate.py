@@ -16,7 +16,7 @@ PROBES = ("mean", "flat", "none")
 SWEEPS = ("guidance", "steps", "sampler")
 NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
 OF_AUTOENCODERS = ("split", "lpips", "lpips_weights", "probe")
-OF_SAMPLING = ("sampler", "steps", "guidance", "seed", "sweep", "values")
+OF_SAMPLING = ("sampler", "steps", "guidance", "seed", "sweep", "values", "memorization_sheet")
 
 
 def parser() -> Parser:
@@ -63,6 +63,8 @@ def add_generation_options(parser: Parser) -> None:
     add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun)")
     add("--steps", metavar="N", type=int, help="noise levels (18)")
     add("--guidance", metavar="X", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
+    sheet = "where the samples that are most like training images are drawn above these"
+    add("--memorization-sheet", type=Path, metavar="FILE.png", help=sheet)
     add("--seed", metavar="N", type=int, help="image i depends on the seed alone, not on the batch (0)")
     add("--sweep", choices=SWEEPS, help="measure at each of --values of this; the same command again resumes")
     add("--values", metavar="A,B,...", help="what is swept over, separated by commas")
@@ -95,9 +97,10 @@ def check_not_given(options: argparse.Namespace, names: tuple[str, ...], reason:
 
 def check_files(options: argparse.Namespace) -> None:
     """Raise ConfigError for a file that could not be written, now and not after the work."""
-    if options.panel and options.panel.suffix.lower() != ".png":
-        raise ConfigError(f"--panel {options.panel} must end in .png")
-    for name in ("out", "panel", "save_images"):
+    for name in ("panel", "memorization_sheet"):
+        if (path := getattr(options, name)) and path.suffix.lower() != ".png":
+            raise ConfigError(f"--{name.replace('_', '-')} {path} must end in .png")
+    for name in ("out", "panel", "memorization_sheet", "save_images"):
         path, flag = getattr(options, name), f"--{name.replace('_', '-')}"
         if path and not path.resolve().parent.is_dir():
             raise ConfigError(f"{flag} {path} cannot be written: it is in no folder")

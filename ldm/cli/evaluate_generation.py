@@ -16,11 +16,13 @@ from ldm.script_configs import TrainDiffusionConfig, vae_config_of
 from ldm.training.config import check_run_format
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ldm.autoencoder.model import Autoencoder
     from ldm.data.datasets import Dataset
     from ldm.evaluation.feature_networks import FeatureExtractor
     from ldm.evaluation.generation import RealData, RealImages
-    from ldm.evaluation.image_sets import ImageSetReader, SamplingSettings
+    from ldm.evaluation.image_sets import ImageSet, ImageSetReader, SamplingSettings
     from ldm.pipeline import LatentDiffusion
     from ldm.training.processes import Processes
 
@@ -115,7 +117,31 @@ def evaluated(
     else:
         samples = read_samples(opened.samples, real, opened.autoencoder, reader)
     metrics = measure(real, samples, opened.model, reader)
-    return report(real, samples, metrics, opened.model, opened.sampling, options.run or options.samples)
+    result = report(real, samples, metrics, opened.model, opened.sampling, options.run or options.samples)
+    result["memorization"] = memorization(options, opened, real, samples, reader)
+    return result
+
+
+def memorization(
+    options: argparse.Namespace, opened: "Sources", real: "RealImages", samples: "ImageSet", reader: "ImageSetReader"
+) -> dict[str, Any]:
+    """The report on copies of training images; the pairs that are most alike are drawn, if that was asked for."""
+    from ldm.evaluation.copies import find_copies
+    from ldm.pictures import save_png
+    from ldm.shapes import to_float, to_uint8
+
+    found, images = find_copies(real, samples, opened.autoencoder, reader), real.data.trained_on
+
+    def training_image(place: int) -> "Tensor":
+        return to_uint8(to_float(images.dataset.eval_view(images.indices[place])))
+
+    def draw(_: int) -> None:
+        if options.memorization_sheet:
+            save_png(found.sheet(samples.pixels, training_image), options.memorization_sheet)
+
+    for _ in reader.processes.map(1, draw):
+        pass
+    return found.report()
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,18 @@ class RealData:
     training: Subset
     held_out: Subset
     are_halves: bool  # nothing is held out: every second training image takes the place of the held-out ones
+    trained_on: Subset  # all training images
 
     @classmethod
     def of(cls, training: Subset, held_out: Subset, most: int) -> "RealData":
         """At most so many of each, evenly spaced. Raises DataError where there are too few."""
-        halves = not len(held_out)
+        halves, trained_on = not len(held_out), training
         if halves:
             training, held_out = (Subset(training.dataset, training.indices[start::2]) for start in (0, 1))
         for name, images in (("training", training), ("held-out", held_out)):
             if len(images) < 2:
                 raise DataError(f"samples are compared with at least 2 {name} images, and there are {len(images)}")
-        return cls(training.evenly_spaced(most), held_out.evenly_spaced(most), halves)
+        return cls(training.evenly_spaced(most), held_out.evenly_spaced(most), halves, trained_on)
 
     @property
     def classes(self) -> tuple[str, ...]:

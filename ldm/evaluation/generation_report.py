@@ -10,6 +10,7 @@ from ldm.evaluation.fidelity import COVERAGE_NEIGHBORS, MANIFOLD_NEIGHBORS
 from ldm.evaluation.formatting import format_metric
 from ldm.evaluation.generation import RealImages
 from ldm.evaluation.image_sets import ImageSet, SamplingSettings
+from ldm.evaluation.memorization import memorization_table
 from ldm.evaluation.metrics import KID_SUBSET, KID_SUBSETS
 from ldm.evaluation.report import PACKAGES
 from ldm.nn.pretrained_weights import sha256_of
@@ -151,6 +152,8 @@ def generation_table(result: dict[str, Any]) -> str:
         lines += ["", *(f"{title:{width}}  {format_metric(100 * value, ' %')}" for title, value in rows)]
     if "denoising" in metrics:
         lines += ["", denoising_table(metrics["denoising"])]
+    if "memorization" in result:
+        lines += ["", memorization_table(result["memorization"])]
     return "\n".join(lines)
 
 

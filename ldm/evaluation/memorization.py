@@ -7,7 +7,7 @@ stands that of held-out images, which are no copies: theirs is what chance gives
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,21 +29,7 @@ MAX_PIXELS = 3 * 64 * 64  # numbers of an image that are compared
 PART = 512  # training images whose rows are held at once
 
 
-@dataclass(frozen=True, eq=False)
-class Space:
-    """Images as rows of numbers, whose distances count."""
-
-    samples: Tensor
-    held_out: Tensor
-    training: Callable[
-        [slice, bool], Tensor
-    ]  # of some of the training images or, where it is true, their mirror images
-    mirrored: bool  # whether mirror images were trained on
-
-    @property
-    def sides(self) -> tuple[bool, ...]:
-        """The training images, and their mirror images if they were trained on."""
-        return (False, True) if self.mirrored else (False,)
+Rows = Mapping[str, Tensor]  # images as rows of numbers, by space
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,52 +106,102 @@ class Memorization:
             "ratio": None if math.isnan(ratio) else ratio,
         }
 
-    def sheet(self, samples: Tensor, training: Tensor) -> Image.Image:
+    def sheet(self, samples: Tensor, training_image: Callable[[int], Tensor]) -> Image.Image:
         """The worst pairs of each space: a row of samples, and below them their nearest training images.
 
-        Both are pictures, uint8, images x channels x height x width.
+        Both are pictures, uint8, channels x height x width.
         """
-        rows, white = [], torch.full_like(samples[0], 255)
+        rows, white, count = [], torch.full_like(samples[0], 255), len(self.names)
         for name, neighbors in self.samples.items():
             chosen = self.worst(name)
             places = [int(neighbors.places[sample]) for sample in chosen]
-            nearest = [training[place % len(self.names)] for place in places]
-            nearest = [
-                image.flip(-1) if place >= len(self.names) else image
-                for place, image in zip(places, nearest, strict=True)
-            ]
+            images = [training_image(place % count) for place in places]
+            nearest = [image.flip(-1) if place >= count else image for place, image in zip(places, images, strict=True)]
             for row in ([samples[sample] for sample in chosen], nearest):
                 rows += row + [white] * (PAIRS - len(row))
         return grid(to_float(torch.stack(rows)), columns=PAIRS)
 
 
 def find_neighbors(
-    spaces: Mapping[str, Space], names: Sequence[str], groups: Tensor, processes: Processes
+    samples: Rows,
+    held_out: Rows,
+    training: Callable[[slice], Iterable[Rows]],
+    names: Sequence[str],
+    groups: Tensor,
+    processes: Processes,
+    *,
+    mirrored: bool = False,
+    on_part: Callable[[], object] = lambda: None,
 ) -> Memorization:
     """Look for the nearest training image of every sample and held-out image; the same on every process.
 
-    `names` and `groups` are those of the training images.
+    `names` and `groups` are those of the training images. `training` gives the rows of some of them and, where mirror
+    images were trained on, those of their mirror images, which a space may leave out. `on_part` is called after each of
+    the `parts_of` them.
     """
-    parts = [range(start, min(start + PART, len(names))) for start in range(0, len(names), PART)]
-    jobs = [(name, mirrored, part) for name, space in spaces.items() for mirrored in space.sides for part in parts]
+    queries = {name: torch.cat([rows, held_out[name]]) for name, rows in samples.items()}
+    parts = parts_of(len(names))
 
-    def compare(number: int) -> Neighbors:
-        name, mirrored, part = jobs[number]
-        places, space = slice(part.start, part.stop), spaces[name]
-        rows = space.training(places, mirrored)
-        first = part.start + (len(names) if mirrored else 0)
-        return nearest_rows(torch.cat([space.samples, space.held_out]), rows, groups[places], first=first)
+    def compare(number: int) -> dict[str, Neighbors]:
+        found: dict[str, Neighbors] = {}
+        for side, rows in enumerate(training(parts[number])):
+            first = side * len(names) + parts[number].start
+            for name, own in rows.items():
+                neighbors = nearest_rows(queries[name], own, groups[parts[number]], first=first)
+                found[name] = found[name].joined(neighbors) if name in found else neighbors
+        return found
 
-    found: dict[str, Neighbors] = {}
-    for (name, *_), neighbors in zip(jobs, processes.map(len(jobs), compare), strict=True):
-        found[name] = found[name].joined(neighbors) if name in found else neighbors
-    count = len(next(iter(spaces.values())).samples)
+    nearest: dict[str, Neighbors] = {}
+    for found in processes.map(len(parts), compare):
+        nearest = {name: nearest[name].joined(each) for name, each in found.items()} if nearest else found
+        on_part()
+    count = len(next(iter(samples.values())))
     return Memorization(
         names,
-        any(space.mirrored for space in spaces.values()),
-        {name: neighbors[:count] for name, neighbors in found.items()},
-        {name: neighbors[count:] for name, neighbors in found.items()},
-        {name: space.samples.shape[1] for name, space in spaces.items()},
+        mirrored,
+        {name: neighbors[:count] for name, neighbors in nearest.items()},
+        {name: neighbors[count:] for name, neighbors in nearest.items()},
+        {name: rows.shape[1] for name, rows in samples.items()},
+    )
+
+
+def parts_of(images: int) -> list[slice]:
+    """The parts of so many training images whose rows are held at once."""
+    return [slice(start, min(start + PART, images)) for start in range(0, images, PART)]
+
+
+def memorization_table(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    protocol, spaces = report["protocol"], report["spaces"]
+    heading = f"copies of {protocol['training_images']} training images" + (
+        " and their mirror images" if protocol["mirror_images"] else ""
+    )
+    rows = [(heading, "samples", "held-out images")]
+    for figure, title in (("copies", "  in"), ("near", f"nearer than {1 - QUANTILE:.0%} of held-out images, in")):
+        for name, space in spaces.items():
+            held_out = space["held_out"] or {figure: None}
+            rows.append((f"{title} {name}", format_share(space[figure]), format_share(held_out[figure])))
+    width = max(len(title) for title, *_ in rows)
+    lines = [f"{title:{width}}{own:>16}{reference:>18}" for title, own, reference in rows]
+    return "\n".join([*lines, verdict(report)])
+
+
+def format_share(share: float | None) -> str:
+    """Percent."""
+    return "not defined" if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """What the report says, in a line."""
+    if report["flagged"] is None:
+        missing = "two groups of training images" if report["protocol"]["held_out_images"] else "held-out images"
+        return f"memorization: cannot be told without {missing}"
+    if not report["flagged"]:
+        return "memorization: none found; copies are no more frequent than among held-out images, beyond chance"
+    name, space = min(report["spaces"].items(), key=lambda each: each[1]["p_value"])
+    return (
+        f"memorization: FOUND; {format_share(space['copies'])} of the samples are copies in {name}, of"
+        f" {space['copied_images']} training images: docs/memorization.md says what to do"
     )
 
 

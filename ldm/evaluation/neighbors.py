@@ -1,7 +1,7 @@
 """Nearest neighbors among training images, and the nearest of another group: exact, a part of the images at a time."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -69,10 +69,10 @@ def nearest_rows(queries: Tensor, rows: Tensor, groups: Tensor, *, first: int = 
     return Neighbors(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def distinct_groups(pixels: Tensor, groups: Sequence[str], *, mirrored: bool) -> Tensor:
+def distinct_groups(pixels: Iterable[Tensor], groups: Sequence[str], *, mirrored: bool) -> Tensor:
     """The number of each image's group, where groups that have the very same image, or its mirror image, are one.
 
-    `pixels` are integers, images x channels x height x width.
+    `pixels` are the images, as integers.
     """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     above = list(range(len(numbers)))  # a group that each one is the same as, or itself

@@ -1,7 +1,7 @@
 """Memorization: copies of training images are found, whatever hides them, and chance is not called a copy."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.evaluation.memorization import PAIRS, Memorization, Space, find_neighbors, fisher_exact, pixel_rows
+from ldm.evaluation.memorization import PAIRS, Memorization, Rows, find_neighbors, fisher_exact, pixel_rows
 from ldm.evaluation.neighbors import Neighbors, distinct_groups, nearest_rows
 from ldm.shapes import rounded, to_uint8
 from ldm.training.processes import Processes
@@ -39,15 +39,18 @@ def found(
     """In the spaces of pixels and of mean colors; the training images are named by their number."""
     names = [f"{number:03d}.png" for number in range(len(training))]
 
-    def space_of(rows: Callable[[Tensor], Tensor]) -> Space:
-        def of_training(part: slice, mirrored: bool) -> Tensor:
-            return rows(training[part].flip(-1) if mirrored else training[part])
+    def rows(images: Tensor) -> Rows:
+        return {"pixels": pixel_rows(images), "colors": images.mean((2, 3))}
 
-        return Space(rows(samples), rows(held_out), of_training, mirrored)
+    def of_training(part: slice) -> Iterator[Rows]:
+        yield rows(training[part])
+        if mirrored:
+            yield rows(training[part].flip(-1))
 
-    spaces = {"pixels": space_of(pixel_rows), "colors": space_of(lambda images: images.mean((2, 3)))}
     numbers = distinct_groups(to_uint8(training), groups or names, mirrored=mirrored)
-    memorization = find_neighbors(spaces, names, numbers, Processes("cpu"))
+    memorization = find_neighbors(
+        rows(samples), rows(held_out), of_training, names, numbers, Processes("cpu"), mirrored=mirrored
+    )
     return Found(memorization, json.loads(json.dumps(memorization.report(), allow_nan=False)))
 
 
@@ -213,7 +216,7 @@ def test_the_sheet_shows_each_sample_above_its_nearest_training_image() -> None:
     images = pictures(20)
     samples = torch.cat([images[[7, 4]], images[[2]].flip(-1)])
     result = found(samples, images, pictures(9, seed=1), mirrored=True)
-    sheet = np.asarray(result.memorization.sheet(to_uint8(samples), to_uint8(images)))
+    sheet = np.asarray(result.memorization.sheet(to_uint8(samples), lambda place: to_uint8(images[place])))
     assert sheet.shape == (2 + 4 * 10, 2 + PAIRS * 10, 3)  # two spaces, and two pixels between images
     cells = [
         [sheet[2 + 10 * row : 10 + 10 * row, 2 + 10 * column : 10 + 10 * column] for column in range(4)]
