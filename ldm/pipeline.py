@@ -107,11 +107,15 @@ class LatentDiffusion:
         check_request(num, steps, sampler, batch_size, seed)
         images = []
         for numbers in torch.arange(num).split(batch_size):
-            condition, settings = (
+            latents = self.sample_latents(
+                numbers.tolist(),
                 requested.repeated(numbers),
-                {"steps": steps, "sampler": sampler, "guidance": guidance},
+                steps=steps,
+                sampler=sampler,
+                guidance=guidance,
+                seed=seed,
+                on_step=on_step,
             )
-            latents = self.sample_latents(numbers.tolist(), condition, seed=seed, on_step=on_step, **settings)
             images.append(self.decode(latents))
         return torch.cat(images)
 

@@ -1,6 +1,7 @@
 """Copies of training images among generated ones: in pixels, in latents, and in the features of the other metrics."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from ldm.evaluation.generation import RealImages
 from ldm.evaluation.image_sets import ImageSet, ImageSetReader
 from ldm.evaluation.memorization import Memorization, Rows, find_neighbors, parts_of, pixel_rows
 from ldm.evaluation.neighbors import distinct_groups
+from ldm.evaluation.sample_sheet import captioned
+from ldm.pictures import save_png
 from ldm.shapes import to_float, to_uint8
 
 
@@ -92,3 +95,15 @@ def find_copies(
             mirrored=training.mirrored,
             on_part=bar.update,
         )
+
+
+def draw_pairs(found: Memorization, real: RealImages, samples: ImageSet, path: Path) -> None:
+    """Save the worst pairs of each space: samples above their nearest training images."""
+    dataset, indices = real.data.trained_on.dataset, real.data.trained_on.indices
+
+    def training_image(place: int) -> Tensor:
+        return to_uint8(to_float(dataset.eval_view(indices[place])))
+
+    caption = "in {}: samples, above the training images nearest to them; the most like copies first"
+    pairs = {caption.format(name): found.pair_images(name, samples.pixels, training_image) for name in found.samples}
+    save_png(captioned(pairs), path)

@@ -7,6 +7,7 @@ and the kernel distance of `metrics`.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,9 +24,17 @@ class ReferenceFeatures:
 
     def __init__(self, features: Tensor):
         self.features = features
-        self.gaussian = FeatureGaussian.of(features)
-        self.radii = {k: neighbor_distances(features, k) for k in (MANIFOLD_NEIGHBORS, COVERAGE_NEIGHBORS)}
         self._mean_kernels: dict[int, Tensor] = {}  # by what the subsets of these rows depend on
+
+    @cached_property
+    def gaussian(self) -> FeatureGaussian:
+        """The Gaussian fitted to them."""
+        return FeatureGaussian.of(self.features)
+
+    @cached_property
+    def radii(self) -> dict[int, Tensor]:
+        """The distance of each to its k-th nearest neighbor, by k."""
+        return {k: neighbor_distances(self.features, k) for k in (MANIFOLD_NEIGHBORS, COVERAGE_NEIGHBORS)}
 
     def metrics(self, other: Tensor) -> dict[str, float]:
         """The six metrics of another set of features, m x d."""

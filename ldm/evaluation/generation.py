@@ -8,32 +8,25 @@ rounded to 8 bits before anything is measured.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.batch import NULL
-from ldm.data.datasets import Dataset, Subset
+from ldm.data.datasets import Subset
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian
 from ldm.diffusion.samplers import starting_noise
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.classifier import Classifier, ClassifierTask, accuracy, train_classifier
-from ldm.evaluation.denoising import denoising_losses
+from ldm.evaluation.classifier import STEPS, Classifier, ClassifierTask, train_classifier
 from ldm.evaluation.feature_networks import FeatureExtractor
 from ldm.evaluation.fidelity import ReferenceFeatures
 from ldm.evaluation.image_sets import (
     NO_LABELS,
     ImageSet,
     ImageSetReader,
-    SamplingSettings,
-    allocated_labels,
 )
 from ldm.nn.pretrained_weights import sha256_of
-from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Labels
 
-MAX_LATENTS = 512  # held-out latents that are denoised at each noise level
 MAX_IMAGES = 5000  # training images that samples are compared with, and as many held-out ones, unless --images says so
 
 
@@ -82,10 +75,10 @@ class RealImages:
     training: ImageSet
     held_out: ImageSet
     others: Mapping[str, ImageSet]  # what is measured beside samples, by name: reconstructions, gaussian
-    gaussian: LatentGaussian | None  # of the training latents
+    gaussian: LatentGaussian | None  # of the training latents; None: no latents, or too large or too few ones
     extractor: FeatureExtractor
     task: ClassifierTask
-    classifier: Classifier | None  # of the training images, where it is needed
+    classifiers: tuple[Classifier, ...]  # of the training images; of as many of them as there are samples
     against_training: ReferenceFeatures
     against_held_out: ReferenceFeatures
 
@@ -99,59 +92,58 @@ def read_real_images(
     num: int,
     seed: int,
 ) -> RealImages:
-    """Read and measure the real images; without an extractor the features are those of a classifier of them.
+    """Read and measure the real images, to be compared with `num` samples.
 
-    The Gaussian of the latents, where there is an autoencoder, is sampled `num` times, with a seed.
+    Without an extractor the features are those of a classifier of the training images. The Gaussian of the latents,
+    where there is an autoencoder, is sampled `num` times, with a seed.
     """
     training = reader.read(data.training, data.labels(data.training), "training images")
     held_out = reader.read(data.held_out, data.labels(data.held_out), "held-out images")
-    flip = data.training.dataset.config.flip
-    task = ClassifierTask(len(data.classes), flip)
-    classifier = None
+    task = ClassifierTask(len(data.classes), data.training.dataset.config.flip)
+    classifiers: tuple[Classifier, ...] = ()
     if data.classes or extractor is None:
-        classifier = trained_together(reader, task, [training], "training a classifier")[0]
-    if extractor is None:
-        assert classifier is not None
-        extractor = classifier_extractor(classifier)
+        sets = [training, training.evenly_spaced(num)] if data.classes else [training]
+        classifiers = trained_together(reader, task, sets)
     others, gaussian = {}, None
     if autoencoder is not None:
         encoded = reader.encode(held_out.pixels, autoencoder, "latents of held-out images")
         held_out = replace(held_out, latents=encoded.modes)
         others["reconstructions"] = reader.decode(encoded.modes, autoencoder, held_out, "reconstructions")
-        training, gaussian = with_gaussian(training, reader, autoencoder, flip)
+        training, gaussian = with_gaussian(training, reader, autoencoder, task.flip)
         if gaussian is not None:
             drawn = gaussian.sample(starting_noise(gaussian.mean.shape, range(num), seed))
-            none = ImageSet(held_out.pixels[:0], NO_LABELS, tuple(range(num)))
-            others["gaussian"] = reader.decode(drawn, autoencoder, none, "samples of the Gaussian")
+            like = ImageSet(held_out.pixels[:0], NO_LABELS, tuple(range(num)))
+            others["gaussian"] = reader.decode(drawn, autoencoder, like, "samples of the Gaussian")
+    extractor = extractor or classifier_extractor(classifiers[0])
     training = reader.with_features(training, extractor, "features of training images")
     held_out = reader.with_features(held_out, extractor, "features of held-out images")
     others = {name: reader.with_features(images, extractor, f"features of {name}") for name, images in others.items()}
     assert training.features is not None and held_out.features is not None
     references = ReferenceFeatures(training.features), ReferenceFeatures(held_out.features)
-    return RealImages(data, training, held_out, others, gaussian, extractor, task, classifier, *references)
+    return RealImages(data, training, held_out, others, gaussian, extractor, task, classifiers, *references)
 
 
 def with_gaussian(
     training: ImageSet, reader: ImageSetReader, autoencoder: Autoencoder, flip: bool
 ) -> tuple[ImageSet, LatentGaussian | None]:
-    """The training images with their latents, and the cross-validated Gaussian of these, unless they are too large."""
+    """The training images with their latents, and the Gaussian of these, unless they are too large or too few."""
     name = "latents of training images"
     encoded = reader.encode(training.pixels, autoencoder, name)
     training = replace(training, latents=encoded.modes)
+    channels, height, width = encoded.modes.shape[1:]
     try:
-        channels, height, width = encoded.modes.shape[1:]
         check_size((channels, height, width))
-        mirrored = (
-            reader.encode(training.pixels, autoencoder, f"{name}, mirrored", mirrored=True).modes if flip else None
-        )
-        variances = encoded.variances.mean(0)
-
-        def fit(_: int) -> LatentGaussian:
-            return fit_gaussian(encoded.modes, noise_variance=variances, mirrored=mirrored, groups=training.groups)
-
-        return training, next(reader.processes.map(1, fit))
-    except ConfigError:  # too large, or of one group
+    except ConfigError:
         return training, None
+    mirrored = reader.encode(training.pixels, autoencoder, f"{name}, mirrored", mirrored=True).modes if flip else None
+    noise = encoded.variances.mean(0)
+
+    def fit(_: int) -> LatentGaussian | None:
+        if len(set(training.groups)) < 2:
+            return None
+        return fit_gaussian(encoded.modes, noise_variance=noise, mirrored=mirrored, groups=training.groups)
+
+    return training, next(reader.processes.map(1, fit))
 
 
 def classifier_extractor(classifier: Classifier) -> FeatureExtractor:
@@ -160,13 +152,15 @@ def classifier_extractor(classifier: Classifier) -> FeatureExtractor:
     return FeatureExtractor(*names, classifier.features, sha256_of(classifier.state_dict()))
 
 
-def trained_together(reader: ImageSetReader, task: ClassifierTask, sets: list[ImageSet], name: str) -> list[Classifier]:
+def trained_together(reader: ImageSetReader, task: ClassifierTask, sets: list[ImageSet]) -> tuple[Classifier, ...]:
     """A classifier of each set, trained by whichever process, and the same on all of them."""
-    device = reader.processes.device
-    with reader.progress(name, len(sets), "classifier") as bar:
+    device, name = reader.processes.device, f"training {len(sets)} classifier{'s' if len(sets) > 1 else ''}"
+    own_steps = -(-len(sets) // reader.processes.count) * STEPS  # those of the process that has the bar
+    with reader.progress(name, own_steps, "step") as bar:
 
         def train(number: int) -> dict[str, torch.Tensor]:
-            trained = train_classifier(task, sets[number].pixels, sets[number].labels, device)
+            images = sets[number]
+            trained = train_classifier(task, images.pixels, images.labels, device, on_step=bar.update)
             return {key: value.cpu() for key, value in trained.state_dict().items()}
 
         classifiers = []
@@ -174,108 +168,4 @@ def trained_together(reader: ImageSetReader, task: ClassifierTask, sets: list[Im
             classifier = Classifier(sets[0].pixels.shape[1], task.outputs).to(device)
             classifier.load_state_dict(weights)
             classifiers.append(classifier.eval().requires_grad_(False))
-            bar.update()
-    return classifiers
-
-
-def draw_samples(
-    model: LatentDiffusion, real: RealImages, settings: SamplingSettings, num: int, reader: ImageSetReader
-) -> ImageSet:
-    """Samples of the model with their features, of classes as frequent as in the data."""
-    samples = reader.draw(model, num, requested_labels(model, real.data, num), settings)
-    if not same_classes(model, real.data):
-        samples = replace(samples, labels=NO_LABELS)
-    return reader.with_features(samples, real.extractor, "features of samples")
-
-
-def requested_labels(model: LatentDiffusion, data: RealData, num: int) -> Labels:
-    """The classes of the samples: as frequent as in the data or, where these have others, all in turn."""
-    if not model.classes:
-        return torch.zeros(num, dtype=torch.int64)
-    return allocated_labels(data.class_counts if same_classes(model, data) else [1] * len(model.classes), num)
-
-
-def same_classes(model: LatentDiffusion, data: RealData) -> bool:
-    """Whether the model can be asked for the classes of the data."""
-    return bool(model.classes) and model.classes == tuple(data.training.dataset.classes)
-
-
-def read_samples(
-    dataset: Dataset, real: RealImages, autoencoder: Autoencoder | None, reader: ImageSetReader
-) -> ImageSet:
-    """Anybody's images with their features; their classes, where they have those of the real ones, by name."""
-    everything, names = Subset(dataset, list(range(len(dataset)))), real.data.classes
-    labels = NO_LABELS
-    if dataset.classes and set(dataset.classes) <= set(names):
-        places = torch.tensor([names.index(name) for name in dataset.classes])
-        labels = places[everything.labels]
-    samples = reader.read(everything, labels, "samples")
-    if autoencoder is not None:
-        samples = replace(samples, latents=reader.encode(samples.pixels, autoencoder, "latents of samples").modes)
-    return reader.with_features(samples, real.extractor, "features of samples")
-
-
-def measure(
-    real: RealImages, samples: ImageSet, model: LatentDiffusion | None, reader: ImageSetReader
-) -> dict[str, Any]:
-    """All metrics of samples with features, beside those of what else there is; `model` is what drew them, if known."""
-    metrics: dict[str, Any] = compared(real, samples, reader)
-    if real.task.classes and len(samples.labels):
-        metrics["classification"] = classification(real, samples, reader)
-    if model is not None and real.held_out.latents is not None:
-        held_out, condition = real.held_out.evenly_spaced(MAX_LATENTS), model.config.schema.condition
-        known = same_classes(model, real.data) and len(held_out.labels)
-        labels = held_out.labels if known else torch.full((len(held_out),), NULL)
-        latents = held_out.latents
-        assert latents is not None
-        losses = reader.processes.map(1, lambda _: denoising_losses(model, real.gaussian, latents, condition(labels)))
-        metrics["denoising"] = {"images": len(held_out), **next(losses)}
-    return metrics
-
-
-def compared(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, dict[str, dict[str, float]]]:
-    """The metrics of features, of every set against training and against held-out images."""
-    against_training = {"samples": samples, "held_out": real.held_out, **real.others}
-    if len(samples) > len(real.held_out):  # a Fréchet distance of more images is smaller: one of as many beside it
-        against_training["samples_as_many_as_held_out"] = samples.first(len(real.held_out))
-    against_held_out = {"samples": samples, "training": real.training.evenly_spaced(len(samples))}
-    if "gaussian" in real.others:
-        against_held_out["gaussian"] = real.others["gaussian"]
-    sides = [(real.against_training, against_training), (real.against_held_out, against_held_out)]
-
-    def of_side(number: int) -> dict[str, dict[str, float]]:
-        reference, sets = sides[number]
-        found = {}
-        for name, images in sets.items():
-            assert images.features is not None
-            found[name] = {"images": len(images), **reference.metrics(images.features)}
-        return found
-
-    results = list(reader.processes.map(len(sides), of_side))
-    return dict(zip(("against_training", "against_held_out"), results, strict=True))
-
-
-def classification(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, float]:
-    """How many images are read as their class by a classifier of training images, and what can be learned from samples.
-
-    The classification accuracy score (Ravuri and Vinyals 2019) is the accuracy on held-out images of a classifier that
-    was trained on samples alone; beside it, of one trained on as many training images.
-    """
-    assert real.classifier is not None
-    as_many = real.training.evenly_spaced(len(samples))
-    on_samples, on_real = trained_together(reader, real.task, [samples, as_many], "training classifiers")
-    held_out = real.held_out
-
-    def read(classifier: Classifier, images: ImageSet) -> float:
-        return accuracy(classifier, real.task, images.pixels, images.labels)
-
-    found = {
-        "read_as_class": read(real.classifier, samples),
-        "held_out_read_as_class": read(real.classifier, held_out),
-        "classification_accuracy_score": read(on_samples, held_out),
-        "as_many_training_images": read(on_real, held_out),
-        "largest_class": held_out.labels.bincount().max().item() / len(held_out),
-    }
-    if "reconstructions" in real.others:
-        found["reconstructions_read_as_class"] = read(real.classifier, real.others["reconstructions"])
-    return found
+    return tuple(classifiers)

@@ -13,6 +13,7 @@ from ldm.evaluation.image_sets import ImageSet, SamplingSettings
 from ldm.evaluation.memorization import memorization_table
 from ldm.evaluation.metrics import KID_SUBSET, KID_SUBSETS
 from ldm.evaluation.report import PACKAGES
+from ldm.evaluation.samples import labels_note
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.pipeline import LatentDiffusion
 
@@ -35,22 +36,24 @@ CLASSIFICATION = {
 }
 
 
-def report(
-    real: RealImages,
-    samples: ImageSet,
-    metrics: dict[str, Any],
-    model: LatentDiffusion | None,
-    settings: SamplingSettings | None,
-    source: str,
+def header(
+    real: RealImages, num: int, model: LatentDiffusion | None, settings: SamplingSettings | None, source: str
 ) -> dict[str, Any]:
-    """Protocol, metrics, and what they were measured on, ready for JSON; `source` is what drew or holds the samples."""
+    """The protocol, and what is measured beside what, ready for JSON; known before any sample is drawn.
+
+    `source` is what draws or holds the samples, `settings` how they are drawn.
+    """
     return {
-        "samples": {"source": source, "count": len(samples), "sha256": digest(samples), **model_entry(model)},
-        "protocol": protocol(real, samples, settings),
-        "metrics": metrics,
+        "samples": {"source": source, "count": num, **model_entry(model)},
+        "protocol": protocol(real, num, model, settings),
         "data": real.data.training.dataset.fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def report(header: dict[str, Any], samples: ImageSet, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The header with the metrics, and a hash of the samples that they are of."""
+    return {**header, "samples": {**header["samples"], "sha256": digest(samples)}, "metrics": metrics}
 
 
 def digest(images: ImageSet) -> str:
@@ -71,7 +74,9 @@ def model_entry(model: LatentDiffusion | None) -> dict[str, Any]:
     }
 
 
-def protocol(real: RealImages, samples: ImageSet, settings: SamplingSettings | None) -> dict[str, Any]:
+def protocol(
+    real: RealImages, num: int, model: LatentDiffusion | None, settings: SamplingSettings | None
+) -> dict[str, Any]:
     """All that the metrics depend on."""
     scaled = "scaled, bicubic and antialiased, to just cover the size; " if resized(real) else ""
     held_out = "every second training image, as none is held out" if real.data.are_halves else "held out"
@@ -83,9 +88,9 @@ def protocol(real: RealImages, samples: ImageSet, settings: SamplingSettings | N
         "held_out_images": len(real.held_out),
         "held_out": held_out,
         "sampling": settings and dict(vars(settings)),
-        "labels": "as frequent as in the data" if len(samples.labels) and settings else None,
-        **features_entry(real, samples),
-        "classifier": real.classifier and protocol_entry(real.classifier, real.task, len(real.training)),
+        "labels": None if model is None or settings is None else labels_note(model, real.data),
+        **features_entry(real, num),
+        "classifier": protocol_entry(real.classifiers[0], real.task, len(real.training)) if real.classifiers else None,
         "gaussian": gaussian_entry(real),
     }
 
@@ -95,18 +100,18 @@ def resized(real: RealImages) -> bool:
     return real.data.training.dataset.config.resize
 
 
-def features_entry(real: RealImages, samples: ImageSet) -> dict[str, Any]:
+def features_entry(real: RealImages, num: int) -> dict[str, Any]:
     """The features, and what is made of them."""
     assert real.training.features is not None
     dimensions, official = real.training.features.shape[1], real.extractor.frechet_name == "rfid"
-    subsets = KID_SUBSETS if max(len(real.training), len(samples)) > KID_SUBSET else 1
+    subsets = KID_SUBSETS if max(len(real.training), num) > KID_SUBSET else 1
     return {
         "features": {
             "frechet": "fid" if official else real.extractor.frechet_name,
             "kernel": "kid" if official else real.extractor.kernel_name,
             "dimensions": dimensions,
             "weights": real.extractor.reference,
-            "fewer_images_than_dimensions": min(len(samples), len(real.held_out)) <= dimensions,
+            "fewer_images_than_dimensions": min(num, len(real.held_out)) <= dimensions,
         },
         "frechet": "between Gaussians fitted to the features; the fewer images, the larger",
         "kernel": f"squared MMD, unbiased, kernel (x y / dimensions + 1)^3; sets of more than {KID_SUBSET} images by"
@@ -132,7 +137,8 @@ def generation_table(result: dict[str, Any]) -> str:
     """The report as a person reads it."""
     metrics, found = result["metrics"], result["protocol"]
     features = found["features"]
-    lines = [f"features   {features['frechet'].removeprefix('frechet_')}, {features['dimensions']} numbers of an image"]
+    name = features["frechet"].removeprefix("frechet_")
+    lines = [samples_line(result), f"features  {features['dimensions']} of {name}"]
     titles = ["FID" if features["frechet"] == "fid" else "Fréchet", "KID" if features["kernel"] == "kid" else "kernel"]
     for side, of in (("against_training", "training_images"), ("against_held_out", "held_out_images")):
         count = found[of]
@@ -155,6 +161,15 @@ def generation_table(result: dict[str, Any]) -> str:
     if "memorization" in result:
         lines += ["", memorization_table(result["memorization"])]
     return "\n".join(lines)
+
+
+def samples_line(result: dict[str, Any]) -> str:
+    """How many samples there are, of what, and how they were drawn."""
+    samples, found = result["samples"], result["protocol"]
+    image = " x ".join(map(str, found["image"]))
+    drawn = found["sampling"] or {}
+    how = "".join(f", {name} {value}" for name, value in drawn.items())
+    return f"samples   {samples['count']} of {samples['source']}, each {image}{how}"
 
 
 def comparison_table(heading: str, sets: dict[str, dict[str, float]], titles: list[str]) -> str:

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.evaluation.neighbors import Neighbors, nearest_rows
-from ldm.pictures import grid
-from ldm.shapes import Images, to_float
+from ldm.shapes import Images
 from ldm.training.processes import Processes
 
 COPY_RATIO = 1 / 3  # of the distances of the nearest training image and the nearest of another group: less is a copy
@@ -106,20 +104,17 @@ class Memorization:
             "ratio": None if math.isnan(ratio) else ratio,
         }
 
-    def sheet(self, samples: Tensor, training_image: Callable[[int], Tensor]) -> Image.Image:
-        """The worst pairs of each space: a row of samples, and below them their nearest training images.
+    def pair_images(self, name: str, samples: Tensor, training_image: Callable[[int], Tensor]) -> Tensor:
+        """The worst pairs of a space: a row of samples and below them their nearest training images, blank at the end.
 
-        Both are pictures, uint8, channels x height x width.
+        All are pictures, uint8, channels x height x width.
         """
-        rows, white, count = [], torch.full_like(samples[0], 255), len(self.names)
-        for name, neighbors in self.samples.items():
-            chosen = self.worst(name)
-            places = [int(neighbors.places[sample]) for sample in chosen]
-            images = [training_image(place % count) for place in places]
-            nearest = [image.flip(-1) if place >= count else image for place, image in zip(places, images, strict=True)]
-            for row in ([samples[sample] for sample in chosen], nearest):
-                rows += row + [white] * (PAIRS - len(row))
-        return grid(to_float(torch.stack(rows)), columns=PAIRS)
+        chosen, count = self.worst(name), len(self.names)
+        places = [int(self.samples[name].places[sample]) for sample in chosen]
+        images = [training_image(place % count) for place in places]
+        nearest = [image.flip(-1) if place >= count else image for place, image in zip(places, images, strict=True)]
+        blank = [torch.full_like(samples[0], 255)] * (PAIRS - len(chosen))
+        return torch.stack([*(samples[sample] for sample in chosen), *blank, *nearest, *blank])
 
 
 def find_neighbors(

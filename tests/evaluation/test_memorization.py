@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -212,18 +211,11 @@ def test_images_of_many_pixels_are_compared_by_means_over_squares() -> None:
     assert pixel_rows(large[..., :64, :64]).equal(large[..., :64, :64].flatten(1))
 
 
-def test_the_sheet_shows_each_sample_above_its_nearest_training_image() -> None:
+def test_the_pairs_are_each_sample_above_its_nearest_training_image() -> None:
     images = pictures(20)
     samples = torch.cat([images[[7, 4]], images[[2]].flip(-1)])
-    result = found(samples, images, pictures(9, seed=1), mirrored=True)
-    sheet = np.asarray(result.memorization.sheet(to_uint8(samples), lambda place: to_uint8(images[place])))
-    assert sheet.shape == (2 + 4 * 10, 2 + PAIRS * 10, 3)  # two spaces, and two pixels between images
-    cells = [
-        [sheet[2 + 10 * row : 10 + 10 * row, 2 + 10 * column : 10 + 10 * column] for column in range(4)]
-        for row in (0, 1)
-    ]
-    chosen = result.memorization.worst("pixels")
-    for column, sample in enumerate(chosen):
-        expected = to_uint8(samples[sample]).permute(1, 2, 0).numpy()
-        assert (cells[0][column] == expected).all() and (cells[1][column] == expected).all()
-    assert (cells[0][3] == 255).all()
+    result = found(samples, images, pictures(9, seed=1), mirrored=True).memorization
+    pairs = result.pair_images("pixels", to_uint8(samples), lambda place: to_uint8(images[place]))
+    chosen = to_uint8(samples)[result.worst("pixels")]
+    assert pairs.shape == (2 * PAIRS, 3, 8, 8)
+    assert pairs[:3].equal(chosen) and pairs[PAIRS : PAIRS + 3].equal(chosen) and (pairs[3:PAIRS] == 255).all()
