@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from ldm.autoencoder.config import PerceptualConfig
+from ldm.autoencoder.losses.config import PerceptualConfig
 from ldm.cli import evaluate_autoencoder, evaluate_generation
 from ldm.cli.options import check_at_least_one
 from ldm.config.command_line import Parser
