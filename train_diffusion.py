@@ -47,7 +47,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     from ldm.data.datasets import open_dataset
     from ldm.data.summary import describe
     from ldm.diffusion.objective import DenoisingObjective
-    from ldm.evaluation.panels import SamplePanel
+    from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
     from ldm.latents import LatentBatches, open_autoencoder, open_latents
     from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser
@@ -60,6 +60,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.print(describe(dataset))
     training, held_out = dataset.split()
+    run.check_keep(held_out)
     autoencoder, standardized = open_autoencoder(source, data, dataset.fingerprint)
     check_latent_shape(config.denoiser, autoencoder.latent_shape(data.sides))
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset)
@@ -71,9 +72,9 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     model = DiffusionModelConfig(latents.shape, dataset.schema, config.denoiser, config.sampling, guided)
     denoiser = create_denoiser(model)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
-    run.resume(latents.fingerprint)
+    run.resume(latents.fingerprint, images=dataset.fingerprint)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
-    panel = SamplePanel(autoencoder, model, latents, held_out)
+    panel, validation = SamplePanel(autoencoder, model), HeldOutLatents(latents, held_out)
 
     for step in run.steps(batches):
         losses = objective(step.batch, step)
@@ -81,6 +82,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
         step.log(losses.terms)
         if step.draws_panel:
             run.draw_panel(panel, step)
+            run.validate(validation, step)
 
     if dry:
         return run.report(data.shape, latents.shape, training, held_out)

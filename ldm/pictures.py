@@ -66,7 +66,7 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    left_out = {"step", "images", "memory_gb"}
+    left_out = {"step", "images", "memory_gb", "overfitting_since"}
     known = (name for line in lines for name, value in line.items() if value is not None)
     names = [name for name in dict.fromkeys(known) if name not in left_out]
     if not names:

@@ -105,6 +105,33 @@ class LatentDiffusion:
         requested = self.config.schema.request(labels)
         guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
         check_request(num, steps, sampler, batch_size, seed)
+        images = []
+        for numbers in torch.arange(num).split(batch_size):
+            latents = self.sample_latents(
+                numbers.tolist(),
+                requested.repeated(numbers),
+                steps=steps,
+                sampler=sampler,
+                guidance=guidance,
+                seed=seed,
+                on_step=on_step,
+            )
+            images.append(self.decode(latents))
+        return torch.cat(images)
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        numbers: list[int],
+        condition: Condition,
+        *,
+        steps: int,
+        sampler: str,
+        guidance: float,
+        seed: int,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Latents:
+        """The latents of the images with these numbers, each of which depends on (seed, number) and its condition."""
         grid = self.config.sampling
         sigmas = karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
         device, shape = next(self.denoiser.parameters()).device, self.config.latent_shape
@@ -113,23 +140,19 @@ class LatentDiffusion:
             if on_step is not None:
                 on_step(1)
 
-        images = []
-        for numbers in torch.arange(num).split(batch_size):
-            indices = numbers.tolist()
+        return sample_latents(
+            self.guided(guidance, condition.to(device)),
+            starting_noise(shape, numbers, seed).to(device),
+            sigmas,
+            sampler=sampler,
+            noise=lambda step: step_noise(shape, numbers, seed, step).to(device),
+            on_step=step_done,
+        )
 
-            def noise_of_step(step: int, indices: list[int] = indices) -> Latents:
-                return step_noise(shape, indices, seed, step).to(device)
-
-            latents = sample_latents(
-                self.guided(guidance, requested.repeated(numbers).to(device)),
-                starting_noise(shape, indices, seed).to(device),
-                sigmas,
-                sampler=sampler,
-                noise=noise_of_step,
-                on_step=step_done,
-            )
-            images.append(finite(self.autoencoder.decode(latents).clamp(-1, 1)).cpu())
-        return torch.cat(images)
+    @torch.no_grad()
+    def decode(self, latents: Latents) -> Images:
+        """The images of latents, in [-1, 1], on the CPU; DivergedError for images that are not numbers."""
+        return finite(self.autoencoder.decode(latents).clamp(-1, 1)).cpu()
 
     def guided(self, guidance: float, condition: Condition) -> Denoise:
         """The denoiser as a function of noisy latents and noise level alone, which is what samplers call."""

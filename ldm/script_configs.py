@@ -24,6 +24,12 @@ class TrainVAEConfig:
     optim: OptimConfig = field(default_factory=AdamWConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if self.run.keep == "best":
+            raise ValueError(
+                "run.keep best is for train_diffusion.py, which compares models by their held-out loss: use last"
+            )
+
 
 @dataclass(frozen=True)
 class TrainDiffusionConfig:

@@ -1,70 +1,106 @@
-"""Evaluates an autoencoder: metrics of its reconstructions and of its latents."""
+"""Evaluates an autoencoder by its reconstructions and latents, or a diffusion model by the images that it generates."""
 
 import argparse
-import errno
-import json
-import math
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from ldm.autoencoder.losses.config import PerceptualConfig
-from ldm.cli.options import check_at_least_one, images_as_in_run, size_of
+from ldm.cli import evaluate_autoencoder, evaluate_generation
+from ldm.cli.options import check_at_least_one
 from ldm.config.command_line import Parser
-from ldm.data.config import DataSourceConfig
-from ldm.errors import CheckpointError, ConfigError, DataError
-from ldm.script_configs import vae_config_of
-
-if TYPE_CHECKING:
-    from ldm.autoencoder.model import Autoencoder
-    from ldm.evaluation.measurements import EvaluationSet
+from ldm.diffusion.config import SAMPLERS
+from ldm.errors import ConfigError
 
 SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
-MAX_FEATURES = 2**14  # of a probe: 10,000 images of so many numbers are 1.3 GB in float64
+SWEEPS = ("guidance", "steps", "sampler")
 NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
+OF_AUTOENCODERS = ("split", "lpips", "lpips_weights", "probe")
+OF_SAMPLING = ("sampler", "steps", "guidance", "seed", "sweep", "values", "memorization_sheet")
 
 
 def parser() -> Parser:
     """The command line."""
     parser = Parser("ldm evaluate", __doc__ or "")
+    run = (
+        "a finished run of either script, a diffusers folder, a CompVis-keyed .safetensors, TAESD's files, or a hub id"
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", help=run)
     add = parser.add_argument
-    run = "a finished run, a diffusers folder, a CompVis-keyed .safetensors, TAESD's files, or a hub id"
-    add("run", metavar="RUN", help=run)
     add("--data", metavar="PATH", help="a folder of images (the run's own data)")
     add("--size", metavar="HxW", help="what images are brought to; one number for a square (as the run was trained)")
-    add("--split", choices=SPLITS, help="which of the images (held-out of the run's own data, all of --data)")
-    add("--images", metavar="N", type=int, help="how many images, evenly spread over them (all)")
-    add("--lpips", choices=NETWORKS, default="none", help="the network of the perceptual distance (%(default)s)")
-    add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
-    fid = ("inception", *NETWORKS)
-    add("--fid", choices=fid, default="none", help="the network of the Fréchet and kernel distances (%(default)s)")
+    images = "how many images, evenly spread over them (all); of generation, at most so many real ones (5000)"
+    add("--images", metavar="N", type=int, help=images)
+    fid = "the network of the Fréchet and kernel distances (none; of generation, a classifier trained on the spot)"
+    add("--fid", choices=("inception", *NETWORKS), help=fid)
     add("--fid-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
-    probe = "what of a latent kNN and a linear classifier are given: the mean over positions, or all (%(default)s)"
-    add("--probe", choices=PROBES, default="none", help=probe)
-    add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
+    add("--batch-size", metavar="N", type=int, help="images at a time (32; of generation, 64)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where the metrics and the protocol are written")
-    add("--save-images", type=Path, metavar="DIR", help="a new folder for images and reconstructions as PNG files")
-    add("--panel", type=Path, metavar="FILE.png", help="where eight images and their reconstructions are drawn")
+    add("--save-images", type=Path, metavar="DIR", help="a new folder for the images that are measured, as PNG files")
+    panel = "where images and reconstructions, or samples, are drawn; of a sweep, its metrics as curves"
+    add("--panel", type=Path, metavar="FILE.png", help=panel)
+    add_autoencoder_options(parser)
+    add_generation_options(parser)
     return parser
+
+
+def add_autoencoder_options(parser: Parser) -> None:
+    """What only autoencoders take."""
+    add = parser.add_argument_group("of an autoencoder").add_argument
+    add("--split", choices=SPLITS, help="which of the images (held-out of the run's own data, all of --data)")
+    add("--lpips", choices=NETWORKS, help="the network of the perceptual distance (none)")
+    add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
+    probe = "what of a latent kNN and a linear classifier are given: the mean over positions, or all (none)"
+    add("--probe", choices=PROBES, help=probe)
+
+
+def add_generation_options(parser: Parser) -> None:
+    """What only generated images take."""
+    add = parser.add_argument_group("of generated images").add_argument
+    add("--generate", metavar="N", type=int, help="draw so many images from a run of train_diffusion.py")
+    add("--samples", metavar="PATH", help="a folder of generated images, from anywhere, instead")
+    add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun)")
+    add("--steps", metavar="N", type=int, help="noise levels (18)")
+    add("--guidance", metavar="X", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
+    sheet = "where the samples that are most like training images are drawn above these"
+    add("--memorization-sheet", type=Path, metavar="FILE.png", help=sheet)
+    add("--seed", metavar="N", type=int, help="image i depends on the seed alone, not on the batch (0)")
+    add("--sweep", choices=SWEEPS, help="measure at each of --values of this; the same command again resumes")
+    add("--values", metavar="A,B,...", help="what is swept over, separated by commas")
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
-    check_at_least_one(options, "images", "batch_size")
-    for name in ("lpips", "fid"):
-        if getattr(options, f"{name}_weights") and (kind := getattr(options, name)) == "none":
-            raise ConfigError(f"--{name}-weights is for a network that has weights: --{name} is {kind}")
-    if options.probe != "none" and split_of(options) != "held-out":
+    check_at_least_one(options, "images", "batch_size", "steps")
+    options.is_generation = bool(options.generate is not None or options.samples)
+    if options.run is None and not options.samples:
+        raise ConfigError("RUN is missing: name a run, or a folder of --samples; see ldm evaluate --help")
+    if not options.is_generation and (Path(options.run) / "unet" / "config.json").is_file():
         raise ConfigError(
-            f"--probe {options.probe} is fitted to the training images and measured on others: use --split held-out"
+            f"{options.run} is a run of train_diffusion.py: say how many images to draw with --generate N, or give"
+            f" {options.run}/vae to evaluate its autoencoder"
         )
-    if options.panel and options.panel.suffix.lower() != ".png":
-        raise ConfigError(f"--panel {options.panel} must end in .png")
-    for name in ("out", "panel", "save_images"):  # now, and not after the work
+    unfit = OF_AUTOENCODERS if options.is_generation else OF_SAMPLING
+    check_not_given(options, unfit, "of autoencoders" if options.is_generation else "for --generate")
+    check_files(options)
+    return options
+
+
+def check_not_given(options: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
+    """Raise ConfigError for an option that says nothing here."""
+    for name in names:
+        if getattr(options, name) not in (None, ""):
+            raise ConfigError(f"--{name.replace('_', '-')} is {reason}: leave it out")
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Raise ConfigError for a file that could not be written, now and not after the work."""
+    for name in ("panel", "memorization_sheet"):
+        if (path := getattr(options, name)) and path.suffix.lower() != ".png":
+            raise ConfigError(f"--{name.replace('_', '-')} {path} must end in .png")
+    for name in ("out", "panel", "memorization_sheet", "save_images"):
         path, flag = getattr(options, name), f"--{name.replace('_', '-')}"
         if path and not path.resolve().parent.is_dir():
             raise ConfigError(f"{flag} {path} cannot be written: it is in no folder")
@@ -73,160 +109,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     folder = options.save_images
     if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--save-images {folder} is there already: name a new folder")
-    return options
-
-
-def split_of(options: argparse.Namespace) -> str:
-    """Which of the images are measured."""
-    return options.split or ("all" if options.data else "held-out")
 
 
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
-    run(parsed(arguments))
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure, write the files that were asked for, and print the table."""
-    run_config = vae_config_of(options.run)
-    run_data = None if run_config is None else run_config.data
-    size = size_of(options.size)
-
-    from tqdm import tqdm
-
-    from ldm.autoencoder.model import Autoencoder
-    from ldm.evaluation.feature_networks import open_extractor, open_perceptual_metric
-    from ldm.evaluation.protocol import evaluate
-    from ldm.evaluation.saved_images import SavedImages
-    from ldm.training.processes import Processes
-
-    processes = Processes(options.device)
-
-    def prepared() -> Any:
-        autoencoder = Autoencoder.load(options.run).requires_grad_(False)
-        needs_images = options.save_images or (options.lpips, options.fid) != ("none", "none")
-        if needs_images and not autoencoder.decodes_images:
-            flags = "--lpips, --fid and --save-images"
-            raise ConfigError(f"{flags} are for images, and {options.run} decodes to normalized patches")
-        channels = autoencoder.network.image_channels
-        metric = open_perceptual_metric(options.lpips, options.lpips_weights, processes.device)
-        extractor = open_extractor(options.fid, options.fid_weights, channels, processes.device)
-        data = data_config(options, run_data, size, channels)
-        evaluated = evaluation_set(options, data, run_data, processes.is_main)
-        if options.probe != "none":
-            check_probe(options.probe, autoencoder, evaluated)
-        saved = SavedImages(options.save_images, evaluated.images) if options.save_images else None
-        return autoencoder, metric, extractor, evaluated, saved
-
-    autoencoder, metric, extractor, evaluated, saved = processes.main_first(prepared)
-    total = len(evaluated.images) + (len(evaluated.for_probes) if options.probe != "none" else 0)
-    bar = tqdm(total=total, desc="evaluating", unit="image", delay=1, disable=not processes.is_main)
-    with bar, saved.open(processes) if saved else nullcontext():
-        result = evaluate(
-            autoencoder,
-            evaluated,
-            processes,
-            metric=metric,
-            extractor=extractor,
-            probe=options.probe,
-            saved=saved,
-            batch_size=options.batch_size,
-            on_images=bar.update,
-        )
-    for _ in processes.map(1, lambda _: write_results(options, result, autoencoder, evaluated)):
-        pass
-    processes.end()
-
-
-def data_config(
-    options: argparse.Namespace, run_data: DataSourceConfig | None, size: int | tuple[int, int] | None, channels: int
-) -> DataSourceConfig:
-    """The config of the images to measure on, or ConfigError."""
-    if options.data is None:
-        if run_data is None:
-            raise ConfigError(f"{options.run} is not a run of train_vae.py: name the images with --data PATH")
-        if run_data.channels != channels:
-            raise CheckpointError(
-                f"the autoencoder {options.run} takes {channels} channels, not data.channels {run_data.channels}"
-            )
-        return replace(run_data, size=size or run_data.size)
-    return images_as_in_run(options.data, run=options.run, run_data=run_data, size=size, channels=channels)
-
-
-def check_same_data(options: argparse.Namespace, fingerprint: str, same_size: bool, progress: bool) -> None:
-    """Raise DataError if the run's own images are not those any more that it was trained on."""
-    from ldm.training.run_folder import RunFolder
-
-    if same_size:
-        RunFolder(Path(options.run)).check_same_data(fingerprint, "name others with --data PATH")
-    elif progress:
-        print(f"at another --size the images are not compared with those that {options.run} was trained on")
-
-
-def evaluation_set(
-    options: argparse.Namespace, data: DataSourceConfig, run_data: DataSourceConfig | None, progress: bool
-) -> "EvaluationSet":
-    """The images to measure on, and those that baselines are fitted to.
-
-    Raises an error where there are none or too few, or where they are no longer those of the run.
-    """
-    from ldm.data.datasets import Subset, open_dataset
-    from ldm.data.summary import what_was_found
-    from ldm.evaluation.measurements import EvaluationSet
-
-    split = split_of(options)
-    dataset = open_dataset(data, progress=progress)
-    if options.data is not None and progress:
-        print(what_was_found(dataset))
-    if options.data is None and run_data is not None:
-        check_same_data(options, dataset.fingerprint, data.sides == run_data.sides, progress)
-    training, held_out = dataset.split()
-    everything = Subset(dataset, list(range(len(dataset))))
-    images = {"held-out": held_out, "training": training, "all": everything}[split]
-    if not len(images):
-        advice = "choose --split training or all" if options.probe == "none" else "--probe needs some"
-        raise DataError(f"there are no held-out images (data.held_out is 0): {advice}")
-    if options.images is not None and options.images > len(images):
-        raise ConfigError(f"--images {options.images} is more than the {len(images)} {split} images")
-    if options.fid != "none" and (options.images or len(images)) < 2:
-        raise ConfigError("--fid needs at least 2 images")
-    without_training = bool(options.data) and split == "all"
-    return EvaluationSet(
-        split,
-        images.evenly_spaced(options.images or len(images)),
-        Subset(dataset, []) if without_training else training,
-    )
-
-
-def check_probe(probe: str, autoencoder: "Autoencoder", evaluated: "EvaluationSet") -> None:
-    """Raise an error where there are no classes to tell apart, or too many features to do it with."""
-    if len(set(evaluated.for_probes.labels.tolist())) < 2:
-        raise DataError(
-            f"--probe {probe} needs training images of at least two classes: a folder has one sub-folder for each"
-        )
-    numbers = math.prod(autoencoder.latent_shape(evaluated.images.shape[1:]))
-    if probe == "flat" and numbers > MAX_FEATURES:
-        raise ConfigError(
-            f"--probe flat takes latents of up to {MAX_FEATURES} numbers, not of {numbers}: use --probe mean"
-        )
-
-
-def write_results(
-    options: argparse.Namespace, result: dict[str, Any], autoencoder: "Autoencoder", evaluated: "EvaluationSet"
-) -> None:
-    """Write the files that were asked for, and print the table."""
-    from ldm.checkpoint import write_atomically
-    from ldm.evaluation.formatting import report_table
-    from ldm.evaluation.panels import ReconstructionPanel
-
-    result = {"autoencoder": {"source": options.run, **result.pop("autoencoder")}, **result}
-    if options.out:
-        write_atomically(options.out, json.dumps(result, indent=2).encode())
-    if options.panel:
-        try:
-            ReconstructionPanel(evaluated.images).draw(autoencoder, options.panel)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise CheckpointError(f"could not write {options.panel}: {error.strerror or error}") from error
-    print(report_table(result))
+    options = parsed(arguments)
+    if options.is_generation:
+        evaluate_generation.run(evaluate_generation.checked(options))
+    else:
+        evaluate_autoencoder.run(evaluate_autoencoder.checked(options))

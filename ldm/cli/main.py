@@ -8,7 +8,7 @@ from ldm.errors import ConfigError
 from ldm.terminal import exit_code_of
 
 VERBS = {
-    "evaluate": "measure an autoencoder on images",
+    "evaluate": "measure an autoencoder on images, or the images that a diffusion model generates",
     "encode": "write the latents of a folder of images to a file",
     "decode": "draw the images of latents in a file",
     "export": "write an autoencoder, or a diffusion model, for use elsewhere",

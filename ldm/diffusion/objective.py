@@ -25,11 +25,15 @@ class DenoisingObjective(nn.Module):
         self.denoiser = denoiser
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
+        loss = F.mse_loss(*self.denoised_and_clean(batch))
+        return Losses(loss, {"denoising": loss})
+
+    def denoised_and_clean(self, batch: LatentBatch) -> tuple[Latents, Latents]:
+        """What the denoiser makes of a batch, and what it should be, both divided by c_out."""
         sigma = broadcast_sigma(batch.sigma, batch.latents)
         denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.condition)
         scale = self.denoiser.c_out(sigma)
-        loss = F.mse_loss(denoised / scale, batch.latents / scale)
-        return Losses(loss, {"denoising": loss})
+        return denoised / scale, batch.latents / scale
 
 
 def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
@@ -42,7 +46,6 @@ def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: 
     return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
 
 
-@torch.no_grad()
 def loss_by_sigma(
     denoiser: Denoiser,
     latents: Latents,
@@ -57,15 +60,31 @@ def loss_by_sigma(
 
     On held-out latents (validation) it shows overfitting that samples hide.
     """
-    losses, condition = {}, condition.to(device)
+    each = losses_by_sigma(denoiser, latents, condition, sigmas, seed=seed, device=device, batch_size=batch_size)
+    return {sigma: losses.mean().item() for sigma, losses in each.items()}
+
+
+@torch.no_grad()
+def losses_by_sigma(
+    denoiser: Denoiser,
+    latents: Latents,
+    condition: Condition,
+    sigmas: list[float],
+    *,
+    seed: int,
+    device: torch.device,
+    batch_size: int = 256,
+) -> dict[float, Tensor]:
+    """The same for each latent, float64 on the CPU: two denoisers can be compared latent by latent."""
+    objective, condition, losses = DenoisingObjective(denoiser), condition.to(device), {}
     for place, level in enumerate(sigmas):
         noise = torch.randn(latents.shape, generator=generator(seed, "held-out noise", place))
-        total = 0.0
+        parts = []
         for chunk in torch.arange(len(latents)).split(batch_size):
             clean = latents[chunk].to(device)
             sigma = clean.new_full((len(chunk),), level)
             batch = LatentBatch(clean, noise[chunk].to(clean), sigma, condition[chunk.to(device)])
-            loss: Tensor = DenoisingObjective(denoiser)(batch).total
-            total += loss.item() * len(chunk)
-        losses[level] = total / len(latents)
+            errors = F.mse_loss(*objective.denoised_and_clean(batch), reduction="none")
+            parts.append(errors.flatten(1).mean(1).cpu().double())
+        losses[level] = torch.cat(parts)
     return losses

@@ -1,5 +1,8 @@
 """Image metrics: PSNR, SSIM, MS-SSIM, Fréchet and kernel distance, and the PCA and Wiener baselines."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ SSIM_SIDE = 11  # of the window, in pixels
 MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, from the finest on
 MS_SSIM_SIDE = 161  # the smallest whose fifth scale still holds a window
 KID_SUBSET, KID_SUBSETS = 1000, 100
+ROWS = 1024  # whose kernels with all others are held at once
 
 
 def psnr(images: Images, reconstruction: Images) -> Scalars:
@@ -78,21 +82,35 @@ def _window_means(x: Tensor) -> Tensor:
 def frechet_distance(real: Tensor, other: Tensor) -> float:
     """‖μ₁ - μ₂‖² + tr(S₁ + S₂ - 2 (S₁^½ S₂ S₁^½)^½) between Gaussians fitted to two sets of features, n x d and m x d.
 
-    The squared distance of Fréchet (1957) that FID uses (Heusel et al. 2017), in float64. With any Fᵀ F = S the last
-    trace is the sum of the singular values of F₁ F₂ᵀ: no root of a matrix is taken, so that nearly singular
-    covariances, and fewer rows than dimensions, do no harm to the computation. (They do make the estimate too large.)
+    The squared distance of Fréchet (1957) that FID uses (Heusel et al. 2017), in float64.
     """
-    means = real.double().mean(0), other.double().mean(0)
-    factors = [_covariance_factor(rows, mean) for rows, mean in zip((real, other), means, strict=True)]
-    traces = sum(factor.square().sum() for factor in factors)
-    overlap = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
-    return max(((means[0] - means[1]).square().sum() + traces - 2 * overlap).item(), 0.0)
+    return FeatureGaussian.of(real).frechet_distance(FeatureGaussian.of(other))
 
 
-def _covariance_factor(rows: Tensor, mean: Tensor) -> Tensor:
-    """F with Fᵀ F = the unbiased covariance of the rows, and no more rows than columns unless they were fewer."""
-    factor = (rows.double() - mean) / (len(rows) - 1) ** 0.5
-    return torch.linalg.qr(factor, mode="r").R if len(rows) > rows.shape[1] else factor
+@dataclass(frozen=True, eq=False)
+class FeatureGaussian:
+    """The Gaussian fitted to a set of features: its mean μ, and F with Fᵀ F = S, the unbiased covariance."""
+
+    mean: Tensor
+    factor: Tensor  # no more rows than columns, unless the features were fewer
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """The one of the rows of a matrix, in float64."""
+        mean = rows.double().mean(0)
+        factor = (rows.double() - mean) / (len(rows) - 1) ** 0.5
+        return cls(mean, torch.linalg.qr(factor, mode="r").R if len(rows) > rows.shape[1] else factor)
+
+    def frechet_distance(self, other: Self) -> float:
+        """`frechet_distance` of the two sets of features.
+
+        The last trace is the sum of the singular values of F₁ F₂ᵀ: no root of a matrix is taken, so that nearly
+        singular covariances, and fewer rows than dimensions, do no harm to the computation. (They do make the estimate
+        too large.)
+        """
+        traces = self.factor.square().sum() + other.factor.square().sum()
+        overlap = torch.linalg.svdvals(self.factor @ other.factor.T).sum()
+        return max(((self.mean - other.mean).square().sum() + traces - 2 * overlap).item(), 0.0)
 
 
 def kernel_distance(real: Tensor, other: Tensor, *, subset_size: int = KID_SUBSET, subsets: int = KID_SUBSETS) -> float:
@@ -101,22 +119,45 @@ def kernel_distance(real: Tensor, other: Tensor, *, subset_size: int = KID_SUBSE
     The unbiased estimate with the kernel (xᵀy / d + 1)³, in float64: about 0, and possibly below, where both sets have
     the same distribution. Of more than `subset_size` rows it is the mean over random subsets, those of torch-fidelity.
     """
+    chosen = kernel_subsets(len(real), len(other), subset_size=subset_size, subsets=subsets)
+    within = [mean_kernel(*each) for each in zip((real, other), chosen, strict=True)]
+    return (within[0] + within[1] - 2 * mean_kernel_between(real, other, *chosen)).mean().item()
+
+
+def kernel_subsets(
+    real: int, other: int, *, subset_size: int = KID_SUBSET, subsets: int = KID_SUBSETS
+) -> tuple[Tensor, Tensor]:
+    """Which rows of two sets of so many are in which subset: rows x subsets of 0 and 1; all, where they are few."""
     random = np.random.RandomState(2020)
-    values = []
-    for _ in range(subsets if max(len(real), len(other)) > subset_size else 1):
-        x, y = (
-            rows[random.choice(len(rows), subset_size, replace=False)] if len(rows) > subset_size else rows
-            for rows in (real, other)
-        )
-        values.append(_unbiased_mmd(x.double(), y.double()))
-    return sum(values) / len(values)
+    chosen = [
+        torch.full((count, subsets if max(real, other) > subset_size else 1), float(count <= subset_size)).double()
+        for count in (real, other)
+    ]
+    for subset in range(chosen[0].shape[1]):
+        for rows in chosen:
+            if len(rows) > subset_size:
+                rows[random.choice(len(rows), subset_size, replace=False), subset] = 1
+    return chosen[0], chosen[1]
 
 
-def _unbiased_mmd(x: Tensor, y: Tensor) -> float:
-    """Squared maximum mean discrepancy; a row is not compared with itself."""
-    kernels = [(first @ second.T / x.shape[1] + 1) ** 3 for first, second in ((x, x), (y, y), (x, y))]
-    within = [(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels[:2]]
-    return (within[0] + within[1] - 2 * kernels[2].mean()).item()
+def mean_kernel(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The mean kernel of two different rows of a subset, for each subset."""
+    own = chosen.T @ (rows.double().square().sum(1) / rows.shape[1] + 1) ** 3
+    counts = chosen.sum(0)
+    return (_kernel_sums(rows, rows, chosen, chosen) - own) / (counts * (counts - 1))
+
+
+def mean_kernel_between(real: Tensor, other: Tensor, in_real: Tensor, in_other: Tensor) -> Tensor:
+    """The mean kernel of a row of `real` and one of `other`, for each subset."""
+    return _kernel_sums(real, other, in_real, in_other) / (in_real.sum(0) * in_other.sum(0))
+
+
+def _kernel_sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """Σ (xᵀy / d + 1)³ over the pairs of each subset: every pair of rows meets once, however many subsets it is in."""
+    total, y = in_x.new_zeros(in_x.shape[1]), y.double()
+    for rows, chosen in zip(x.double().split(ROWS), in_x.split(ROWS), strict=True):
+        total += (chosen * ((rows @ y.T / y.shape[1] + 1) ** 3 @ in_y)).sum(0)
+    return total
 
 
 def principal_components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm.autoencoder.config import ReconstructionObjectiveConfig
 from ldm.autoencoder.dictionary import dictionary_images, has_dictionary
@@ -12,7 +13,7 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.restoration import restore
 from ldm.data.datasets import Subset
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.objective import loss_by_sigma
+from ldm.diffusion.objective import losses_by_sigma
 from ldm.evaluation.metrics import psnr
 from ldm.latents import LatentCache
 from ldm.pictures import grid, reconstruction_panel, save_png, upscaled
@@ -52,33 +53,36 @@ class ReconstructionPanel:
 
 
 class SamplePanel:
-    """The same seeds sampled, and the same held-out latents denoised (the validation loss), again and again."""
+    """The same seeds sampled again and again."""
 
-    sigmas = (0.1, 0.3, 1.0, 3.0, 10.0)
-
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        config: DiffusionModelConfig,
-        latents: LatentCache,
-        held_out: Subset,
-        *,
-        count: int = 512,
-    ):
+    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig):
         self.autoencoder, self.config = autoencoder, config
-        chosen = Subset(held_out.dataset, held_out.indices[:count])
-        self.latents = latents.posterior(chosen.indices).mode() if len(chosen) else None
-        self.condition = chosen.condition
 
     def draw(self, denoiser: Denoiser, path: Path, num: int = 40, steps: int = 12) -> dict[str, float]:
-        """Save a grid of samples; returns the held-out loss at fixed noise levels."""
+        """Save a grid of samples, of which there are no metrics here."""
         model = LatentDiffusion(self.autoencoder, denoiser, self.config)
         columns = len(model.classes)
         columns = columns if 4 <= columns <= 16 else 8
         images = model.sample(columns * (num // columns), steps=steps, sampler="dpm++2m")
         save_png(upscaled(grid(images, columns)), path)
+        return {}
+
+
+class HeldOutLatents:
+    """The same held-out latents denoised again and again, with the same noise: the validation loss."""
+
+    sigmas = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+    def __init__(self, latents: LatentCache, held_out: Subset, *, count: int = 512):
+        chosen = held_out.evenly_spaced(count)
+        self.groups = [held_out.dataset.groups[index] for index in chosen.indices]
+        self.latents = latents.posterior(chosen.indices).mode() if len(chosen) else None
+        self.condition = chosen.condition
+
+    def losses(self, denoiser: Denoiser) -> dict[str, Tensor]:
+        """The objective for each latent at each noise level, by its name in the log."""
         if self.latents is None:
             return {}
         device = next(denoiser.parameters()).device
-        losses = loss_by_sigma(denoiser, self.latents, self.condition, list(self.sigmas), seed=0, device=device)
-        return {f"held_out_sigma_{sigma:g}": loss for sigma, loss in losses.items()}
+        losses = losses_by_sigma(denoiser, self.latents, self.condition, list(self.sigmas), seed=0, device=device)
+        return {f"held_out_sigma_{sigma:g}": of_each for sigma, of_each in losses.items()}

@@ -6,7 +6,7 @@ from typing import Any
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import write_atomically, write_folder_atomically
 from ldm.data.datasets import Subset
-from ldm.evaluation.formatting import format_metric
+from ldm.evaluation.formatting import format_metric, format_number
 from ldm.evaluation.held_out import (
     head_accuracy,
     held_out_psnr,
@@ -51,7 +51,23 @@ def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
 
 
 def finalize_diffusion(run: Run, autoencoder: Autoencoder, config: DiffusionModelConfig) -> None:
-    """Export the averaged denoiser and the autoencoder together, ready for `sample.py` and for diffusers."""
+    """Export the denoiser and the autoencoder together, ready for `sample.py` and for diffusers.
 
-    run.on_main(lambda: save_pipeline(run.folder.path, autoencoder, run.ema_model(), config))
+    The denoiser is the average at the end, or the best one if that was kept; report.json says what the held-out loss
+    was there.
+    """
+
+    def finalize() -> None:
+        save_pipeline(run.folder.path, autoencoder, run.final_model(), config)
+        validation, steps = run.validation, run.run_config.steps
+        if not (metrics := validation.report()):
+            return
+        kept = validation.lowest_step if validation.keeps_best else steps
+        metrics["exported_step"] = kept
+        write_atomically(run.folder.path / "report.json", json.dumps(metrics, indent=2).encode())
+        if validation.keeps_best:
+            lowest, last = (format_number(metrics[name], ".3g") for name in ("lowest_held_out_loss", "held_out_loss"))
+            run.print(f"kept step {kept:,} of {steps:,}: held-out loss {lowest}, {last} at the end")
+
+    run.on_main(finalize)
     run.finish()

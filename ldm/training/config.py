@@ -48,6 +48,9 @@ class RunConfig(Checked):
     seed: Annotated[int, AtLeast(0)] = 0  # everything random follows from it
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     ema: Literal["0.05", "0.10"] = "0.05"  # which of the two averages of the weights is exported, by its sigma_rel
+    keep: Literal["last", "best"] = (
+        "last"  # the exported model: the last, or that of the lowest held-out loss (stage two)
+    )
     log_every: Annotated[int, AtLeast(1)] = 10  # steps between lines of metrics.jsonl, and between reads of the device
     sample_every: Annotated[int, AtLeast(0)] = 0  # steps between panels; 0 means a tenth of the run
     checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: a tenth of the run, at most 1000

@@ -10,10 +10,9 @@ from statistics import mean
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from ldm import checkpoint
 from ldm.config import reader
 from ldm.data.batches import BatchSampler, balanced_order
 from ldm.data.datasets import Subset
@@ -26,13 +25,14 @@ from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision, to_device
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
+from ldm.training.run_checkpoints import RunCheckpoints
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag, catch_signals
 from ldm.training.step import Panel, Schedule, TrainingStep, WholeRun
 from ldm.training.train_state import TrainState
+from ldm.training.validation import HeldOutLosses, Validation
 
 T = TypeVar("T")
-CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small checkpoint
 
 
 class Run:
@@ -56,8 +56,9 @@ class Run:
         self.objectives: list[nn.Module] = []
         self.schedules: list[Schedule] = []
         self.monitors: list[Callable[[dict[str, Any]], str | None]] = []
+        self.validation = Validation(keeps_best=self.run_config.keep == "best")
+        self.checkpoints = RunCheckpoints(self.folder, self.run_config, self.print)
         self.first_step = 0
-        self.curves_drawn_at = time.monotonic()
         self.stop = StopFlag()
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config, self.print))
@@ -82,6 +83,14 @@ class Run:
             raise ConfigError(f"run.batch_size {config.batch_size} is larger than {found}")
         layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
         return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
+
+    def check_keep(self, held_out: Subset) -> None:
+        """Raise ConfigError if the best model is to be kept, and there are no held-out images to tell which it is."""
+        if self.run_config.keep == "best" and not len(held_out):
+            raise ConfigError(
+                "run.keep best needs held-out images, by whose loss models are compared, and data.held_out is 0: hold"
+                " some out, or set run.keep last"
+            )
 
     def initialize(self, module: nn.Module, from_data: Callable[[], None]) -> None:
         """Let `from_data`, once and on the main process, set what of `module` starts from the training data.
@@ -114,25 +123,23 @@ class Run:
         self.states[name] = TrainState(
             trains, optim or self.config.optim, scaler, name=name, keeps_ema=not name, window=schedule.window
         )
+        self.checkpoints.parts = [*self.states.values(), self.validation]
         self.schedules.append(schedule)
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
 
-    def resume(self, data: str, perceptual_weights: str = "") -> None:
+    def resume(self, data: str, perceptual_weights: str = "", **facts: Any) -> None:
         """Go on from the newest whole checkpoint in the folder, if there is one.
 
         `data` is the data's fingerprint, `perceptual_weights` a hash of the pretrained network in the loss, if there is
-        one. The circumstances are recorded, or compared with those the run began in. Comes after the last `prepare`.
+        one; they must be those the run began with. Other `facts` are recorded. Comes after the last `prepare`.
         """
         if not self.dry:
             precision = self.run_config.precision
-            facts = {"device": self.device.type, "processes": self.processes.count, "precision": precision}
+            facts |= {"device": self.device.type, "processes": self.processes.count, "precision": precision}
             self.on_main(lambda: self.folder.describe_environment(data, perceptual_weights, **facts))
             if self.newest_checkpoint is not None:
-                loaded = checkpoint.load(self.newest_checkpoint)
-                for state in self.states.values():
-                    state.load(loaded)
-                self.first_step = loaded.step
+                self.first_step = self.checkpoints.load(self.newest_checkpoint)
                 self.print(f"resuming from step {self.first_step}")
             self.on_main(lambda: self.folder.forget_after(self.first_step))
         self.metrics = MetricsLog(self.folder, self.accelerator, self.run_config, self.first_step)
@@ -140,8 +147,7 @@ class Run:
     @cached_property
     def newest_checkpoint(self) -> Path | None:
         """Where the newest whole checkpoint lies that the run began with."""
-        newest = None if self.dry else self.on_main(lambda: checkpoint.newest(self.folder.checkpoints, self.print))
-        return None if newest is None else newest.path
+        return None if self.dry else self.on_main(self.checkpoints.newest)
 
     # ---- the loop
 
@@ -216,14 +222,18 @@ class Run:
         """A copy of the trained module with the averaged weights that would be exported now."""
         return self.states[""].ema_model(self.run_config.ema)
 
+    def final_model(self) -> Any:
+        """A copy of the trained module as it is exported: averaged now or, with `run.keep best`, where it was best."""
+        best = self.validation.best
+        return self.states[""].with_weights(best) if best else self.ema_model()
+
     # ---- between two steps
 
     def between_steps(self, done: int) -> None:
         """Read, log, save, stop: whatever is due when so many steps are done."""
         config = self.run_config
-        every = config.checkpoint_every or min(max(config.steps // 10, 1), 1000)
-        stop = self.stop_is_agreed(done)
-        saves = stop or done % every == 0 or done == config.steps
+        stop = self.stop.is_agreed(done, self.accelerator)
+        saves = stop or self.checkpoints.is_due(done)
         if saves or done % config.log_every == 0:
             self.read_metrics(done)
         if done == self.first_step + 1:
@@ -244,41 +254,30 @@ class Run:
                 self.print(f"warning: {warning}")
                 self.monitors.remove(monitor)
 
-    def stop_is_agreed(self, done: int) -> bool:
-        """Whether any process was asked to stop; with several on GPUs they compare notes every eighth step."""
-        if self.processes.count == 1:
-            return bool(self.stop.name)
-        if self.device.type != "cpu" and done % 8:
-            return False
-        asked = torch.tensor([float(bool(self.stop.name))], device=self.device)
-        return bool(self.accelerator.reduce(asked, "sum").item())
-
     def save(self, done: int) -> None:
         """Write a checkpoint, once every process has shown that it holds the same weights."""
         if self.processes.count > 1:
             sums = self.accelerator.gather(torch.cat([state.checksum() for state in self.states.values()])[None])
             if (sums != sums[0]).any():
                 raise LDMError(f"the processes hold different weights at step {done}; nothing was saved")
-        self.on_main(lambda: self.write_checkpoint(done))
-
-    def write_checkpoint(self, done: int) -> None:
-        """Write, prune, and draw the curves now and then."""
-        folder, host_state = self.folder.checkpoints, {"step": done, "images": done * self.run_config.batch_size}
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for state in self.states.values():
-            tensors |= state.tensors()
-            host_state |= state.host_state()
-        checkpoint.save(folder, done, tensors, host_state)
-        checkpoint.prune(folder, checkpoint.to_keep(checkpoint.steps(folder), self.run_config.steps))
-        if done == self.run_config.steps or time.monotonic() - self.curves_drawn_at > CURVES_EVERY:
-            drawn("curves", self.folder.draw_curves, warn=self.print)
-            self.curves_drawn_at = time.monotonic()
+        self.on_main(lambda: self.checkpoints.write(done))
 
     # ---- small services
 
     def draw_panel(self, panel: Panel, step: TrainingStep) -> None:
         """Draw what the model makes of a few images at this step, and record the metrics of that."""
         step.record(**drawn("panel", lambda: panel.draw(self.ema_model(), step.panel_path), warn=self.print) or {})
+
+    def validate(self, held_out: HeldOutLosses, step: TrainingStep) -> None:
+        """Record the held-out loss of the averaged model at this step, and say once since when it overfits."""
+        if not held_out.groups:
+            return
+        state, length = self.states[""], self.run_config.ema
+        losses = held_out.losses(state.ema_model(length))
+        weights = state.ema_by_name()[length]
+        step.record(**self.validation.update(step.number + 1, losses, held_out.groups, weights))
+        if warning := self.validation.warning():
+            self.print(f"warning: {warning}")
 
     def on_main(self, action: Callable[[], T]) -> T:
         """The result of `action`, run on the main process only; its failure ends every process."""

@@ -1,7 +1,7 @@
 """The training state: the weights, their averages (EMA) and the optimizer's state, to and from a checkpoint."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -84,12 +84,16 @@ class TrainState:
 
     def ema_model(self, length: str) -> Any:
         """A copy of the module with averaged weights, for looking at; training is not touched."""
-        average = copy.deepcopy(self.module).eval()
-        parameters = dict(average.named_parameters())
+        return self.with_weights(self.ema_by_name()[length])
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Any:
+        """A copy of the module whose parameters of these names have other values."""
+        other = copy.deepcopy(self.module).eval()
+        parameters = dict(other.named_parameters())
         with torch.no_grad():
-            for name, value in self.ema_by_name()[length].items():
+            for name, value in weights.items():
                 parameters[name].copy_(value)
-        return average
+        return other
 
     def checksum(self) -> Tensor:
         """One integer per parameter that changes with any of its bits."""

@@ -1,0 +1,171 @@
+"""Evaluates generated images by a fixed protocol, beside real images: the same metrics for any number of processes.
+
+Samples are compared with training and with held-out images in a space of features. What can be reached is measured in
+the same way: the held-out images themselves against the training images (the floor), the held-out images through the
+autoencoder, and samples of the Gaussian of the latents, which is the best model that linear algebra has. All images are
+rounded to 8 bits before anything is measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.data.datasets import Subset
+from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian
+from ldm.diffusion.samplers import starting_noise
+from ldm.errors import ConfigError, DataError
+from ldm.evaluation.classifier import STEPS, Classifier, ClassifierTask, train_classifier
+from ldm.evaluation.feature_networks import FeatureExtractor
+from ldm.evaluation.fidelity import ReferenceFeatures
+from ldm.evaluation.image_sets import (
+    NO_LABELS,
+    ImageSet,
+    ImageSetReader,
+)
+from ldm.nn.pretrained_weights import sha256_of
+from ldm.shapes import Labels
+
+MAX_IMAGES = 5000  # training images that samples are compared with, and as many held-out ones, unless --images says so
+
+
+@dataclass(frozen=True, eq=False)
+class RealData:
+    """The real images that samples are compared with: training and held-out ones, of one data set."""
+
+    training: Subset
+    held_out: Subset
+    are_halves: bool  # nothing is held out: every second training image takes the place of the held-out ones
+    trained_on: Subset  # all training images
+
+    @classmethod
+    def of(cls, training: Subset, held_out: Subset, most: int) -> "RealData":
+        """At most so many of each, evenly spaced. Raises DataError where there are too few."""
+        halves, trained_on = not len(held_out), training
+        if halves:
+            training, held_out = (Subset(training.dataset, training.indices[start::2]) for start in (0, 1))
+        for name, images in (("training", training), ("held-out", held_out)):
+            if len(images) < 2:
+                raise DataError(f"samples are compared with at least 2 {name} images, and there are {len(images)}")
+        return cls(training.evenly_spaced(most), held_out.evenly_spaced(most), halves, trained_on)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; empty where there are none to tell apart."""
+        names = tuple(self.training.dataset.classes)
+        return names if len(set(self.training.labels.tolist())) > 1 else ()
+
+    def labels(self, images: Subset) -> Labels:
+        """The class indices of some of the images."""
+        return images.labels if self.classes else NO_LABELS
+
+    @property
+    def class_counts(self) -> list[int]:
+        """How many images of each class there are, of all images and not of those alone that are compared."""
+        labels = torch.from_numpy(self.training.dataset.labels)
+        return torch.bincount(labels, minlength=len(self.training.dataset.classes)).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Real images as they are compared, with everything that depends on them alone and not on the samples."""
+
+    data: RealData
+    training: ImageSet
+    held_out: ImageSet
+    others: Mapping[str, ImageSet]  # what is measured beside samples, by name: reconstructions, gaussian
+    gaussian: LatentGaussian | None  # of the training latents; None: no latents, or too large or too few ones
+    extractor: FeatureExtractor
+    task: ClassifierTask
+    classifiers: tuple[Classifier, ...]  # of the training images; of as many of them as there are samples
+    against_training: ReferenceFeatures
+    against_held_out: ReferenceFeatures
+
+
+def read_real_images(
+    data: RealData,
+    reader: ImageSetReader,
+    autoencoder: Autoencoder | None,
+    extractor: FeatureExtractor | None,
+    *,
+    num: int,
+    seed: int,
+) -> RealImages:
+    """Read and measure the real images, to be compared with `num` samples.
+
+    Without an extractor the features are those of a classifier of the training images. The Gaussian of the latents,
+    where there is an autoencoder, is sampled `num` times, with a seed.
+    """
+    training = reader.read(data.training, data.labels(data.training), "training images")
+    held_out = reader.read(data.held_out, data.labels(data.held_out), "held-out images")
+    task = ClassifierTask(len(data.classes), data.training.dataset.config.flip)
+    classifiers: tuple[Classifier, ...] = ()
+    if data.classes or extractor is None:
+        sets = [training, training.evenly_spaced(num)] if data.classes else [training]
+        classifiers = trained_together(reader, task, sets)
+    others, gaussian = {}, None
+    if autoencoder is not None:
+        encoded = reader.encode(held_out.pixels, autoencoder, "latents of held-out images")
+        held_out = replace(held_out, latents=encoded.modes)
+        others["reconstructions"] = reader.decode(encoded.modes, autoencoder, held_out, "reconstructions")
+        training, gaussian = with_gaussian(training, reader, autoencoder, task.flip)
+        if gaussian is not None:
+            drawn = gaussian.sample(starting_noise(gaussian.mean.shape, range(num), seed))
+            like = ImageSet(held_out.pixels[:0], NO_LABELS, tuple(range(num)))
+            others["gaussian"] = reader.decode(drawn, autoencoder, like, "samples of the Gaussian")
+    extractor = extractor or classifier_extractor(classifiers[0])
+    training = reader.with_features(training, extractor, "features of training images")
+    held_out = reader.with_features(held_out, extractor, "features of held-out images")
+    others = {name: reader.with_features(images, extractor, f"features of {name}") for name, images in others.items()}
+    assert training.features is not None and held_out.features is not None
+    references = ReferenceFeatures(training.features), ReferenceFeatures(held_out.features)
+    return RealImages(data, training, held_out, others, gaussian, extractor, task, classifiers, *references)
+
+
+def with_gaussian(
+    training: ImageSet, reader: ImageSetReader, autoencoder: Autoencoder, flip: bool
+) -> tuple[ImageSet, LatentGaussian | None]:
+    """The training images with their latents, and the Gaussian of these, unless they are too large or too few."""
+    name = "latents of training images"
+    encoded = reader.encode(training.pixels, autoencoder, name)
+    training = replace(training, latents=encoded.modes)
+    channels, height, width = encoded.modes.shape[1:]
+    try:
+        check_size((channels, height, width))
+    except ConfigError:
+        return training, None
+    mirrored = reader.encode(training.pixels, autoencoder, f"{name}, mirrored", mirrored=True).modes if flip else None
+    noise = encoded.variances.mean(0)
+
+    def fit(_: int) -> LatentGaussian | None:
+        if len(set(training.groups)) < 2:
+            return None
+        return fit_gaussian(encoded.modes, noise_variance=noise, mirrored=mirrored, groups=training.groups)
+
+    return training, next(reader.processes.map(1, fit))
+
+
+def classifier_extractor(classifier: Classifier) -> FeatureExtractor:
+    """The features of a classifier that was trained on the spot."""
+    names = "frechet_classifier", "kernel_distance_classifier"
+    return FeatureExtractor(*names, classifier.features, sha256_of(classifier.state_dict()))
+
+
+def trained_together(reader: ImageSetReader, task: ClassifierTask, sets: list[ImageSet]) -> tuple[Classifier, ...]:
+    """A classifier of each set, trained by whichever process, and the same on all of them."""
+    device, name = reader.processes.device, f"training {len(sets)} classifier{'s' if len(sets) > 1 else ''}"
+    own_steps = -(-len(sets) // reader.processes.count) * STEPS  # those of the process that has the bar
+    with reader.progress(name, own_steps, "step") as bar:
+
+        def train(number: int) -> dict[str, torch.Tensor]:
+            images = sets[number]
+            trained = train_classifier(task, images.pixels, images.labels, device, on_step=bar.update)
+            return {key: value.cpu() for key, value in trained.state_dict().items()}
+
+        classifiers = []
+        for weights in reader.processes.map(len(sets), train):
+            classifier = Classifier(sets[0].pixels.shape[1], task.outputs).to(device)
+            classifier.load_state_dict(weights)
+            classifiers.append(classifier.eval().requires_grad_(False))
+    return tuple(classifiers)

@@ -1,0 +1,128 @@
+"""Generated images: drawn from a model or read from files, and their metrics beside those of real images."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.batch import NULL
+from ldm.data.datasets import Dataset, Subset
+from ldm.evaluation.classifier import Classifier, accuracy
+from ldm.evaluation.denoising import denoising_losses
+from ldm.evaluation.generation import RealData, RealImages, trained_together
+from ldm.evaluation.image_sets import NO_LABELS, ImageSet, ImageSetReader, SamplingSettings, allocated_labels
+from ldm.pipeline import LatentDiffusion
+from ldm.shapes import Labels
+
+MAX_LATENTS = 512  # held-out latents that are denoised at each noise level
+
+
+def draw_samples(
+    model: LatentDiffusion, real: RealImages, settings: SamplingSettings, num: int, reader: ImageSetReader
+) -> ImageSet:
+    """Samples of the model with their features, of classes as frequent as in the data."""
+    samples = reader.draw(model, num, requested_labels(model, real.data, num), settings)
+    if not same_classes(model, real.data):
+        samples = replace(samples, labels=NO_LABELS)
+    return reader.with_features(samples, real.extractor, "features of samples")
+
+
+def requested_labels(model: LatentDiffusion, data: RealData, num: int) -> Labels:
+    """The classes of the samples: as frequent as in the data or, where these have others, all in turn."""
+    if not model.classes:
+        return torch.zeros(num, dtype=torch.int64)
+    return allocated_labels(data.class_counts if same_classes(model, data) else [1] * len(model.classes), num)
+
+
+def labels_note(model: LatentDiffusion, data: RealData) -> str | None:
+    """Which classes the samples are asked for, for a protocol; None if there are none."""
+    if not model.classes:
+        return None
+    return "as frequent as in the data" if same_classes(model, data) else "all in turn: the data have other classes"
+
+
+def same_classes(model: LatentDiffusion, data: RealData) -> bool:
+    """Whether the model can be asked for the classes of the data."""
+    return bool(model.classes) and model.classes == tuple(data.training.dataset.classes)
+
+
+def read_samples(
+    dataset: Dataset, real: RealImages, autoencoder: Autoencoder | None, reader: ImageSetReader
+) -> ImageSet:
+    """Anybody's images with their features; their classes, where they have those of the real ones, by name."""
+    everything, names = Subset(dataset, list(range(len(dataset)))), real.data.classes
+    labels = NO_LABELS
+    if dataset.classes and set(dataset.classes) <= set(names):
+        places = torch.tensor([names.index(name) for name in dataset.classes])
+        labels = places[everything.labels]
+    samples = reader.read(everything, labels, "samples")
+    if autoencoder is not None:
+        samples = replace(samples, latents=reader.encode(samples.pixels, autoencoder, "latents of samples").modes)
+    return reader.with_features(samples, real.extractor, "features of samples")
+
+
+def measure(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, Any]:
+    """All metrics of samples with features, beside those of what else there is."""
+    metrics: dict[str, Any] = compared(real, samples, reader)
+    if real.task.classes and len(samples.labels):
+        metrics["classification"] = classification(real, samples, reader)
+    return metrics
+
+
+def held_out_denoising(real: RealImages, model: LatentDiffusion, reader: ImageSetReader) -> dict[str, Any]:
+    """The denoising losses of held-out latents by noise level, with the condition that each has."""
+    held_out, schema = real.held_out.evenly_spaced(MAX_LATENTS), model.config.schema
+    known = same_classes(model, real.data) and len(held_out.labels)
+    condition = schema.condition(held_out.labels if known else torch.full((len(held_out),), NULL))
+    latents = held_out.latents
+    assert latents is not None
+    losses = reader.processes.map(1, lambda _: denoising_losses(model, real.gaussian, latents, condition))
+    return {"images": len(held_out), **next(losses)}
+
+
+def compared(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, dict[str, dict[str, float]]]:
+    """The metrics of features, of every set against training and against held-out images."""
+    against_training = {"samples": samples, "held_out": real.held_out, **real.others}
+    if len(samples) > len(real.held_out):  # a Fréchet distance of more images is smaller: one of as many beside it
+        against_training["samples_as_many_as_held_out"] = samples.first(len(real.held_out))
+    against_held_out = {"samples": samples, "training": real.training.evenly_spaced(len(samples))}
+    if "gaussian" in real.others:
+        against_held_out["gaussian"] = real.others["gaussian"]
+    sides = [(real.against_training, against_training), (real.against_held_out, against_held_out)]
+
+    def of_side(number: int) -> dict[str, dict[str, float]]:
+        reference, sets = sides[number]
+        found = {}
+        for name, images in sets.items():
+            assert images.features is not None
+            found[name] = {"images": len(images), **reference.metrics(images.features)}
+        return found
+
+    results = list(reader.processes.map(len(sides), of_side))
+    return dict(zip(("against_training", "against_held_out"), results, strict=True))
+
+
+def classification(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, float]:
+    """How many images are read as their class by a classifier of training images, and what can be learned from samples.
+
+    The classification accuracy score (Ravuri and Vinyals 2019) is the accuracy on held-out images of a classifier that
+    was trained on samples alone; beside it, of one trained on as many training images.
+    """
+    on_training, on_as_many = real.classifiers
+    (on_samples,) = trained_together(reader, real.task, [samples])
+    held_out = real.held_out
+
+    def read(classifier: Classifier, images: ImageSet) -> float:
+        return accuracy(classifier, real.task, images.pixels, images.labels)
+
+    found = {
+        "read_as_class": read(on_training, samples),
+        "held_out_read_as_class": read(on_training, held_out),
+        "classification_accuracy_score": read(on_samples, held_out),
+        "as_many_training_images": read(on_as_many, held_out),
+        "largest_class": held_out.labels.bincount().max().item() / len(held_out),
+    }
+    if "reconstructions" in real.others:
+        found["reconstructions_read_as_class"] = read(on_training, real.others["reconstructions"])
+    return found
