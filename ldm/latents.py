@@ -21,7 +21,7 @@ from ldm.checkpoint import read_entry, write_atomically
 from ldm.data.batches import BatchSampler
 from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
-from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, ScalarSkipConfig
+from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig, ScalarSkipConfig
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian, folds_of
 from ldm.diffusion.objective import draw_sigma, drop_condition
@@ -217,6 +217,17 @@ def gaussian_of(latents: LatentCache, training: Subset, rank: int | None = None)
 def groups_of(images: Subset) -> list[str]:
     """The group of each image."""
     return [images.dataset.groups[index] for index in images.indices]
+
+
+def above_noise(sampling: SamplingConfig, noise: Tensor | None, say: Callable[[str], None]) -> SamplingConfig:
+    """The same grid, whose last level is at least the noise that the latents have anyway, which is said.
+
+    `noise` is the posterior's standard deviation per channel; None leaves the grid alone.
+    """
+    if noise is None or sampling.sigma_min >= (least := float(noise.min())):
+        return sampling
+    say(f"sampling.sigma_min {sampling.sigma_min:g} is raised to {least:.3g}, the noise of the autoencoder's latents")
+    return replace(sampling, sigma_min=least)
 
 
 class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
