@@ -49,7 +49,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
-    from ldm.latents import LatentBatches, open_autoencoder, open_latents
+    from ldm.latents import LatentBatches, above_noise, initialize_skip, open_autoencoder, open_latents, settled
     from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser
     from ldm.randomness import seed_weights
     from ldm.training.run import Run
@@ -69,8 +69,11 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
 
     seed_weights(config.run.seed)
     guided = config.objective.condition_dropout > 0
-    model = DiffusionModelConfig(latents.shape, dataset.schema, config.denoiser, config.sampling, guided)
+    denoiser_config = settled(config.denoiser, latents, training, run.print)
+    sampling = above_noise(config.sampling, autoencoder.latent_noise, run.print)
+    model = DiffusionModelConfig(latents.shape, dataset.schema, denoiser_config, sampling, guided)
     denoiser = create_denoiser(model)
+    initialize_skip(run, denoiser, latents, training)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume(latents.fingerprint, images=dataset.fingerprint)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))

@@ -21,7 +21,9 @@ from ldm.checkpoint import read_entry, write_atomically
 from ldm.data.batches import BatchSampler
 from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
-from ldm.diffusion.config import DenoisingObjectiveConfig
+from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig, ScalarSkipConfig
+from ldm.diffusion.denoiser import EDM, Denoiser
+from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian, folds_of
 from ldm.diffusion.objective import draw_sigma, drop_condition
 from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.pretrained_weights import sha256_of
@@ -30,6 +32,8 @@ from ldm.shapes import format_size
 from ldm.training import locks
 from ldm.training.run import Run
 from ldm.training.run_folder import check_not_among_images
+
+MOST_FITTED = 16384  # images that a Gaussian is fitted to
 
 
 def fingerprint(autoencoder: Autoencoder, data: str, flips: int) -> str:
@@ -167,6 +171,64 @@ def build_cache(folder: Path, expected: str, autoencoder: Autoencoder, dataset: 
         error.filename = error.filename or str(folder / "moments.npy")
         raise
     write_atomically(folder / "cache.json", json.dumps({"fingerprint": expected, "shape": shape}).encode())
+
+
+def settled(
+    config: DenoiserConfig, latents: LatentCache, training: Subset, say: Callable[[str], None]
+) -> DenoiserConfig:
+    """The same config, with a scalar skip where the latents are too large or too few for a Gaussian, which is said."""
+    if config.skip.kind == "gaussian":
+        try:
+            check_size(latents.shape)
+            folds_of(len(training), groups_of(training))
+        except ConfigError as error:
+            say(f"denoiser.skip gaussian is off: {error}")
+            return replace(config, skip=ScalarSkipConfig())
+    return config
+
+
+def initialize_skip(run: Run, denoiser: Denoiser, latents: LatentCache, training: Subset) -> None:
+    """Fit the Gaussian skip of a denoiser, if it has one, to the training latents, unless a checkpoint has it."""
+    gaussian = denoiser.gaussian
+    if gaussian is None:
+        return
+
+    def fit() -> None:
+        gaussian.load_state_dict(gaussian_of(latents, training, len(gaussian.eigenvalues)).state_dict())
+        sigmas = torch.tensor([0.1, 0.3, 1.0, 3.0, 10.0])
+        losses = (gaussian.c_out(sigmas) / EDM.c_out(sigmas, 1.0)) ** 2
+        expected = ", ".join(f"{loss:.3f} at {sigma:g}" for loss, sigma in zip(losses, sigmas, strict=True))
+        run.print(f"Gaussian skip of rank {len(gaussian.eigenvalues)}: before training the loss is about {expected}")
+
+    run.initialize(denoiser, fit)
+
+
+def gaussian_of(latents: LatentCache, training: Subset, rank: int | None = None) -> LatentGaussian:
+    """The Gaussian of the training latents and of those of their mirror images, cross-validated by group."""
+    chosen = training.evenly_spaced(MOST_FITTED)
+    posterior = latents.posterior(chosen.indices)
+    mirrored = None
+    if len(latents.moments) > 1:
+        mirrored = latents.posterior(chosen.indices, [1] * len(chosen)).mean
+    noise = posterior.variance.double().mean((0, 2, 3))
+    groups = groups_of(chosen)
+    return fit_gaussian(posterior.mean, noise_variance=noise, mirrored=mirrored, groups=groups, rank=rank)
+
+
+def groups_of(images: Subset) -> list[str]:
+    """The group of each image."""
+    return [images.dataset.groups[index] for index in images.indices]
+
+
+def above_noise(sampling: SamplingConfig, noise: Tensor | None, say: Callable[[str], None]) -> SamplingConfig:
+    """The same grid, whose last level is at least the noise that the latents have anyway, which is said.
+
+    `noise` is the posterior's standard deviation per channel; None leaves the grid alone.
+    """
+    if noise is None or sampling.sigma_min >= (least := float(noise.min())):
+        return sampling
+    say(f"sampling.sigma_min {sampling.sigma_min:g} is raised to {least:.3g}, the noise of the autoencoder's latents")
+    return replace(sampling, sigma_min=least)
 
 
 class LatentBatches(torch.utils.data.Dataset[LatentBatch]):

@@ -20,6 +20,7 @@ from ldm.config.reader import to_dict
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.gaussian import LatentGaussian, rank_of
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.network import DenoiserNetwork
 from ldm.diffusion.noise import karras_sigmas
@@ -54,7 +55,10 @@ def create_denoiser(config: DiffusionModelConfig) -> Denoiser:
         DENOISER_NETWORKS[network_config.kind].load().create(network_config, latent_shape=config.latent_shape)
     )
     embedding = ConditionEmbedding(config.schema, network.vector_channels)
-    return Denoiser(network, embedding, parametrization=config.denoiser.parametrization)
+    skip, gaussian = config.denoiser.skip, None
+    if skip.kind == "gaussian":
+        gaussian = LatentGaussian(config.latent_shape, rank_of(config.latent_shape, skip.rank))
+    return Denoiser(network, embedding, parametrization=config.denoiser.parametrization, gaussian=gaussian)
 
 
 class LatentDiffusion:

@@ -20,10 +20,29 @@ from ldm.batch import NULL, LatentBatch
 from ldm.data.batches import BatchSampler
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, Subset, open_dataset
-from ldm.diffusion.config import DenoisingObjectiveConfig, LogNormalConfig
+from ldm.diffusion.config import (
+    DenoiserConfig,
+    DenoisingObjectiveConfig,
+    GaussianSkipConfig,
+    LogNormalConfig,
+    SamplingConfig,
+    ScalarSkipConfig,
+)
+from ldm.diffusion.gaussian import fit_gaussian
 from ldm.diffusion.noise import sample_sigmas
 from ldm.errors import CheckpointError
-from ldm.latents import LatentBatches, LatentCache, build_cache, cache_lock, fingerprint, open_autoencoder, open_cache
+from ldm.latents import (
+    LatentBatches,
+    LatentCache,
+    above_noise,
+    build_cache,
+    cache_lock,
+    fingerprint,
+    gaussian_of,
+    open_autoencoder,
+    open_cache,
+    settled,
+)
 from ldm.randomness import generator
 from tests.support.scripts import Stage
 
@@ -354,6 +373,42 @@ def test_the_posterior_of_the_cache_can_be_changed_without_touching_the_file(cac
     posterior: Posterior = cache.posterior([3])
     posterior.mean.add_(1)
     assert np.array_equal(cache.moments[0, 3], before)
+
+
+# ---- what of a denoiser starts from the latents
+
+
+def test_the_gaussian_of_the_latents_is_that_of_posterior_samples_of_images_and_mirror_images(cache, dataset):
+    training, _ = dataset.split()
+    gaussian, indices = gaussian_of(cache, training), training.indices
+    views = [cache.posterior(indices, [flip] * len(indices)) for flip in (0, 1)]
+    means = torch.cat([view.mean for view in views]).double()
+    close(gaussian.mean, means.mean(0))
+    noise = views[0].variance.double().mean((0, 2, 3))
+    by_hand = fit_gaussian(
+        views[0].mean, mirrored=views[1].mean, noise_variance=noise, groups=[dataset.groups[i] for i in indices]
+    )
+    close(gaussian.eigenvalues, by_hand.eigenvalues)
+    assert gaussian.basis.shape == (128, 128) and gaussian_of(cache, training, rank=7).basis.shape == (128, 7)
+
+
+def test_a_gaussian_skip_is_off_and_said_so_for_latents_that_are_too_large_or_too_few(cache, dataset):
+    training, _ = dataset.split()
+    asked, said = DenoiserConfig(skip=GaussianSkipConfig()), list[str]()
+    assert settled(asked, cache, training, said.append) == asked and not said
+    large = replace(cache, moments=np.broadcast_to(np.float32(0), (1, 60, 4, 65, 64)))
+    for latents, images in ((large, training), (cache, training.evenly_spaced(1))):
+        assert settled(asked, latents, images, said.append).skip == ScalarSkipConfig()
+    assert len(said) == 2 and all("denoiser.skip gaussian is off" in line for line in said)
+    assert "8,320 numbers takes 4.1 GiB" in said[0] and "two or more" in said[1]
+
+
+def test_the_last_noise_level_is_not_below_the_noise_of_the_latents() -> None:
+    grid, said = SamplingConfig(sigma_min=0.01), list[str]()
+    assert above_noise(grid, None, said.append) == grid and not said
+    assert above_noise(grid, torch.tensor([0.001, 0.2]), said.append) == grid and not said
+    assert above_noise(grid, torch.tensor([0.25, 0.5]), said.append) == replace(grid, sigma_min=0.25)
+    assert said == ["sampling.sigma_min 0.01 is raised to 0.25, the noise of the autoencoder's latents"]
 
 
 # ---- the autoencoder of stage two

@@ -71,11 +71,40 @@ DenoiserNetworkConfig: TypeAlias = UNetConfig
 
 
 @dataclass(frozen=True)
+class ScalarSkipConfig(Checked):
+    """c_skip(σ) times the noisy latent."""
+
+    kind: Literal["scalar"] = "scalar"
+
+
+@dataclass(frozen=True)
+class GaussianSkipConfig(Checked):
+    """The best linear denoiser of the training latents, from their mean and principal components."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    rank: Annotated[int, AtLeast(0)] | None = (
+        None  # principal components; null: all of latents of up to 1,024 numbers, 512 of larger ones
+    )
+
+
+SkipConfig: TypeAlias = ScalarSkipConfig | GaussianSkipConfig
+
+
+@dataclass(frozen=True)
 class DenoiserConfig(Checked):
-    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022, equation 7."""
+    """D(x; σ) = skip + c_out F(c_in x; c_noise), Karras et al. 2022, equation 7."""
 
     network: DenoiserNetworkConfig = field(default_factory=UNetConfig)
     parametrization: Annotated[str, OneOf(PARAMETRIZATIONS)] = "edm"  # what F predicts; edm is -v at sigma_data 1
+    skip: SkipConfig = field(default_factory=ScalarSkipConfig)  # what is known of the answer without F
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip.kind == "gaussian" and self.parametrization != "edm":
+            raise ValueError(
+                f"skip.kind gaussian is a skip of parametrization edm, not of {self.parametrization}: choose edm, or"
+                " skip.kind scalar"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm.batch import Condition, ConditionSchema
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS
+from ldm.diffusion.gaussian import LatentGaussian
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.errors import ConfigError
 from ldm.shapes import Latents, NoiseLevels, Scalars
@@ -21,6 +22,9 @@ class Denoiser(nn.Module):
     it keeps the shape of its first argument and is told the noise level as ln(σ) / 4, one number per sample, whatever
     the parametrization; `embedding` makes vector and tokens of the condition. `sigma_data` is the standard deviation
     of the clean data. Noise levels are positive: zero has no logarithm.
+
+    With a `gaussian` the best linear denoiser takes the place of c_skip(σ) x, and the root of its mean squared error
+    that of c_out(σ): EDM with a matrix for σ_data.
     """
 
     def __init__(
@@ -30,12 +34,14 @@ class Denoiser(nn.Module):
         *,
         parametrization: str = "edm",
         sigma_data: float = 1.0,
+        gaussian: LatentGaussian | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.embedding = embedding or ConditionEmbedding(ConditionSchema(), 0)
         self.parametrization: Parametrization = PARAMETRIZATIONS[parametrization].load()
         self.sigma_data = sigma_data
+        self.gaussian = gaussian
 
     def forward(self, noisy: Latents, sigma: float | NoiseLevels, condition: Condition | None = None) -> Latents:
         """The denoised tensor, in float64 if `noisy` is and in float32 otherwise; no condition is the null one.
@@ -49,7 +55,7 @@ class Denoiser(nn.Module):
         vector, tokens = self.embedding(condition, sigma)
         scaled = (self.c_in(level) * noisy).to(self.network_dtype or level.dtype)
         output: Tensor = self.network(scaled, sigma.log() / 4, vector, tokens)
-        return self.c_skip(level) * noisy + self.c_out(level) * output.to(level.dtype)
+        return self.skip(noisy, level) + self.c_out(level) * output.to(level.dtype)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
@@ -82,11 +88,17 @@ class Denoiser(nn.Module):
     def target(self, noisy: Latents, sigma: NoiseLevels, clean: Latents) -> Latents:
         """What the network must put out for D(noisy; σ) to equal `clean`."""
         level = broadcast_sigma(sigma, noisy)
-        return (clean - self.c_skip(level) * noisy) / self.c_out(level)
+        return (clean - self.skip(noisy, level)) / self.c_out(level)
 
     def loss_weight(self, sigma: NoiseLevels) -> Scalars:
         """1 / c_out², the weight on ‖D − clean‖² that leaves ‖F − target‖² unweighted, one value per sample."""
         return self.c_out(sigma) ** -2
+
+    def skip(self, noisy: Latents, level: Tensor) -> Latents:
+        """What goes into the answer beside the network, for noise levels that multiply `noisy` sample by sample."""
+        if self.gaussian is not None:
+            return self.gaussian.denoise(noisy.to(level.dtype), level)
+        return self.c_skip(level) * noisy
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         """The share of the noisy tensor that goes straight into the answer."""
@@ -94,6 +106,8 @@ class Denoiser(nn.Module):
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """The scale of the network's contribution to the answer."""
+        if self.gaussian is not None:
+            return self.gaussian.c_out(sigma)
         return self.parametrization.c_out(sigma, self.sigma_data)
 
     def c_in(self, sigma: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ldm.randomness import generator
 from ldm.shapes import Latents, NoiseLevels
 
 MEMORY = 2**30  # bytes that fitting may take: matrices of d x d numbers for latents of d numbers, d up to 4,096
+FOLDS = 5  # of the cross-validation
 WHOLE_SPECTRUM = 1024  # numbers per latent up to which all eigenvectors are computed
 MOST_COMPONENTS = 512  # beyond that
 SMALLEST_VARIANCE = 1e-6  # of a direction in which the latents never vary
@@ -82,7 +83,7 @@ def fit_gaussian(
     mirrored: Latents | None = None,
     groups: Sequence[Hashable] | None = None,
     rank: int | None = None,
-    folds: int = 5,
+    folds: int = FOLDS,
 ) -> LatentGaussian:
     """The Gaussian of latents that were not seen, in float64 and always the same; returned in float32.
 
@@ -95,14 +96,14 @@ def fit_gaussian(
         noise_variance: of the posteriors, which is added: one number, or one per channel.
         mirrored: the latents of the mirror images, which count as further images and stay in the fold of theirs.
         groups: the group of each image, which stays in one fold.
-        rank: how many eigenvectors; None: all for latents of up to 1,024 numbers, 512 for larger ones.
+        rank: how many eigenvectors, as `rank_of` has it.
         folds: of the cross-validation, at most one for each group.
 
     Raises ConfigError for latents that are too large for it, or too few.
     """
-    check_size(shape := (latents.shape[1], latents.shape[2], latents.shape[3]))
+    check_size(shape := (latents.shape[1], latents.shape[2], latents.shape[3]), folds)
     size = math.prod(shape)
-    rank = min(rank if rank is not None else size if size <= WHOLE_SPECTRUM else MOST_COMPONENTS, size)
+    rank = rank_of(shape, rank)
     noise = torch.as_tensor(noise_variance, dtype=torch.float64).flatten().cpu()
     noise = noise.view(-1, 1, 1).expand(shape).flatten()
     views = [latents] if mirrored is None else [latents, mirrored]
@@ -129,7 +130,17 @@ def fit_gaussian(
     return gaussian
 
 
-def check_size(latent_shape: tuple[int, int, int], folds: int = 5) -> None:
+def rank_of(latent_shape: tuple[int, int, int], asked: int | None) -> int:
+    """The number of principal components: as many as asked for, and no more than there are.
+
+    None takes all of latents of up to 1,024 numbers, and 512 of larger ones.
+    """
+    size = math.prod(latent_shape)
+    most = size if size <= WHOLE_SPECTRUM else MOST_COMPONENTS
+    return most if asked is None else min(asked, size)
+
+
+def check_size(latent_shape: tuple[int, int, int], folds: int = FOLDS) -> None:
     """Raise ConfigError for latents so large that their covariance takes more than `MEMORY`."""
     size = math.prod(latent_shape)
     if (needed := (folds + 3) * size**2 * 8) > MEMORY:
@@ -199,7 +210,7 @@ def eigenvectors(matrix: Tensor, rank: int) -> Tensor:
     return subspace @ torch.linalg.eigh(subspace.mT @ matrix @ subspace).eigenvectors.flip(1)[:, :rank]
 
 
-def folds_of(count: int, groups: Sequence[Hashable] | None, folds: int) -> list[list[int]]:
+def folds_of(count: int, groups: Sequence[Hashable] | None, folds: int = FOLDS) -> list[list[int]]:
     """Indices of the images of each fold: groups in random order, each to the fold with the fewest images so far."""
     members: dict[Hashable, list[int]] = {}
     for index in range(count):

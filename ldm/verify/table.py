@@ -27,6 +27,7 @@ CHECKS = {
     "variational": "a linear VAE is probabilistic PCA; KL and latent statistics are right",
     "masked": "the encoder sees visible patches, the loss hidden ones, the features digits",
     "denoiser": "each parametrization preconditions its network as the table says",
+    "gaussian": "the Gaussian skip is the best linear denoiser, fitted for unseen latents",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
     "contracts": "every part in the tables keeps its contract",
 }

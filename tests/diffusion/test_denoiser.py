@@ -15,9 +15,11 @@ from ldm.diffusion import config
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.gaussian import fit_gaussian
 from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.errors import ConfigError
+from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import generator
 from ldm.verify.score import CENTERS, STD, exact_score
 
@@ -184,6 +186,53 @@ def test_weights_and_input_of_different_precision_meet_at_the_door_of_the_networ
             assert denoised.dtype == returned
             tolerance = 2e-2 if weights == torch.bfloat16 else 4e-3
             assert torch.allclose(denoised.float(), expected, rtol=0, atol=tolerance)
+
+
+def skipped(skip: config.SkipConfig) -> Denoiser:
+    """A denoiser with this skip, and with weights that are not at their start."""
+    schema = ConditionSchema((ClassAttribute("label", ("a", "b")),))
+    parts = config.DenoiserConfig(config.UNetConfig(widths=(8, 16), blocks=1, head_channels=8), skip=skip)
+    torch.manual_seed(0)
+    denoiser = create_denoiser(DiffusionModelConfig((2, 4, 4), schema, parts, config.SamplingConfig()))
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return denoiser.eval()
+
+
+def test_a_scalar_skip_is_edm_bit_for_bit_and_a_gaussian_one_that_knows_nothing_is_to_rounding() -> None:
+    """c_skip x + c_out F(c_in x; ln σ / 4) of Karras et al. 2022, and the weights of a seed are the same."""
+    noisy, sigma = torch.randn(7, 2, 4, 4, generator=generator(0, "noisy")), LEVELS.float()
+    denoiser, level = skipped(config.ScalarSkipConfig()), sigma.view(-1, 1, 1, 1)
+    vector, _ = denoiser.embedding(None, sigma)
+    output = denoiser.network((level**2 + 1) ** -0.5 * noisy, sigma.log() / 4, vector)
+    by_hand = 1 / (level**2 + 1) * noisy + (level**-2 + 1) ** -0.5 * output
+    assert torch.equal(denoiser(noisy, sigma), by_hand)
+    for rank in (0, 5):
+        unfitted = skipped(config.GaussianSkipConfig(rank=rank))
+        assert torch.allclose(unfitted(noisy, sigma), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gaussian_skip_is_state_and_no_parameter_and_cancels_in_guidance() -> None:
+    denoiser = skipped(config.GaussianSkipConfig(rank=3))
+    names = set(denoiser.state_dict()) - set(dict(denoiser.named_parameters()))
+    assert names == {f"gaussian.{name}" for name in ("mean", "basis", "eigenvalues", "rest")}
+    noisy, condition = torch.randn(1, 2, 4, 4, generator=generator(0, "noisy")), Condition({"label": torch.tensor([1])})
+    before = denoiser(noisy, 0.5, condition) - denoiser(noisy, 0.5)
+    gaussian = fit_gaussian(torch.randn(40, 2, 4, 4, generator=generator(0, "latents")), rank=3)
+    assert denoiser.gaussian is not None
+    change = (gaussian.c_out(torch.tensor([0.5])) / denoiser.c_out(torch.tensor([0.5]))).item()
+    denoiser.gaussian.load_state_dict(gaussian.state_dict())
+    after = denoiser(noisy, 0.5, condition) - denoiser(noisy, 0.5)
+    assert before.abs().max() > 0.01 and torch.allclose(after, change * before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gaussian_skip_is_refused_for_other_parametrizations() -> None:
+    for parametrization in set(PARAMETRIZATIONS) - {"edm"}:
+        with pytest.raises(
+            ValueError, match=f"skip.kind gaussian is a skip of parametrization edm, not of {parametrization}"
+        ):
+            config.DenoiserConfig(parametrization=parametrization, skip=config.GaussianSkipConfig())
 
 
 def test_a_noise_level_is_one_number_or_one_per_sample_and_positive() -> None:

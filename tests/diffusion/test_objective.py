@@ -15,6 +15,7 @@ from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema, LatentBa
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS, LogNormalConfig, UNetConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.gaussian import LatentGaussian, fit_gaussian
 from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
@@ -66,9 +67,13 @@ def held_out_losses(denoiser: Denoiser, latents: Tensor, sigmas: list[float], **
 def test_an_untrained_denoiser_scores_the_variance_of_its_target_at_every_noise_level(parametrization: str) -> None:
     """Within four standard errors of the mean square."""
     expected, latents = PARAMETRIZATIONS[parametrization].target_variance, drawn(128, 4, 8, 8, purpose="latents")
-    losses = held_out_losses(denoiser_of(parametrization=parametrization), latents, SIGMAS)
-    assert list(losses) == SIGMAS
-    assert max(abs(loss - expected) for loss in losses.values()) < 4 * expected * (2 / latents.numel()) ** 0.5
+    objective, noise = (
+        DenoisingObjective(denoiser_of(parametrization=parametrization)),
+        drawn(128, 4, 8, 8, purpose="n"),
+    )
+    batches = [LatentBatch(latents, noise, torch.full((128,), sigma), labels_of(128)) for sigma in SIGMAS]
+    losses = [objective(batch).total.item() for batch in batches]
+    assert max(abs(loss - expected) for loss in losses) < 4 * expected * (2 / latents.numel()) ** 0.5
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -123,6 +128,22 @@ def test_the_loss_by_sigma_is_the_objective_at_that_sigma() -> None:
     noise = torch.randn(latents.shape, generator=generator(7, "held-out noise", 1))
     by_hand = DenoisingObjective(denoiser)(LatentBatch(latents, noise, torch.full((5,), 0.5), labels_of(5))).total
     assert held_out_losses(denoiser, latents, [3.0, 0.5], seed=7)[0.5] == pytest.approx(by_hand.item())
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_the_loss_by_sigma_has_the_weight_of_edm_whatever_the_denoiser(parametrization: str) -> None:
+    """So that the figures of runs with other parametrizations and skips can be compared."""
+    denoiser, latents = (
+        denoiser_of(perturbed=True, parametrization=parametrization),
+        drawn(5, 4, 8, 8, purpose="latents"),
+    )
+    if parametrization == "edm":
+        denoiser.gaussian = fit_gaussian(latents, rank=2)
+    for place, sigma in enumerate(SIGMAS):
+        noise = torch.randn(latents.shape, generator=generator(0, "held-out noise", place))
+        denoised = denoiser(latents + sigma * noise, sigma, labels_of(5))
+        by_hand = (1 + sigma**2) / sigma**2 * (denoised - latents).square().mean()
+        assert held_out_losses(denoiser, latents, SIGMAS)[sigma] == pytest.approx(by_hand.item(), rel=1e-4)
 
 
 # What a step of training costs outside the model.
@@ -206,6 +227,7 @@ class OneLayer(nn.Module):
 DENOISERS = {
     "one layer": lambda: Denoiser(OneLayer()),
     "small": lambda: denoiser_around(UNet(SMALL, channels=4)),
+    "Gaussian skip": lambda: Denoiser(OneLayer(), gaussian=LatentGaussian((4, 8, 8), 16)),
     "larger": lambda: denoiser_around(UNet(UNetConfig(widths=(8, 16, 16), blocks=2), channels=4)),
 }
 
@@ -221,6 +243,7 @@ def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alon
     print(f"{precision}: {counts['small'].total()} aten calls outside the model: {dict(counts['small'])}")
     assert counts["small"] == counts["larger"] == counts["one layer"]
     assert counts["small"].total() <= 30
+    assert counts["Gaussian skip"].total() <= counts["small"].total() + 8  # its c_out is a sum over components
 
 
 @pytest.mark.parametrize("name", DENOISERS)

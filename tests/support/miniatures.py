@@ -17,6 +17,7 @@ run: {{steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every:
 STAGE_TWO = """
 denoiser:
   network: {widths: [8, 16], blocks: 1, attention: [1], head_channels: 8, dropout: 0.1}
+  skip: {kind: gaussian, rank: 8}
 optim: {lr: 2e-3, warmup: 2}
 run: {steps: 6, batch_size: 8, log_every: 2, checkpoint_every: 3, sample_every: 6, precision: fp32}
 """

@@ -21,6 +21,7 @@ from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
 from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
 from ldm.nn.embedding import FourierFeatures
+from ldm.nn.outer_convolution import OuterConv2d
 
 
 class Level(nn.Module):
@@ -56,7 +57,7 @@ class UNet(DenoiserNetwork):
             attention = SelfAttention(width, config.head_channels) if attends else nn.Identity()
             return Level(ResidualBlock(inputs, width, condition, config.dropout), attention)
 
-        self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.first = OuterConv2d(channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, current = [widths[0]], widths[0]
         for level, width in enumerate(widths):
@@ -78,7 +79,7 @@ class UNet(DenoiserNetwork):
                 self.up.append(Upsample(current))
 
         self.norm = group_norm(current)
-        self.last = zeroed(nn.Conv2d(current, channels, 3, padding=1))
+        self.last = zeroed(OuterConv2d(current, channels, 3, padding=1))
 
     @classmethod
     def create(cls, config: UNetConfig, *, latent_shape: tuple[int, int, int]) -> Self:

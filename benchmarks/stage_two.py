@@ -1,0 +1,211 @@
+"""Denoisers of the same latents after equal CPU seconds: held-out loss by noise level, beside that of a Gaussian.
+
+    python benchmarks/stage_two.py runs/mine/vae runs/stage_two [--seconds 60 120] [--only "today's" scalar]
+    python benchmarks/stage_two.py runs/mine/vae runs/stage_two --features FOLDER      samples too: benchmarks/lite.py
+
+The first argument is a run of train_vae.py, whose training and held-out images are taken. Every row is trained by the
+product's own loop on one thread, its learning rate over as many steps as fit into the seconds, which are those of the
+steps alone. Losses have EDM's weight, so that a network of zeros without a Gaussian has 1; the second table divides
+them by those of the Gaussian of all principal components, cross-validated, which is a linear denoiser and no network.
+With --features 400 samples without guidance, of the held-out images' classes, are compared with the training images.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.config import reader
+from ldm.data.datasets import Dataset, Subset, open_dataset
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
+from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
+from ldm.evaluation.metrics import frechet_distance, kernel_distance
+from ldm.evaluation.panels import SamplePanel
+from ldm.latents import (
+    LatentBatches,
+    LatentCache,
+    gaussian_of,
+    initialize_skip,
+    open_autoencoder,
+    open_latents,
+    settled,
+)
+from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
+from ldm.randomness import seed_weights
+from ldm.script_configs import TrainDiffusionConfig, vae_config_of
+from ldm.training.run import Run
+
+# isort: off
+from runs import ROOT, print_table
+
+CONFIG = ROOT / "configs" / "diffusion" / "folder.yaml"
+EARLIER = {  # what configs/diffusion/folder.yaml was without a Gaussian skip
+    "denoiser.skip": "{kind: scalar}",
+    "denoiser.network": "{kind: unet, widths: [64, 128], blocks: 1, attention: [1], dropout: 0.1}",
+    "objective.noise_distribution": "{kind: log-normal, mean: -0.4, std: 1.2}",
+    "optim": "{kind: adamw, lr: 1e-3, schedule: cosine}",
+    "run.batch_size": "64",
+    "run.ema": "0.05",
+}
+ROWS = {
+    "configs/diffusion/folder.yaml": {},
+    "with a scalar skip": {"denoiser.skip": "{kind: scalar}"},
+    "with AdamW": {"optim": "{kind: adamw, lr: 1e-3, schedule: linear}"},
+    "earlier: scalar skip, AdamW": EARLIER,
+}
+WARMUP = 0.1  # share of the steps
+SAMPLES, SAMPLING_STEPS = 400, 18
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every row has in common."""
+
+    autoencoder: Autoencoder
+    dataset: Dataset
+    training: Subset
+    held_out: Subset
+    latents: LatentCache
+
+    def losses(self, denoiser: Denoiser) -> list[float]:
+        """The held-out loss at each noise level."""
+        clean, condition = self.latents.posterior(self.held_out.indices).mode(), self.held_out.condition
+        sigmas = list(SamplePanel.sigmas)
+        found = loss_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=torch.device("cpu"))
+        return list(found.values())
+
+
+class Zero(nn.Module):
+    """A network of zeros: what is left of a denoiser is its skip."""
+
+    def forward(self, scaled: Tensor, noise_condition: Tensor, *condition: Tensor | None) -> Tensor:
+        return torch.zeros_like(scaled)
+
+
+class Training:
+    """The loop of train_diffusion.py for so many steps."""
+
+    def __init__(self, config: TrainDiffusionConfig, data: Data, out: Path, steps: int):
+        optim = replace(config.optim, warmup=max(round(WARMUP * steps), 1))
+        config = replace(config, optim=optim, run=replace(config.run, steps=steps, precision="fp32"))
+        self.run = Run(config, out, dry=True)
+        seed_weights(config.run.seed)
+        denoiser = settled(config.denoiser, data.latents, data.training, self.run.print)
+        self.model = DiffusionModelConfig(data.latents.shape, data.dataset.schema, denoiser, config.sampling)
+        self.denoiser = create_denoiser(self.model)
+        initialize_skip(self.run, self.denoiser, data.latents, data.training)
+        self.objective = self.run.prepare(DenoisingObjective(self.denoiser), trains=self.denoiser)
+        self.run.resume("")
+        sampler = self.run.batch_sampler(data.training)
+        self.batches = LatentBatches(data.latents, data.dataset, config.objective, sampler)
+
+    def seconds(self, steps: int) -> float:
+        """Of CPU, of the first so many steps."""
+        began = time.process_time()
+        for number in range(steps):
+            self.run.begin_step(number)
+            step = self.run.step(number, 0, self.batches[number])
+            losses = self.objective(step.batch, step)
+            step.update(losses.total)
+            step.log(losses.terms)
+        return time.process_time() - began
+
+
+def trained(config: TrainDiffusionConfig, data: Data, out: Path, seconds: float) -> tuple[Training, int, float]:
+    """A training of about so many CPU seconds, with its steps and the seconds they took."""
+    probe = Training(config, data, out, steps=6)
+    probe.seconds(2)  # the first are slower
+    steps = max(round(seconds / (probe.seconds(4) / 4)), 2)
+    training = Training(config, data, out, steps)
+    return training, steps, training.seconds(steps)
+
+
+def sample_metrics(training: Training, data: Data, extractor: FeatureExtractor, real: Tensor) -> list[str]:
+    """Fréchet and kernel distance of samples, of the held-out images' classes, to features of training images."""
+    labels = data.held_out.labels.repeat(-(-SAMPLES // len(data.held_out)))[:SAMPLES] if data.dataset.classes else None
+    model = LatentDiffusion(data.autoencoder, training.run.ema_model(), training.model)
+    images = model.sample(SAMPLES, labels, steps=SAMPLING_STEPS, guidance=1.0)
+    drawn = torch.cat([extractor.features(part) for part in images.split(50)])
+    return [f"{frechet_distance(real, drawn):.1f}", f"{kernel_distance(real, drawn):.3f}"]
+
+
+def rows(
+    data: Data, options: argparse.Namespace, extractor: FeatureExtractor | None
+) -> Iterator[tuple[list[str], list[float]]]:
+    """Each row's first cells and last cells, and its losses."""
+    real = torch.empty(0)
+    if extractor is not None:
+        chosen = data.training.evenly_spaced(2 * SAMPLES)
+        real = torch.cat([extractor.features(part.images()) for part in chosen.chunks(50)])
+    for seconds in options.seconds:
+        for name, changed in ROWS.items():
+            if any(word in name for word in options.only or [name]):
+                given = dict(changed)
+                config = reader.load(TrainDiffusionConfig, options.config, given)
+                training, steps, took = trained(config, data, options.out, seconds)
+                with torch.no_grad():
+                    losses = data.losses(training.run.ema_model())
+                    samples = sample_metrics(training, data, extractor, real) if extractor is not None else []
+                yield [name, f"{took:.0f}", str(steps), *samples], losses
+                print(name, f"{took:.0f} s", steps, *(f"{loss:.4f}" for loss in losses), *samples, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("autoencoder")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0])
+    parser.add_argument("--only", nargs="+", help="rows whose names have one of these words")
+    parser.add_argument("--features", help="a folder that benchmarks/lite.py has written")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = opened(options.autoencoder, options.config, options.out)
+    extractor = (
+        open_extractor("features", options.features, data.training.shape[0], torch.device("cpu"))
+        if options.features
+        else None
+    )
+    reference = data.losses(Denoiser(Zero(), gaussian=gaussian_of(data.latents, data.training)))
+    table = [
+        (["Gaussian, no network", "", "", *[""] * (2 if extractor else 0)], reference),
+        *rows(data, options, extractor),
+    ]
+    levels = [f"σ {sigma:g}" for sigma in SamplePanel.sigmas]
+    heads = ["denoiser", "CPU s", "steps", *(["Fréchet", "kernel"] if extractor else [])]
+    for divisors in ([1.0] * len(levels), reference):
+        cells = [[f"{loss / by:.3f}" for loss, by in zip(losses, divisors, strict=True)] for _, losses in table]
+        means = [f"{sum(losses) / sum(divisors):.3f}" for _, losses in table]
+        print_table(
+            [*heads, *levels, "mean"],
+            ([*first, *each, mean] for (first, _), each, mean in zip(table, cells, means, strict=True)),
+        )
+
+
+def opened(source: str, file: Path, out: Path) -> Data:
+    """The images of a run of train_vae.py, and their latents, standardized, cached in `out`."""
+    vae = vae_config_of(source)
+    if vae is None:
+        raise SystemExit(f"{source} is not a run of train_vae.py")
+    run = Run(reader.load(TrainDiffusionConfig, file, {}), out, dry=True)
+    dataset = open_dataset(vae.data)
+    autoencoder, standardized = open_autoencoder(source, vae.data, dataset.fingerprint)
+    latents = open_latents(run, out / "latents", autoencoder, dataset)
+    training, held_out = dataset.split()
+    if not standardized:
+        latents = latents.standardize(autoencoder, training.indices)
+    return Data(autoencoder, dataset, training, held_out, latents)
+
+
+if __name__ == "__main__":
+    main()
