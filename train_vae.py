@@ -46,6 +46,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     autoencoder = create_trainable(config.autoencoder, image=image, classes=head)
     discriminator = create_discriminator(loss.discriminator, image_channels=image[0], steps=steps)
     run.on_main(lambda: check_compatibility(autoencoder, loss, classes))
+    run.initialize(autoencoder, lambda: autoencoder.initialize(lambda count: training.evenly_spaced(count).images()))
     reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, loss, discriminator, steps=steps))
     objective = run.prepare(reconstruction, trains=autoencoder, schedule=reconstruction.schedule)
     if discriminator is not None:
@@ -62,7 +63,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
         if "code" in losses.outputs:
-            autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number)
+            autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number, is_last=step.is_last)
         if discriminator is not None and discriminator.learns(step.number):
             adversary = discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
             step.update(adversary.total, of="discriminator")

@@ -45,13 +45,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoder.config import (
-    AutoencoderConfig,
-    DiscriminatorConfig,
-    KLNetworkConfig,
-    PerceptualConfig,
-    ReconstructionObjectiveConfig,
-)
+from ldm.autoencoder.config import AutoencoderConfig, KLNetworkConfig, ReconstructionObjectiveConfig
+from ldm.autoencoder.losses.config import DiscriminatorConfig, PerceptualConfig
 from ldm.autoencoder.losses.discriminator import DiscriminatorObjective, create_discriminator
 from ldm.autoencoder.model import create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective

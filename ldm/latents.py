@@ -146,7 +146,8 @@ def build_cache(folder: Path, expected: str, autoencoder: Autoencoder, dataset: 
     folder.mkdir(parents=True, exist_ok=True)
     _, height, width = autoencoder.latent_shape(dataset.config.sides)
     flips = 2 if dataset.config.flip else 1
-    shape = (flips, len(dataset), autoencoder.bottleneck.encoder_channels, height, width)
+    channels = autoencoder.latent_channels * (2 if autoencoder.bottleneck.is_stochastic else 1)
+    shape = (flips, len(dataset), channels, height, width)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     try:
         # Written, not mapped: where the disk is full, writing to a mapped file kills the process.

@@ -34,7 +34,7 @@ FLOORS = [
 ORDER_ABOVE = ["script_configs", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"]
 # The config beside the thing it configures lies on the ground, wherever it is: every floor may read it. A corruption
 # and a penalty are their own config.
-GROUND = re.compile(r"\w+\.config|autoencoder\.penalty")
+GROUND = re.compile(r"(\w+\.)+config|autoencoder\.penalty")
 STRANGERS = [
     {"autoencoder", "diffusion"},
     *({name, other} for name in FLOORS[1] for other in FLOORS[1] if name < other),

@@ -1,5 +1,6 @@
 """Bottlenecks (the KL of a VAE, identity, sparse): from the encoder's output to a code, its posterior and its costs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -11,6 +12,9 @@ from ldm.autoencoder.config import BottleneckConfig, GaussianConfig, IdentityCon
 from ldm.distributed import mean_over_processes
 from ldm.randomness import StepRandom
 from ldm.shapes import Latents, Scalars, full_precision
+
+LEAST_VARIANCE = 1e-8  # of a channel, when it is divided by its standard deviation
+MOMENTS_SHARE = 0.02  # of one step in the running moments of a code whose noise is set
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Bottleneck(nn.Module):
     unit_norm = False  # whether the decoder's columns are taken with length 1
     gives_rates = False  # whether the code's values are rates of activation, between 0 and 1
     tracks_usage = False  # whether it knows which units are dead
+    is_stochastic = False  # whether its posterior has a variance
+    noise: float | None = None  # the posterior's standard deviation where it is set, the code's own being 1
 
     def __init__(self, config: BottleneckConfig, encoder_channels: int):
         super().__init__()
@@ -105,11 +111,17 @@ class Bottleneck(nn.Module):
         """What the code costs, in nats per image."""
         return {}
 
+    def initialize(self, moments: Tensor) -> None:
+        """Take what there is to know of the code from the encoder's output for some training images."""
+
     def reset_usage(self, step: int) -> None:
         """A stage that trains the code begins with this step: all units count as alive."""
 
-    def update_usage(self, code: Tensor, step: int) -> None:
-        """Note which units of the code were active in this step of training, after the update."""
+    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
+        """Note which units of the code were active in this step of training, after the update, or how it spreads.
+
+        Called for every micro-batch; `is_last` says that the update came with this one.
+        """
 
     def active_units(self, code: Tensor) -> Tensor:
         """Which units are above 0 anywhere in this batch, on any process: one truth value each."""
@@ -121,17 +133,60 @@ class Bottleneck(nn.Module):
 
 
 class GaussianBottleneck(Bottleneck):
-    """Half of the encoder's output channels are means, the other half log variances, kept in [-30, 20]."""
+    """A mean and a log variance for each element of the latent.
+
+    The log variance is the second half of the encoder's output, kept in [-30, 20], or set: then the encoder gives means
+    alone, each channel is divided by its running standard deviation, and the noise is `noise` beside a code of 1. No
+    encoder can gain on the noise by scaling its code up.
+    """
+
+    is_stochastic = True
+    moments: Tensor  # E[code] and E[code²] per channel, running
+    gathered: Tensor  # their sums over the micro-batches of a step so far, and the number of these
 
     def __init__(self, config: GaussianConfig):
-        super().__init__(config, 2 * config.channels)
+        super().__init__(config, 2 * config.channels if config.noise is None else config.channels)
+        self.noise = config.noise
+        if self.noise is not None:
+            self.register_buffer("moments", torch.tensor([0.0, 1.0]).repeat(config.channels, 1).T.contiguous())
+            self.register_buffer("gathered", torch.zeros(3, config.channels), persistent=False)
+
+    @property
+    def code_std(self) -> Tensor:
+        """The running standard deviation of each channel of the encoder's output: channels x 1 x 1."""
+        mean, square = self.moments
+        return (square - mean.square()).clamp_min(LEAST_VARIANCE).sqrt().view(-1, 1, 1)
 
     def posterior(self, moments: Tensor) -> Posterior:
-        mean, logvar = full_precision(moments).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+        moments = full_precision(moments)
+        if self.noise is None:
+            mean, logvar = moments.chunk(2, dim=1)
+            return Posterior(mean, logvar.clamp(-30.0, 20.0))
+        return Posterior(moments / self.code_std, torch.full_like(moments, 2 * math.log(self.noise)))
 
     def costs(self, posterior: Posterior) -> dict[str, Scalars]:
         return {"kl": posterior.kl()}
+
+    def initialize(self, moments: Tensor) -> None:
+        if self.noise is not None:
+            mean, square = moments_of(moments.double())
+            varies = square - mean.square() > LEAST_VARIANCE  # a channel that never varies keeps its scale
+            self.moments.copy_(torch.stack([mean, torch.where(varies, square, mean.square() + 1)]))
+
+    @torch.no_grad()
+    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
+        if self.noise is None:
+            return
+        moments = moments_of(code * self.code_std)
+        self.gathered += torch.cat([moments, torch.ones_like(moments[:1])])
+        if is_last:
+            self.moments.lerp_(mean_over_processes(self.gathered[:2] / self.gathered[2]), MOMENTS_SHARE)
+            self.gathered.zero_()
+
+
+def moments_of(code: Tensor) -> Tensor:
+    """Mean and mean square per channel."""
+    return torch.stack([code.mean((0, 2, 3)), code.square().mean((0, 2, 3))])
 
 
 class IdentityBottleneck(Bottleneck):
@@ -173,7 +228,7 @@ class SparseBottleneck(Bottleneck):
         self.last_active.fill_(step)
 
     @torch.no_grad()
-    def update_usage(self, code: Tensor, step: int) -> None:
+    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
         self.last_active.masked_fill_(self.active_units(code), step)
 
     def dead_units(self, step: int) -> Tensor:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
+from ldm.autoencoder.losses.config import DiscriminatorConfig, EquivarianceConfig, PerceptualConfig
 from ldm.autoencoder.penalty import PenaltiesConfig
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
 from ldm.corruption import Corruption, Mask
-from ldm.training.config import AdamWConfig, OptimConfig
 
 Count = Annotated[int, AtLeast(1)]
+Weight = Annotated[float, AtLeast(0)]
 Weight = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
 
@@ -30,6 +31,7 @@ class DistanceFacts(Part):
 
 NETWORKS = {
     "kl": Part("ldm.autoencoder.networks.kl:KLNetwork"),
+    "residual": Part("ldm.autoencoder.networks.residual:ResidualNetwork"),
     "tiny": Part("ldm.autoencoder.networks.tiny:TinyNetwork"),
     "taesd": Part("ldm.autoencoder.networks.taesd:TAESDNetwork"),
     "pretrained": Part("ldm.autoencoder.networks.kl:PretrainedNetwork"),
@@ -72,6 +74,16 @@ class KLNetworkConfig(Checked):
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(f"norm_groups {self.norm_groups} does not divide {width}, one of widths")
+
+
+@dataclass(frozen=True)
+class ResidualNetworkConfig(Checked):
+    """Residual blocks at the resolution of the latent, beside the best linear transform of the images: their start."""
+
+    kind: Literal["residual"] = "residual"
+    downsampling: Annotated[int, Between(1, 32)] = 4  # pixels a side that become one latent position
+    width: Count = 96  # channels of the blocks
+    blocks: Count = 2  # residual blocks of the encoder; the decoder has one more
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,7 @@ class PixelNetworkConfig(Checked):
 
 NetworkConfig: TypeAlias = (
     KLNetworkConfig
+    | ResidualNetworkConfig
     | TinyNetworkConfig
     | TAESDNetworkConfig
     | PretrainedNetworkConfig
@@ -178,6 +191,7 @@ class GaussianConfig(Checked):
 
     kind: Literal["gaussian"] = "gaussian"
     channels: Count = 4  # latent channels
+    noise: Annotated[float, Above(0)] | None = None  # its standard deviation, the code's own being 1; null: learned
 
 
 @dataclass(frozen=True)
@@ -223,46 +237,6 @@ class AutoencoderConfig(Checked):
         if self.freeze_encoder and self.network.kind != "pretrained":
             kind = self.network.kind
             raise ValueError(f"freeze_encoder leaves the encoder of network.kind {kind} random: use kind pretrained")
-
-
-@dataclass(frozen=True)
-class PerceptualConfig(Checked):
-    """A distance between features of a pretrained network (LPIPS), added to the distance between pixels."""
-
-    weight: Annotated[float, Above(0)] = 0.5  # of the distance, as LPIPS counts it
-    backbone: Literal["vgg", "alex", "squeeze", "features"] = "vgg"  # features: any network, from a folder
-    weights_file: str = ""  # the backbone's weights, or the folder of features; empty: as torch has or downloads them
-    size: Count = 128  # images with a shorter side below this are first enlarged to it
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.backbone == "features" and not self.weights_file.strip():
-            raise ValueError("backbone features needs weights_file: a folder with config.json and the weights")
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig(Checked):
-    """A patch discriminator that joins late and tells images from their reconstructions (the GAN loss of VQGAN)."""
-
-    weight: Weight = 0.5  # of the adversarial loss, on top of the adaptive weight
-    loss: Literal["hinge", "non-saturating"] = "hinge"
-    start: Fraction = 0.5  # fraction of the run at which the discriminator begins to learn
-    warmup: Fraction = 0.05  # fraction of the run over which the adversarial loss then ramps up
-    adaptive: bool = True  # bring its gradient at the last layer to the norm of the reconstruction loss's gradient
-    width: Count = 64  # channels of the first layer
-    layers: Count = 3  # layers that halve the size
-    lecam: Weight = 0.0  # weight of the LeCAM regularization
-    r1: Weight = 0.0  # weight of the gradient penalty at real images
-    optim: OptimConfig = field(default_factory=lambda: AdamWConfig(lr=2e-4, betas=(0.5, 0.9)))
-
-
-@dataclass(frozen=True)
-class EquivarianceConfig(Checked):
-    """In some steps the latent is scaled and rotated, and must decode to the scaled and rotated image (EQ-VAE)."""
-
-    probability: Fraction = 0.5  # of such a step
-    min_scale: Annotated[float, Between(0, 1, low_is_open=True)] = 0.25  # the largest scale is 1
-    rotate90: bool = True  # by quarter turns
 
 
 @dataclass(frozen=True)

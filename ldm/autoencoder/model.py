@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from ldm.shapes import Images, Latents, format_size, full_precision
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+
+MOST_IMAGES, MOST_VALUES = 1024, 2**26  # of the training images that something starts from, and of their values
 
 # Reading and writing files is built upon this module, so it is named here and not imported.
 SAVING = {name: Part(f"ldm.autoencoder.saving:{name}") for name in ("load", "save", "from_diffusers")}
@@ -96,6 +99,24 @@ class Autoencoder(nn.Module):
         for name, parameter in self.network.named_parameters():
             if re.match(r"(encoder|quant_conv)\.", name):
                 parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def initialize(self, training_images: Callable[[int], Images]) -> None:
+        """Set what starts from training images, of which `training_images` gives so many: weights, the code's scale."""
+        assert self.image is not None
+        if not self.network.starts_from_data and self.bottleneck.noise is None:
+            return
+        images = training_images(max(min(MOST_IMAGES, MOST_VALUES // math.prod(self.image)), 1))
+        if self.network.starts_from_data:
+            self.network.initialize(images, self.bottleneck.noise)
+        parts = images.split(64)
+        self.bottleneck.initialize(torch.cat([self.network.encode(self.cast(part)) for part in parts]))
+
+    @property
+    def latent_noise(self) -> Tensor | None:
+        """The posterior's standard deviation per channel of the standardized latent; None where it is learned or 0."""
+        noise = self.bottleneck.noise
+        return None if noise is None else noise / self.latent_std.flatten()
 
     def encode(self, images: Images, hidden: Tensor | None = None) -> Posterior:
         """The posterior of each image; an image whose sides the downsampling does not divide is first padded.

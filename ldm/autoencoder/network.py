@@ -20,7 +20,15 @@ class AutoencoderNetwork(nn.Module):
     is_convolutional = True  # whether a scaled image has a scaled latent
     layers = 0  # how many layers, of a fully connected network, can be trained one by one
     is_tied = False  # whether encoder and decoder share their weights
+    starts_from_data = False  # whether `initialize` sets weights from training images
     has_autoencoder_kl_shape = False  # whether diffusers' AutoencoderKL has a place for each of its weights
+
+    def initialize(self, images: Tensor, noise: float | None) -> None:
+        """Set what starts from training images, for a code with noise of so many standard deviations; None: learned.
+
+        Called once for a new autoencoder, on one process, and never for one that is loaded.
+        """
+        raise NotImplementedError
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Moments of the latent: batch x encoder_channels x h x w.
@@ -37,6 +45,10 @@ class AutoencoderNetwork(nn.Module):
     def output_layer(self) -> nn.Module:
         """The layer that makes the image."""
         raise NotImplementedError
+
+    def output_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient at what `output_layer` gives, from that at the images."""
+        return gradient
 
     @property
     def decoder_in_weight(self) -> Tensor:

@@ -4,10 +4,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from ldm.autoencoder.code_statistics import code_statistics
-from ldm.autoencoder.config import DISTANCES, PERCEPTUAL, DiscriminatorConfig, ReconstructionObjectiveConfig
+from ldm.autoencoder.bottleneck import Bottleneck
+from ldm.autoencoder.config import DISTANCES, PERCEPTUAL, ReconstructionObjectiveConfig
 from ldm.autoencoder.losses.adaptive_weight import (
     adaptive_weight,
     gradients_at,
@@ -15,6 +16,7 @@ from ldm.autoencoder.losses.adaptive_weight import (
     summed,
     with_known_gradients,
 )
+from ldm.autoencoder.losses.config import DiscriminatorConfig
 from ldm.autoencoder.losses.distance import emphasized, normalized_patches
 from ldm.autoencoder.losses.equivariance import transform_together
 from ldm.autoencoder.model import Autoencoder
@@ -22,8 +24,11 @@ from ldm.autoencoder.penalty import ForwardPass
 from ldm.autoencoder.stages import Stage, StageSchedule
 from ldm.batch import ImageBatch, Losses, Step
 from ldm.corruption import Corrupted
+from ldm.distributed import mean_over_processes
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
+
+EPSILON = 1e-12
 
 
 class AdversarialLoss(Protocol):
@@ -150,9 +155,11 @@ class ReconstructionObjective(nn.Module):
         adversarial, (adversarial_at_images,) = gradients_at(discriminator.generator_terms, [reconstruction])
         weight = logvar.new_full((), discriminator.config.weight * ramp)
         if discriminator.config.adaptive:
-            layer = self.autoencoder.network.output_layer
+            network = self.autoencoder.network
+            layer = network.output_layer
             assert isinstance(layer, nn.Conv2d)
-            weight = weight * adaptive_weight(at_images, adversarial_at_images, layer_inputs[0], layer)
+            at_layer, adversarial_at_layer = map(network.output_gradient, (at_images, adversarial_at_images))
+            weight = weight * adaptive_weight(at_layer, adversarial_at_layer, layer_inputs[0], layer)
         gradient = at_images + weight * adversarial_at_images
         total = summed(terms) + weight * summed(adversarial)
         total = with_known_gradients(total, [reconstruction, logvar], [gradient, at_logvar])
@@ -175,3 +182,36 @@ def math_attention() -> AbstractContextManager[None]:
 
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return context
+
+
+@torch.no_grad()
+def code_statistics(
+    forward: ForwardPass, bottleneck: Bottleneck, latents: Tensor, *, is_code: bool = True
+) -> dict[str, Tensor]:
+    """The standard deviation of the latents, and of their narrowest and widest channel; more of a sparse code.
+
+    l0: units above 0 at a position, on average. dead_fraction: of the units, those that have not been above 0 for long.
+    explained_variance: 1 - ‖image - reconstruction‖² / ‖image - mean image‖². shrinkage: E‖x'‖² / E[x' · x] around the
+    mean image, 1 where reconstructions x' are as large as they should be, and less where they shrink (Rajamanoharan et
+    al. 2024); shown up to 10.
+    """
+    code, step = forward.code.detach(), forward.step.number
+    stds = latents.detach().transpose(0, 1).flatten(1).std(1, correction=0)
+    statistics = {
+        "latent_std": latents.detach().std(correction=0),
+        "latent_std_min": stds.min(),
+        "latent_std_max": stds.max(),
+    }
+    if not bottleneck.tracks_usage or not is_code:
+        return statistics
+    dead = bottleneck.dead_units(step) & ~bottleneck.active_units(code)
+    mean = mean_over_processes(forward.images.mean(0))
+    images, reconstruction = forward.images - mean, forward.reconstruction.detach() - mean
+    products = [(images - reconstruction).square(), images.square(), reconstruction.square(), reconstruction * images]
+    error, energy, size, overlap = mean_over_processes(torch.stack([each.mean() for each in products]))
+    return statistics | {
+        "l0": (code > 0).to(code.dtype).sum(1).mean(),
+        "dead_fraction": dead.to(code.dtype).mean(),
+        "explained_variance": 1 - error / energy.clamp_min(EPSILON),
+        "shrinkage": (size / overlap.clamp_min(EPSILON)).clamp(max=10.0),
+    }

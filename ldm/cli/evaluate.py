@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ldm.autoencoder.config import PerceptualConfig
+from ldm.autoencoder.losses.config import PerceptualConfig
 from ldm.cli.options import check_at_least_one, images_as_in_run, size_of
 from ldm.config.command_line import Parser
 from ldm.data.config import DataSourceConfig

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.config import PerceptualConfig
+from ldm.autoencoder.losses.config import PerceptualConfig
 from ldm.autoencoder.losses.perceptual import LEARNED, Perceptual, resize_up, rgb_triples
 from ldm.errors import ConfigError
 from ldm.nn.backbone import open_backbone

@@ -93,7 +93,7 @@ def encode(
 
 def is_stochastic(autoencoder: Autoencoder) -> bool:
     """Whether its posterior has a variance."""
-    return autoencoder.bottleneck.encoder_channels == 2 * autoencoder.latent_channels
+    return autoencoder.bottleneck.is_stochastic
 
 
 def encoded(autoencoder: Autoencoder, images: Tensor, indices: list[int], encoding: Encoding) -> np.ndarray:

@@ -18,6 +18,7 @@ from ldm.autoencoder.config import (
     MLPNetworkConfig,
     PixelNetworkConfig,
     PretrainedNetworkConfig,
+    ResidualNetworkConfig,
     SparseConfig,
     TAESDNetworkConfig,
     TinyNetworkConfig,
@@ -29,7 +30,7 @@ from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError
 
 DOWNSAMPLING = [2, 4, 8, 16, 32]
-CONVOLUTIONAL = [KLNetworkConfig, TinyNetworkConfig, TAESDNetworkConfig, PretrainedNetworkConfig]
+CONVOLUTIONAL = [KLNetworkConfig, ResidualNetworkConfig, TinyNetworkConfig, TAESDNetworkConfig, PretrainedNetworkConfig]
 ANY_SIZE = [*CONVOLUTIONAL, ViTNetworkConfig]
 FULLY_CONNECTED = [LinearNetworkConfig, MLPNetworkConfig]
 TRAINED = [*ANY_SIZE, *FULLY_CONNECTED]
@@ -54,6 +55,8 @@ def config_of(kind: type, factor: int, folder: Path, channels: int = 3) -> Any:
     levels = factor.bit_length() - 1
     if kind is KLNetworkConfig:
         return KLNetworkConfig(widths=(8,) * (levels + 1), norm_groups=4)
+    if kind is ResidualNetworkConfig:
+        return ResidualNetworkConfig(downsampling=factor, width=8, blocks=1)
     if kind is TinyNetworkConfig:
         return TinyNetworkConfig(width=8, levels=levels, blocks=1)
     if kind is TAESDNetworkConfig:
@@ -124,10 +127,9 @@ def test_the_output_layer_is_the_one_that_makes_the_image(kind: type, tmp_path: 
     latents, last = torch.randn(2, 2, 4, 4), network.output_layer
     assert isinstance(last, nn.Conv2d) and any(last is part for part in network.modules())
     before = network.decode(latents)
-    last.bias += torch.tensor([1.0, 2.0, 3.0])
-    torch.testing.assert_close(
-        network.decode(latents) - before, torch.tensor([1.0, 2, 3]).view(3, 1, 1).expand_as(before)
-    )
+    shift = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, *network.downsampling)
+    last.bias += network.output_gradient(shift)[0, :, 0, 0]
+    torch.testing.assert_close(network.decode(latents) - before, shift[..., :1, :1].expand_as(before))
 
 
 @pytest.mark.parametrize("kind", [ViTNetworkConfig, *FULLY_CONNECTED])
@@ -139,9 +141,10 @@ def test_a_shift_of_the_output_layer_is_a_shift_of_the_image_also_where_it_is_no
     torch.testing.assert_close(network.decode(latents), before + 3)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not TAESDNetworkConfig])
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind not in (TAESDNetworkConfig, ResidualNetworkConfig)])
 def test_the_decoder_in_weight_is_what_the_code_meets_first(kind: type, tmp_path: Path):
-    """Scaling its columns up and the code down is the same image; not behind TAESD's clamp."""
+    """Scaling its columns up and the code down is the same image; not behind TAESD's clamp. Of a residual network it is
+    a copy of two weights."""
     network = built(config_of(kind, 4, tmp_path), size=8).requires_grad_(False).network
     latents, scale = torch.randn(2, 2, *(8 // factor for factor in network.downsampling)), torch.tensor([0.5, 4.0])
     before = network.decode(latents)
@@ -154,6 +157,9 @@ def test_the_decoder_in_weight_is_what_the_code_meets_first(kind: type, tmp_path
 @pytest.mark.parametrize("kind", TRAINED)
 def test_every_weight_of_a_network_learns(kind: type, tmp_path: Path):
     autoencoder = built(config_of(kind, 4, tmp_path))
+    if kind is ResidualNetworkConfig:  # its branches start at zero, and hide what lies before them
+        for parameter in autoencoder.network.parameters():
+            parameter.data.add_(0.02 * torch.randn_like(parameter))
     hidden = torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 3 == 0 if kind is ViTNetworkConfig else None
     optimizer = torch.optim.SGD(autoencoder.parameters(), lr=0.1)
     for _ in range(2):  # for one step a layer that starts at zero keeps the gradient from those before it

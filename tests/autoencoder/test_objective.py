@@ -10,17 +10,16 @@ from torch.distributions import Normal, kl_divergence
 from ldm.autoencoder.config import (
     DISTANCES,
     AutoencoderConfig,
-    EquivarianceConfig,
     GaussianConfig,
     IdentityConfig,
     KLNetworkConfig,
     LinearNetworkConfig,
     MLPNetworkConfig,
-    PerceptualConfig,
     ReconstructionObjectiveConfig,
     SparseConfig,
     StageConfig,
 )
+from ldm.autoencoder.losses.config import EquivarianceConfig, PerceptualConfig
 from ldm.autoencoder.model import create_trainable
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.autoencoder.penalty import L1Penalty, L2Penalty, PenaltiesConfig

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ldm.autoencoder.config import DiscriminatorConfig
+from ldm.autoencoder.losses.config import DiscriminatorConfig
 from ldm.autoencoder.model import padded
 from ldm.batch import Losses
 from ldm.distributed import mean_over_processes

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ldm.autoencoder.config import EquivarianceConfig
+from ldm.autoencoder.losses.config import EquivarianceConfig
 from ldm.randomness import StepRandom
 from ldm.shapes import Images
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoder.config import PerceptualConfig
+from ldm.autoencoder.losses.config import PerceptualConfig
 from ldm.errors import ConfigError
 from ldm.nn.backbone import open_backbone
 from ldm.nn.pretrained_weights import read_weights

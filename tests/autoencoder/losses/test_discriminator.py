@@ -4,14 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoder.config import (
-    AutoencoderConfig,
-    DiscriminatorConfig,
-    EquivarianceConfig,
-    GaussianConfig,
-    KLNetworkConfig,
-    ReconstructionObjectiveConfig,
-)
+from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig, ReconstructionObjectiveConfig
 from ldm.autoencoder.losses.adaptive_weight import (
     adaptive_weight,
     gradients_at,
@@ -19,6 +12,7 @@ from ldm.autoencoder.losses.adaptive_weight import (
     summed,
     with_known_gradients,
 )
+from ldm.autoencoder.losses.config import DiscriminatorConfig, EquivarianceConfig
 from ldm.autoencoder.losses.discriminator import (
     DISCRIMINATOR_LOSSES,
     GENERATOR_LOSSES,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.autoencoder.config import EquivarianceConfig
+from ldm.autoencoder.losses.config import EquivarianceConfig
 from ldm.autoencoder.losses.equivariance import transform_together
 from ldm.randomness import StepRandom
 

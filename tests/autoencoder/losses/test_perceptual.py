@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.autoencoder.config import PerceptualConfig
+from ldm.autoencoder.losses.config import PerceptualConfig
 from ldm.autoencoder.losses.perceptual import LEARNED, Perceptual, resize_up, rgb_triples, unit_length
 from ldm.randomness import generator
 from tests.support.backbones import random_alexnet
