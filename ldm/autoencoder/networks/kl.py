@@ -1,12 +1,16 @@
 """diffusers' AutoencoderKL as a network of ours: a new one, or a pretrained one to fine-tune."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder.config import KLNetworkConfig, PretrainedNetworkConfig
 from ldm.autoencoder.formats import diffusers
+from ldm.autoencoder.lapped_transform import NOISE
 from ldm.autoencoder.network import AutoencoderNetwork
+from ldm.autoencoder.networks import kl_start
 from ldm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -115,3 +119,39 @@ class KLNetwork(AutoencoderKLNetwork):
         self.decoder = Decoder(latent_channels, image_channels, up_block_types=up, **shared)
         self.quant_conv = nn.Conv2d(encoder_channels, encoder_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.latent_channels = latent_channels
+        self.linear_start = kl_start.shape_of(config.widths, config.norm_groups, image_channels, latent_channels)
+        self.starts_from_data = self.linear_start is not None
+        zero_residual_blocks(self)
+        self.start_moments(NOISE)
+
+    @torch.no_grad()
+    def start_moments(self, noise: float) -> None:
+        """Let the 1 x 1 convolutions change nothing, and the log variance, if there is one, be that of this noise."""
+        for convolution in (self.quant_conv, self.post_quant_conv):
+            nn.init.dirac_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+        self.quant_conv.weight[self.latent_channels :] = 0
+        self.quant_conv.bias[self.latent_channels :] = 2 * math.log(noise)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, noise: float | None) -> None:
+        """Start as the best linear autoencoder of these images that fits in; a learned variance starts at its noise."""
+        assert self.linear_start is not None
+        noise = noise or NOISE
+        with torch.enable_grad():
+            chain = kl_start.fit(images, self.linear_start, noise)
+        kl_start.write(chain, images, self.encoder, self.decoder)
+        self.start_moments(noise)
+
+
+@torch.no_grad()
+def zero_residual_blocks(module: nn.Module) -> None:
+    """Let every residual block and attention start as its skip connection alone."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    for part in module.modules():
+        last = part.conv2 if isinstance(part, ResnetBlock2D) else part.to_out[0] if isinstance(part, Attention) else None
+        for parameter in () if last is None else last.parameters():
+            nn.init.zeros_(parameter)
