@@ -97,7 +97,8 @@ def train_classifier(
         rng = generator(seed, "classifier augmentation")
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
         for chosen in batches(len(pixels), seed):
-            shown, wanted = augmented(task, to_float(pixels[chosen]), labels[chosen], rng)
+            given = labels[chosen] if task.classes else chosen
+            shown, wanted = augmented(task, to_float(pixels[chosen]), given, rng)
             loss = F.cross_entropy(classifier(shown.to(device)), wanted.to(device), label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
@@ -134,6 +135,7 @@ def augmented(task: ClassifierTask, images: Images, labels: Labels, rng: torch.G
 def accuracy(classifier: Classifier, task: ClassifierTask, pixels: Tensor, labels: Labels, size: int = 256) -> float:
     """Share of uint8 images that the classifier gets right; each in all four turns where these are its classes."""
     device, right, total = next(classifier.parameters()).device, 0, 0
+    labels = labels if task.classes else torch.zeros(len(pixels), dtype=torch.int64)
     for images, wanted in zip(pixels.split(size), labels.split(size), strict=True):
         for turn in range(1 if task.classes else TURNS):
             shown, expected = task.examples(shrunk(to_float(images)), wanted, torch.full((len(images),), turn))
