@@ -1,7 +1,7 @@
 """The training loss of the denoiser: denoising at every noise level, and what is random in it."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
@@ -25,15 +25,11 @@ class DenoisingObjective(nn.Module):
         self.denoiser = denoiser
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
-        loss = F.mse_loss(*self.denoised_and_clean(batch))
-        return Losses(loss, {"denoising": loss})
-
-    def denoised_and_clean(self, batch: LatentBatch) -> tuple[Latents, Latents]:
-        """What the denoiser makes of a batch, and what it should be, both divided by c_out."""
         sigma = broadcast_sigma(batch.sigma, batch.latents)
         denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.condition)
         scale = self.denoiser.c_out(sigma)
-        return denoised / scale, batch.latents / scale
+        loss = F.mse_loss(denoised / scale, batch.latents / scale)
+        return Losses(loss, {"denoising": loss})
 
 
 def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
