@@ -100,9 +100,14 @@ def held_out_denoising(real: RealImages, model: LatentDiffusion, reader: ImageSe
 
 
 def compared(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, dict[str, dict[str, float]]]:
-    """The metrics of features, of every set against training and against held-out images."""
-    against_training = {"samples": samples, "held_out": real.held_out, **real.others}
-    if len(samples) > len(real.held_out):  # a Fréchet distance of more images is smaller: one of as many beside it
+    """The metrics of features, of every set against training and against held-out images.
+
+    Most of them depend on how many images there are: each set has as many as there are samples or, where these are more
+    than the held-out images, there is a second row of as many samples.
+    """
+    beside = {"held_out": real.held_out, **real.others}
+    against_training = {"samples": samples, **{name: each.evenly_spaced(len(samples)) for name, each in beside.items()}}
+    if len(samples) > len(real.held_out):
         against_training["samples_as_many_as_held_out"] = samples.first(len(real.held_out))
     against_held_out = {"samples": samples, "training": real.training.evenly_spaced(len(samples))}
     if "gaussian" in real.others:
