@@ -117,7 +117,8 @@ def test_the_report_has_what_can_be_reached_beside_the_samples(report, saved):
 
 
 def test_held_out_losses_are_those_of_the_log_of_the_run(finished_diffusion, report):
-    last = json.loads((finished_diffusion / "metrics.jsonl").read_text().splitlines()[-1])
+    lines = map(json.loads, (finished_diffusion / "metrics.jsonl").read_text().splitlines())
+    (last,) = (line for line in lines if line["step"] == 6 and "held_out_sigma_1" in line)
     logged = [last[f"held_out_sigma_{sigma:g}"] for sigma in (0.1, 0.3, 1, 3, 10)]
     assert report["metrics"]["denoising"]["loss"] == pytest.approx(logged, rel=1e-4)
 
@@ -188,7 +189,18 @@ def test_copies_of_training_images_are_precise_and_are_read_as_their_class(finis
     alone = measured(tmp_path / "alone.json", *flags)
     names = {"samples", "samples_as_many_as_held_out", "held_out"}
     assert alone["metrics"]["against_training"].keys() == names
-    assert alone["metrics"]["against_training"]["held_out"] == found["metrics"]["against_training"]["held_out"]
+    assert alone["samples"]["sha256"] == found["samples"]["sha256"]
+
+
+def test_samples_in_a_folder_are_measured_as_when_they_were_drawn(finished_diffusion, report, saved, tmp_path):
+    """Their classes are in their names, as sample.py has it."""
+    fid = ("--fid", "alex", "--fid-weights", random_alexnet())
+    found = measured(tmp_path / "a.json", finished_diffusion, "--samples", saved / "samples", *fid)
+    assert found["samples"]["sha256"] == report["samples"]["sha256"]
+    for name in ("read_as_class", "classification_accuracy_score"):
+        assert found["metrics"]["classification"][name] == report["metrics"]["classification"][name]
+    expected = report["metrics"]["against_training"]["samples"]
+    assert found["metrics"]["against_training"]["samples"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +261,7 @@ def test_data_that_changed_since_the_run_began_are_refused(finished_diffusion, s
         ((), 2, "RUN is missing: name a run, or a folder of --samples"),
         (("{ldm}",), 2, "say how many images to draw with --generate N, or give {ldm}/vae"),
         (("{ldm}", "--generate", 1), 2, "--generate 1 must be at least 2"),
+        (("{ldm}", "--generate", 4, "--images", 1), 2, "--images 1 must be at least 2"),
         (("{ldm}", "--generate", 4, "--samples", "{shapes}"), 2, "give one of them"),
         (("--generate", 4), 2, "RUN is missing"),
         (("{vae}", "--generate", 4), 4, "is not a finished run of train_diffusion.py"),

@@ -61,4 +61,4 @@ def test_a_classifier_is_the_same_again_on_any_number_of_threads() -> None:
 
 def test_images_of_any_size_and_channels_are_taken_and_large_ones_shrunk() -> None:
     assert shrunk(torch.zeros(1, 2, 100, 30)).shape == (1, 2, 64, 30)
-    assert Classifier(13, 4)(torch.zeros(2, 13, 3, 200)).shape == (2, 4)
+    assert Classifier((13, 3, 200), 4)(torch.zeros(2, 13, 3, 200)).shape == (2, 4)
