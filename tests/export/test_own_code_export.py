@@ -63,7 +63,7 @@ def test_an_autoencoder_that_brings_its_code_is_not_refused(dtype: str, run: Pat
     (file,) = out.glob("*.py")
     assert "trust_remote_code=True" in card and (f'variant="{dtype}"' in card) == (dtype != "fp32")
     assert "AutoencoderKL" not in card and f"from {file.stem} import load" in card
-    assert re.search(r"makes 2 x 128 x 128 of 3 x 256 x 256", card) and "## Metrics" in card
+    assert re.search(r"\[-1, 1\]: 3 x 256 x 256 becomes 2 x 128 x 128\.", card) and "## Metrics" in card
     assert imported(file).load(out).latent_channels == 2
 
 
@@ -102,7 +102,7 @@ def test_integers_in_it_do_not_become_rounded_numbers_of_half_precision(tmp_path
     arguments = (tmp_path / "vae", "--format", "diffusers", "--dtype", "bf16", "--out", tmp_path / "out")
     assert (outcome := exported(capsys, *arguments)).code == 0, outcome
     assert load_file(tmp_path / "out" / "model.bf16.safetensors")["bottleneck.last_active"].dtype == torch.int64
-    assert "makes 8 x 1 x 1 of 3 x 16 x 16" in (tmp_path / "out" / "README.md").read_text()
+    assert ": 3 x 16 x 16 becomes 8 x 1 x 1." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_export_of_an_export_is_the_same_autoencoder(run: Path, tmp_path: Path, capsys) -> None:
