@@ -34,7 +34,8 @@ from ldm import LatentDiffusion
 images = LatentDiffusion.load("this/folder").sample(16, seed=0)  # B C H W in [-1, 1]
 ```
 
-`vae/` by itself is an autoencoder: `ldm.Autoencoder.load("this/folder")`."""
+`vae/` by itself is an autoencoder: `ldm.Autoencoder.load("this/folder")`, or in diffusers
+`{vae}`."""
 
 
 def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dict[str, Any]) -> None:
@@ -43,7 +44,10 @@ def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dic
     labels = f'\npipe(4, ["{classes[0]}"]).images  # classes by name or number' if classes else ""
     torch_name = {"fp16": "float16", "bf16": "bfloat16"}.get(facts["dtype"])
     half = f', variant="{facts["dtype"]}", dtype=torch.{torch_name}' if torch_name else ""
-    loading = LOADING.format(labels=labels, half=half, needs_torch="import torch\n" if torch_name else "")
+    stock = model.autoencoder.is_autoencoder_kl
+    vae, trust = ("AutoencoderKL", "") if stock else ("AutoModel", ", trust_remote_code=True")
+    vae = f'{vae}.from_pretrained("this/folder/vae"{trust}{half})'
+    loading = LOADING.format(labels=labels, half=half, needs_torch="import torch\n" if torch_name else "", vae=vae)
     sections = [
         f"# {name}\n\n{description(model)}",
         "![Samples of seed 0](samples.png)",

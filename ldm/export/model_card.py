@@ -116,10 +116,12 @@ def own_description(loaded: LoadedAutoencoder, config: dict[str, Any]) -> str:
     sides = network.fixed_size[1:] if network.fixed_size else (256, 256)
     latent = " x ".join(map(str, autoencoder.latent_shape(sides)))
     known = "over the images it was trained on" if loaded.run else "over the images that its source was trained on"
+    noise = autoencoder.bottleneck.noise
+    bottleneck = f"bottleneck {config['bottleneck']['kind']}{'' if noise is None else f' with noise {noise:g}'}"
+    image = " x ".join(map(str, (network.image_channels, *sides)))
     return (
-        f"An autoencoder: network {config['network']['kind']}, bottleneck {config['bottleneck']['kind']}, {count:,}"
-        f" parameters. It takes images in [-1, 1] and makes {latent} of {network.image_channels} x"
-        f" {' x '.join(map(str, sides))}.\n\nLatents have zero mean and unit variance per channel, {known}."
+        f"An autoencoder: network {config['network']['kind']}, {bottleneck}, {count:,} parameters. It takes images in"
+        f" [-1, 1]: {image} becomes {latent}.\n\nLatents have zero mean and unit variance per channel, {known}."
     )
 
 

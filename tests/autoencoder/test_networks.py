@@ -298,12 +298,14 @@ def test_a_head_comes_back_with_its_classes(tmp_path: Path):
     assert found.head is not None and found.head.weight.equal(autoencoder.head.weight)
 
 
-@pytest.mark.parametrize("bottleneck", [IdentityConfig(channels=2), SparseConfig(channels=2, k=1)])
+@pytest.mark.parametrize(
+    "bottleneck", [IdentityConfig(channels=2), SparseConfig(channels=2, k=1), GaussianConfig(channels=2, noise=0.1)]
+)
 def test_a_pretrained_network_is_refused_another_bottleneck_in_one_line(bottleneck: Any, tmp_path: Path):
     config = AutoencoderConfig(
         network=PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path))), bottleneck=bottleneck
     )
-    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pretrained needs .*bottleneck\.kind gaussian$"):
+    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pretrained needs .*gaussian, with noise null$"):
         create_trainable(config, image=(3, 32, 32))
 
 
@@ -343,10 +345,14 @@ def test_a_path_that_has_gone_is_named_with_its_setting(tmp_path: Path):
         built(PretrainedNetworkConfig(path=str(tmp_path / "gone")))
 
 
-def test_a_tiny_autoencoder_is_nothing_to_start_a_pretrained_network_from(tmp_path: Path):
-    built(TinyNetworkConfig(width=8, levels=2, blocks=1)).save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"its network is tiny, and .* pretrained begins with one of kl"):
-        built(PretrainedNetworkConfig(path=str(tmp_path)))
+@pytest.mark.parametrize("network", [TinyNetworkConfig(width=8, levels=2, blocks=1), ResidualNetworkConfig(width=8)])
+def test_a_network_that_brings_its_code_is_nothing_to_start_a_pretrained_network_from(network: Any, tmp_path: Path):
+    """Whatever the bottleneck is: with its noise set, the refusal was that a gaussian one needs a gaussian one."""
+    built(network).save(tmp_path)
+    for bottleneck in (GaussianConfig(channels=2), GaussianConfig(channels=2, noise=0.1)):
+        config = AutoencoderConfig(PretrainedNetworkConfig(path=str(tmp_path)), bottleneck)
+        with pytest.raises(CheckpointError, match=rf"its network is {network.kind}, and .* begins with one of kl"):
+            create(config, image=(3, 32, 32))
 
 
 def test_freezing_the_encoder_leaves_the_latents_without_gradient(tmp_path: Path):

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from ldm import Autoencoder
 from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig, MLPNetworkConfig, SparseConfig
 from ldm.autoencoder.model import create
+from ldm.export.diffusers_pipeline import save_pipeline
 from ldm.export.round_trip import imported
 from tests.export.test_autoencoder import exported, images, refusal
+from tests.support.diffusion_models import diffusion_model
 from tests.support.scripts import Stage
 
 
@@ -61,7 +63,7 @@ def test_an_autoencoder_that_brings_its_code_is_not_refused(dtype: str, run: Pat
     (file,) = out.glob("*.py")
     assert "trust_remote_code=True" in card and (f'variant="{dtype}"' in card) == (dtype != "fp32")
     assert "AutoencoderKL" not in card and f"from {file.stem} import load" in card
-    assert re.search(r"makes 2 x 128 x 128 of 3 x 256 x 256", card) and "## Metrics" in card
+    assert re.search(r"\[-1, 1\]: 3 x 256 x 256 becomes 2 x 128 x 128\.", card) and "## Metrics" in card
     assert imported(file).load(out).latent_channels == 2
 
 
@@ -100,7 +102,7 @@ def test_integers_in_it_do_not_become_rounded_numbers_of_half_precision(tmp_path
     arguments = (tmp_path / "vae", "--format", "diffusers", "--dtype", "bf16", "--out", tmp_path / "out")
     assert (outcome := exported(capsys, *arguments)).code == 0, outcome
     assert load_file(tmp_path / "out" / "model.bf16.safetensors")["bottleneck.last_active"].dtype == torch.int64
-    assert "makes 8 x 1 x 1 of 3 x 16 x 16" in (tmp_path / "out" / "README.md").read_text()
+    assert ": 3 x 16 x 16 becomes 8 x 1 x 1." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_export_of_an_export_is_the_same_autoencoder(run: Path, tmp_path: Path, capsys) -> None:
@@ -109,3 +111,16 @@ def test_an_export_of_an_export_is_the_same_autoencoder(run: Path, tmp_path: Pat
         assert exported(capsys, given, "--format", "diffusers", "--out", tmp_path / out).code == 0
     first, last = (load_file(tmp_path / name / "model.safetensors") for name in ("vae", "two"))
     assert first.keys() == last.keys() and all(first[name].equal(last[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["kl", "residual"])
+def test_the_card_of_a_pipeline_does_not_name_a_class_that_cannot_open_its_vae(kind, tmp_path, capsys, monkeypatch):
+    for name, number in (("SAMPLES", 4), ("COMPARED", 2), ("STEPS", 2)):
+        monkeypatch.setattr(f"ldm.export.diffusion_model.{name}", number)
+    model = diffusion_model(kind)
+    save_pipeline(tmp_path / "run", model.autoencoder, model.denoiser, model.config)
+    assert exported(capsys, tmp_path / "run", "--format", "diffusers", "--out", tmp_path / "out").code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    line = {"kl": 'AutoencoderKL.from_pretrained("this/folder/vae")', "residual": "AutoModel.from_pretrained"}
+    assert [name for name in line if line[name] in card] == [kind]
+    assert len(list((tmp_path / "out" / "vae").glob("*.py"))) == (kind == "residual")

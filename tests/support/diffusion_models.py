@@ -9,6 +9,7 @@ from ldm.autoencoder.config import (
     GaussianConfig,
     IdentityConfig,
     KLNetworkConfig,
+    ResidualNetworkConfig,
     TinyNetworkConfig,
 )
 from ldm.autoencoder.model import Autoencoder, create, create_pixels
@@ -33,7 +34,18 @@ def tiny_autoencoder() -> Autoencoder:
     return create(config, image=IMAGE)
 
 
-AUTOENCODERS = {"kl": kl_autoencoder, "tiny": tiny_autoencoder, "pixels": lambda: create_pixels(IMAGE)}
+def residual_autoencoder() -> Autoencoder:
+    """Another, at f2, whose noise is set."""
+    network = ResidualNetworkConfig(downsampling=2, width=8, blocks=1)
+    return create(AutoencoderConfig(network, GaussianConfig(channels=2, noise=0.05)), image=IMAGE)
+
+
+AUTOENCODERS = {
+    "kl": kl_autoencoder,
+    "tiny": tiny_autoencoder,
+    "residual": residual_autoencoder,
+    "pixels": lambda: create_pixels(IMAGE),
+}
 
 
 def diffusion_model(kind: str, *, classes: tuple[str, ...] = ("disc", "square")) -> LatentDiffusion:

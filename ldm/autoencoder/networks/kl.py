@@ -74,12 +74,14 @@ class PretrainedNetwork(AutoencoderKLNetwork):
         latent_channels: int,
     ):
         """Raises ConfigError if its channels are not those that are asked for, CheckpointError if there is none."""
-        if encoder_channels != 2 * latent_channels:
-            raise ConfigError("autoencoder.network.kind pretrained needs autoencoder.bottleneck.kind gaussian")
         try:
             super().__init__(diffusers.read(config.path))
         except CheckpointError as error:
             raise CheckpointError(f"autoencoder.network.path: {error}") from error
+        if encoder_channels != 2 * latent_channels:
+            raise ConfigError(
+                "autoencoder.network.kind pretrained needs autoencoder.bottleneck.kind gaussian, with noise null"
+            )
         self.downsampling_setting = f"autoencoder.network.path {config.path}"
         self.kl_config["sample_size"] = max(image[1:])
         for name, wanted, found in (

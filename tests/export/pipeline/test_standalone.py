@@ -100,8 +100,8 @@ def test_two_definitions_of_one_name_are_refused() -> None:
 def test_a_run_opens_where_the_package_is_not_installed_and_draws_the_same(tmp_path: Path) -> None:
     """With a stock autoencoder, with one of our own format, and on pixels; saved again, it opens again."""
     expected = {}
-    for kind in ("kl", "tiny", "pixels"):
-        model = diffusion_model(kind, classes=() if kind == "tiny" else ("disc", "square"))
+    for kind in ("kl", "residual", "pixels"):
+        model = diffusion_model(kind, classes=() if kind == "residual" else ("disc", "square"))
         save_pipeline(tmp_path / kind, model.autoencoder, model.denoiser, model.config)
         expected[kind] = (model.sample(3, steps=3) / 2 + 0.5).numpy()
     in_another_process(ALONE + DRAW, tmp_path, *(tmp_path / kind for kind in expected))
