@@ -91,7 +91,8 @@ def run(options: argparse.Namespace) -> None:
 
     images = ImageSetReader(processes, options.batch_size, progress)
     num = options.generate or len(opened.samples or ())
-    real = read_real_images(opened.real, images, opened.autoencoder, opened.extractor, num=num, seed=options.seed)
+    settings = {"num": num, "seed": options.seed, "cache": opened.cache}
+    real = read_real_images(opened.real, images, opened.autoencoder, opened.extractor, **settings)
     (evaluate_sweep if options.sweep else evaluate_once)(options, opened, real, images)
     processes.end()
 

@@ -10,7 +10,7 @@ from ldm.cli.options import images_as_in_run, size_of
 from ldm.config import reader
 from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
-from ldm.errors import ConfigError, DataError, RequestError
+from ldm.errors import CheckpointError, ConfigError, DataError, RequestError
 from ldm.script_configs import TrainDiffusionConfig, vae_config_of
 from ldm.training.config import check_run_format
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ldm.evaluation.feature_networks import FeatureExtractor
     from ldm.evaluation.generation import RealData
     from ldm.evaluation.image_sets import SamplingSettings
+    from ldm.latents import LatentCache
     from ldm.pipeline import LatentDiffusion
     from ldm.training.processes import Processes
 
@@ -34,6 +35,7 @@ class Sources:
     extractor: "FeatureExtractor | None"  # None: a classifier's features
     samples: "Dataset | None"  # None: the model draws them
     sampling: "SamplingSettings | None"
+    cache: "LatentCache | None"  # of the latents of the real images
 
 
 def open_sources(options: argparse.Namespace, run_data: DataSourceConfig | None, processes: "Processes") -> Sources:
@@ -57,8 +59,10 @@ def open_sources(options: argparse.Namespace, run_data: DataSourceConfig | None,
     config = data_config(options, run_data, model)
     extractor = open_extractor(options.fid or "none", options.fid_weights, config.channels, processes.device)
     dataset = open_dataset(config, progress=processes.is_main)
+    cache = None
     if options.data is None:
         check_same_images(options.run, dataset, model)
+        cache = None if model is None else latent_cache(Path(options.run), dataset, model)
     if options.save_images:
         check_savable(config.channels)
     if options.sweep:
@@ -71,7 +75,7 @@ def open_sources(options: argparse.Namespace, run_data: DataSourceConfig | None,
         samples = open_dataset(FolderConfig(**{**shared, **changes}), progress=processes.is_main)
         if len(samples) < 2:
             raise DataError(f"--samples {options.samples} has {len(samples)} image: at least 2 are compared")
-    return Sources(real, None if options.samples else model, autoencoder, extractor, samples, sampling)
+    return Sources(real, None if options.samples else model, autoencoder, extractor, samples, sampling, cache)
 
 
 def is_diffusion_model(run: str) -> bool:
@@ -122,6 +126,17 @@ def data_config(
     elif run_data is not None:
         size, channels = run_data.size, run_data.channels
     return images_as_in_run(options.data, run=options.run, run_data=run_data, size=size, channels=channels)
+
+
+def latent_cache(run: Path, dataset: "Dataset", model: "LatentDiffusion") -> "LatentCache | None":
+    """The latents that the run was trained on, where it kept them and they are those of its autoencoder as it is."""
+    from ldm.latents import fingerprint, open_cache
+
+    expected = fingerprint(model.autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
+    try:
+        return open_cache(run / "latents", expected, model.autoencoder.latent_channels)
+    except CheckpointError:  # stale, as the latents were standardized anew, or damaged: they are encoded again
+        return None
 
 
 def check_same_images(run: str, dataset: "Dataset", model: "LatentDiffusion | None") -> None:

@@ -14,20 +14,25 @@ from ldm.randomness import derived_seed, generator
 from ldm.shapes import Images, Labels, to_float
 
 SIDE = 64  # pixels: larger images are shrunk to it
+GRID = 16  # positions after the first layer, in each direction
 WIDTHS = (32, 64, 128)
 STEPS, BATCH, RATE = 300, 64, 5e-3
 TURNS = 4  # quarter turns, the classes of images that have none
 
 
 class Classifier(nn.Module):
-    """Three convolutions with stride 2, the mean over positions, and a linear layer."""
+    """Three convolutions, the first of which leaves about 16 x 16 positions, their mean, and a linear layer.
 
-    def __init__(self, channels: int, classes: int):
+    It is made for images of channels x height x width, and takes any other size too.
+    """
+
+    def __init__(self, image: tuple[int, int, int], classes: int):
         super().__init__()
-        layers = []
-        for inputs, outputs in zip((channels, *WIDTHS), WIDTHS, strict=False):
+        layers, strides = [], (max(min(*image[1:], SIDE) // GRID, 1), 2, 2)
+        for inputs, outputs, stride in zip((image[0], *WIDTHS), WIDTHS, strides, strict=False):
+            kernel = max(2 * stride - 1, 3)
             layers += [
-                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+                nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.ReLU(),
             ]
@@ -92,12 +97,13 @@ def train_classifier(
     """
     with one_thread(), torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(derived_seed(seed, "classifier"))
-        classifier = Classifier(pixels.shape[1], task.outputs).to(device)
+        classifier = Classifier(image_shape(pixels), task.outputs).to(device)
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=0.05)
         rng = generator(seed, "classifier augmentation")
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
         for chosen in batches(len(pixels), seed):
-            shown, wanted = augmented(task, to_float(pixels[chosen]), labels[chosen], rng)
+            given = labels[chosen] if task.classes else chosen
+            shown, wanted = augmented(task, to_float(pixels[chosen]), given, rng)
             loss = F.cross_entropy(classifier(shown.to(device)), wanted.to(device), label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
@@ -105,6 +111,12 @@ def train_classifier(
             schedule.step()
             on_step(1)
     return classifier.eval().requires_grad_(False)
+
+
+def image_shape(pixels: Tensor) -> tuple[int, int, int]:
+    """Channels, height and width of each of the images."""
+    channels, height, width = pixels.shape[1:]
+    return channels, height, width
 
 
 def batches(count: int, seed: int) -> Iterator[Tensor]:
@@ -134,6 +146,7 @@ def augmented(task: ClassifierTask, images: Images, labels: Labels, rng: torch.G
 def accuracy(classifier: Classifier, task: ClassifierTask, pixels: Tensor, labels: Labels, size: int = 256) -> float:
     """Share of uint8 images that the classifier gets right; each in all four turns where these are its classes."""
     device, right, total = next(classifier.parameters()).device, 0, 0
+    labels = labels if task.classes else torch.zeros(len(pixels), dtype=torch.int64)
     for images, wanted in zip(pixels.split(size), labels.split(size), strict=True):
         for turn in range(1 if task.classes else TURNS):
             shown, expected = task.examples(shrunk(to_float(images)), wanted, torch.full((len(images),), turn))
@@ -145,7 +158,7 @@ def accuracy(classifier: Classifier, task: ClassifierTask, pixels: Tensor, label
 def protocol_entry(classifier: Classifier, task: ClassifierTask, images: int) -> dict[str, Any]:
     """What there is to know about a classifier, for a protocol."""
     return {
-        "architecture": f"3 x 3 convolutions to {', '.join(map(str, WIDTHS))} channels, stride 2, batch norm, ReLU;"
+        "architecture": f"convolutions to {', '.join(map(str, WIDTHS))} channels, each with batch norm and ReLU;"
         f" mean over positions; linear; images larger than {SIDE} pixels shrunk to that",
         "classes": task.classes or "none: by how many quarter turns an image is turned",
         "training": f"{STEPS} steps of {min(BATCH, images)}, AdamW, one cycle up to a learning rate of {RATE:g}; shifts"

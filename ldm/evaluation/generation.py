@@ -16,14 +16,11 @@ from ldm.data.datasets import Subset
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian
 from ldm.diffusion.samplers import starting_noise
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.classifier import STEPS, Classifier, ClassifierTask, train_classifier
+from ldm.evaluation.classifier import STEPS, Classifier, ClassifierTask, image_shape, train_classifier
 from ldm.evaluation.feature_networks import FeatureExtractor
 from ldm.evaluation.fidelity import ReferenceFeatures
-from ldm.evaluation.image_sets import (
-    NO_LABELS,
-    ImageSet,
-    ImageSetReader,
-)
+from ldm.evaluation.image_sets import NO_LABELS, Encoded, ImageSet, ImageSetReader
+from ldm.latents import LatentCache
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.shapes import Labels
 
@@ -91,11 +88,12 @@ def read_real_images(
     *,
     num: int,
     seed: int,
+    cache: LatentCache | None = None,
 ) -> RealImages:
     """Read and measure the real images, to be compared with `num` samples.
 
     Without an extractor the features are those of a classifier of the training images. The Gaussian of the latents,
-    where there is an autoencoder, is sampled `num` times, with a seed.
+    where there is an autoencoder, is sampled `num` times, with a seed; a `cache` of the latents saves encoding.
     """
     training = reader.read(data.training, data.labels(data.training), "training images")
     held_out = reader.read(data.held_out, data.labels(data.held_out), "held-out images")
@@ -106,10 +104,10 @@ def read_real_images(
         classifiers = trained_together(reader, task, sets)
     others, gaussian = {}, None
     if autoencoder is not None:
-        encoded = reader.encode(held_out.pixels, autoencoder, "latents of held-out images")
+        encoded = latents_of(held_out, reader, autoencoder, cache, "latents of held-out images")
         held_out = replace(held_out, latents=encoded.modes)
         others["reconstructions"] = reader.decode(encoded.modes, autoencoder, held_out, "reconstructions")
-        training, gaussian = with_gaussian(training, reader, autoencoder, task.flip)
+        training, gaussian = with_gaussian(training, reader, autoencoder, cache, task.flip)
         if gaussian is not None:
             drawn = gaussian.sample(starting_noise(gaussian.mean.shape, range(num), seed))
             like = ImageSet(held_out.pixels[:0], NO_LABELS, tuple(range(num)))
@@ -124,18 +122,20 @@ def read_real_images(
 
 
 def with_gaussian(
-    training: ImageSet, reader: ImageSetReader, autoencoder: Autoencoder, flip: bool
+    training: ImageSet, reader: ImageSetReader, autoencoder: Autoencoder, cache: LatentCache | None, flip: bool
 ) -> tuple[ImageSet, LatentGaussian | None]:
     """The training images with their latents, and the Gaussian of these, unless they are too large or too few."""
     name = "latents of training images"
-    encoded = reader.encode(training.pixels, autoencoder, name)
+    encoded = latents_of(training, reader, autoencoder, cache, name)
     training = replace(training, latents=encoded.modes)
     channels, height, width = encoded.modes.shape[1:]
     try:
         check_size((channels, height, width))
     except ConfigError:
         return training, None
-    mirrored = reader.encode(training.pixels, autoencoder, f"{name}, mirrored", mirrored=True).modes if flip else None
+    mirrored = None
+    if flip:
+        mirrored = latents_of(training, reader, autoencoder, cache, f"{name}, mirrored", mirrored=True).modes
     noise = encoded.variances.mean(0)
 
     def fit(_: int) -> LatentGaussian | None:
@@ -144,6 +144,22 @@ def with_gaussian(
         return fit_gaussian(encoded.modes, noise_variance=noise, mirrored=mirrored, groups=training.groups)
 
     return training, next(reader.processes.map(1, fit))
+
+
+def latents_of(
+    images: ImageSet,
+    reader: ImageSetReader,
+    autoencoder: Autoencoder,
+    cache: LatentCache | None,
+    name: str,
+    *,
+    mirrored: bool = False,
+) -> Encoded:
+    """The latents of real images, or of their mirror images, encoded unless they are in a cache."""
+    if cache is None:
+        return reader.encode(images.pixels, autoencoder, name, mirrored=mirrored)
+    posterior = cache.posterior(list(images.indices), [int(mirrored)] * len(images))
+    return Encoded(posterior.mode().float(), posterior.variance.double().mean((2, 3)))
 
 
 def classifier_extractor(classifier: Classifier) -> FeatureExtractor:
@@ -165,7 +181,7 @@ def trained_together(reader: ImageSetReader, task: ClassifierTask, sets: list[Im
 
         classifiers = []
         for weights in reader.processes.map(len(sets), train):
-            classifier = Classifier(sets[0].pixels.shape[1], task.outputs).to(device)
+            classifier = Classifier(image_shape(sets[0].pixels), task.outputs).to(device)
             classifier.load_state_dict(weights)
             classifiers.append(classifier.eval().requires_grad_(False))
     return tuple(classifiers)

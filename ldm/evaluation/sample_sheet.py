@@ -63,7 +63,7 @@ def save_image_sets(real: RealImages, samples: ImageSet, folder: Path) -> None:
     """Write `samples/`, `training/` and `held-out/` with PNG files, of 8 bits, as they were measured."""
     names, classes = real.data.training.dataset.names, real.data.classes
     numbered = [f"{number:05d}" for number in range(len(samples))]
-    if len(samples.labels):
+    if classes and len(samples.labels):
         numbered = [f"{stem}-{classes[label]}" for stem, label in zip(numbered, samples.labels.tolist(), strict=True)]
     save(samples, file_names(numbered), folder / "samples")
     for images, name in ((real.training, "training"), (real.held_out, "held-out")):

@@ -1,6 +1,8 @@
 """Generated images: drawn from a model or read from files, and their metrics beside those of real images."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,15 +53,31 @@ def read_samples(
     dataset: Dataset, real: RealImages, autoencoder: Autoencoder | None, reader: ImageSetReader
 ) -> ImageSet:
     """Anybody's images with their features; their classes, where they have those of the real ones, by name."""
-    everything, names = Subset(dataset, list(range(len(dataset)))), real.data.classes
-    labels = NO_LABELS
-    if dataset.classes and set(dataset.classes) <= set(names):
-        places = torch.tensor([names.index(name) for name in dataset.classes])
-        labels = places[everything.labels]
-    samples = reader.read(everything, labels, "samples")
+    samples = reader.read(Subset(dataset, list(range(len(dataset)))), labels_of(dataset, real.data.classes), "samples")
     if autoencoder is not None:
         samples = replace(samples, latents=reader.encode(samples.pixels, autoencoder, "latents of samples").modes)
     return reader.with_features(samples, real.extractor, "features of samples")
+
+
+def labels_of(dataset: Dataset, classes: tuple[str, ...]) -> Labels:
+    """The classes that images bear themselves, or that their names end in as sample.py has it: 00012-CLASS.png.
+
+    None where they are not those of the real images.
+    """
+    places = {name: number for number, name in enumerate(classes)}
+    if dataset.classes:
+        known = torch.tensor([places.get(name, -1) for name in dataset.classes])
+        labels = known[torch.from_numpy(dataset.labels)]
+    else:
+        places = {plain_name(name): number for name, number in places.items()}
+        stems = [Path(name).stem.partition("-")[2] for name in dataset.names]
+        labels = torch.tensor([places.get(plain_name(stem), -1) for stem in stems])
+    return labels if len(labels) and int(labels.min()) >= 0 else NO_LABELS
+
+
+def plain_name(name: str) -> str:
+    """A class as it is found again in the name of a file, which cannot hold every letter."""
+    return re.sub(r"\W", "_", name)[:60]
 
 
 def measure(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, Any]:
@@ -82,9 +100,14 @@ def held_out_denoising(real: RealImages, model: LatentDiffusion, reader: ImageSe
 
 
 def compared(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict[str, dict[str, dict[str, float]]]:
-    """The metrics of features, of every set against training and against held-out images."""
-    against_training = {"samples": samples, "held_out": real.held_out, **real.others}
-    if len(samples) > len(real.held_out):  # a Fréchet distance of more images is smaller: one of as many beside it
+    """The metrics of features, of every set against training and against held-out images.
+
+    Most of them depend on how many images there are: each set has as many as there are samples or, where these are more
+    than the held-out images, there is a second row of as many samples.
+    """
+    beside = {"held_out": real.held_out, **real.others}
+    against_training = {"samples": samples, **{name: each.evenly_spaced(len(samples)) for name, each in beside.items()}}
+    if len(samples) > len(real.held_out):
         against_training["samples_as_many_as_held_out"] = samples.first(len(real.held_out))
     against_held_out = {"samples": samples, "training": real.training.evenly_spaced(len(samples))}
     if "gaussian" in real.others:

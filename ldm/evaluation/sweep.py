@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def run_sweep(
     reader: ImageSetReader,
 ) -> dict[str, Any]:
     """Measure at each value that the file does not hold yet, and write the file after each: ready for JSON."""
-    settings = [replace(sampling, **{sweep.setting: value}) for value in sweep.values]
+    settings = [swept(sampling, sweep.setting, value) for value in sweep.values]
     headers = [header(real, num, model, each, source) for each in settings]
     measured = next(reader.processes.map(1, lambda _: rows_in_file(sweep, headers[0])))
     denoising = held_out_denoising(real, model, reader)
@@ -75,9 +76,13 @@ def run_sweep(
             measured.append(row)
         rows.append(row)
         found = {"sweep": sweep.setting, "denoising": denoising, "rows": measured}
-        for _ in reader.processes.map(1, lambda _, found=found: written(sweep, found)):
-            pass
+        reader.processes.on_main(partial(written, sweep, found))
     return {**found, "rows": rows}
+
+
+def swept(sampling: SamplingSettings, setting: str, value: Any) -> SamplingSettings:
+    """The settings with another value of one of them."""
+    return replace(sampling, **{setting: value})
 
 
 def written(sweep: Sweep, found: dict[str, Any]) -> None:
@@ -106,7 +111,7 @@ def comparable(row: dict[str, Any], setting: str) -> dict[str, Any]:
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted name."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
@@ -158,7 +163,7 @@ def draw_sweep(found: dict[str, Any], path: Path) -> None:
     values = [row["value"] for row in rows]
     for number, (name, place) in enumerate(columns.items(), start=1):
         axes = figure.add_subplot(height, 3, number)
-        axes.plot(values, [metric_at(row, place) for row in rows], marker=".", label="samples")
+        axes.plot(values, [metric_at(row, place) or 0.0 for row in rows], marker=".", label="samples")
         for other, title in REFERENCES.items():
             level = metric_at(rows[0], (place[0], other, *place[2:])) if place[0].startswith("against") else None
             if level is not None:
