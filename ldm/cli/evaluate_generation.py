@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.generation_sources import Sources, data_of_run, open_sources
 from ldm.diffusion.config import SAMPLERS
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, ConfigError, StopRequested
 
 if TYPE_CHECKING:
     from ldm.evaluation.generation import RealImages
@@ -23,6 +23,8 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError("--generate draws images, and --samples names some: give one of them")
     if options.generate is not None and options.generate < 2:
         raise ConfigError(f"--generate {options.generate} must be at least 2, to be compared with real images")
+    if options.images == 1:
+        raise ConfigError("--images 1 must be at least 2, to be compared with samples")
     if options.generate is not None and options.run is None:
         raise ConfigError("--generate needs a RUN of train_diffusion.py to draw from")
     if options.samples and options.run is None and not (options.data and options.size):
@@ -139,7 +141,14 @@ def evaluate_sweep(options: argparse.Namespace, opened: Sources, real: "RealImag
 
     assert opened.model is not None and opened.sampling is not None
     sweep = Sweep(options.sweep, options.values, options.out)
-    found = run_sweep(sweep, opened.model, real, opened.sampling, options.generate, options.run, reader)
+    try:
+        found = run_sweep(sweep, opened.model, real, opened.sampling, options.generate, options.run, reader)
+    except KeyboardInterrupt:
+        if options.out is None:
+            raise
+        raise StopRequested(
+            f"stopped; run the same command again to measure what {options.out} does not hold"
+        ) from None
 
     def write() -> None:
         if options.panel:

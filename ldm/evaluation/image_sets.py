@@ -101,7 +101,7 @@ class ImageSetReader:
         def of_part(part: Tensor) -> Encoded:
             images = to_float(part).to(self.processes.device)
             posterior = autoencoder.encode(images.flip(-1) if mirrored else images)
-            return Encoded(finite(posterior.mode()).float().cpu(), posterior.variance.double().mean((2, 3)).cpu())
+            return Encoded(finite(posterior.mode()).float().cpu(), posterior.variance.cpu().double().mean((2, 3)))
 
         found = self._all(name, len(pixels), pixels.split(self.batch_size), of_part)
         return Encoded(*(torch.cat(each) for each in zip(*found, strict=True)))

@@ -49,7 +49,8 @@ def check_resumable(sweep: Sweep) -> None:
         found = read_json(sweep.out)
     except CheckpointError:
         found = None
-    if not isinstance(found, dict) or found.get("sweep") != sweep.setting or not isinstance(found.get("rows"), list):
+    rows = found.get("rows") if isinstance(found, dict) and found.get("sweep") == sweep.setting else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"--out {sweep.out} is there, and is no sweep over {sweep.setting}: choose another file")
 
 
@@ -69,7 +70,7 @@ def run_sweep(
     denoising = held_out_denoising(real, model, reader)
     rows = []
     for value, each, head in zip(sweep.values, settings, headers, strict=True):
-        row = next((row for row in measured if row["value"] == value), None)
+        row = next((row for row in measured if row.get("value") == value), None)
         if row is None:
             samples = draw_samples(model, real, each, num, reader)
             row = {"value": value, **report(head, samples, measure(real, samples, reader))}
@@ -104,7 +105,7 @@ def rows_in_file(sweep: Sweep, expected: dict[str, Any]) -> list[dict[str, Any]]
 
 def comparable(row: dict[str, Any], setting: str) -> dict[str, Any]:
     """All that must be the same in the rows of a sweep, as JSON has it, by dotted name."""
-    kept = {name: row[name] for name in ("samples", "protocol", "data")}
+    kept = {name: row.get(name) for name in ("samples", "protocol", "data")}
     varying = ("samples.sha256", f"protocol.sampling.{setting}")
     return {name: value for name, value in flat(json.loads(json.dumps(kept))).items() if name not in varying}
 

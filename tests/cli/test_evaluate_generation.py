@@ -261,6 +261,7 @@ def test_data_that_changed_since_the_run_began_are_refused(finished_diffusion, s
         ((), 2, "RUN is missing: name a run, or a folder of --samples"),
         (("{ldm}",), 2, "say how many images to draw with --generate N, or give {ldm}/vae"),
         (("{ldm}", "--generate", 1), 2, "--generate 1 must be at least 2"),
+        (("{ldm}", "--generate", 4, "--images", 1), 2, "--images 1 must be at least 2"),
         (("{ldm}", "--generate", 4, "--samples", "{shapes}"), 2, "give one of them"),
         (("--generate", 4), 2, "RUN is missing"),
         (("{vae}", "--generate", 4), 4, "is not a finished run of train_diffusion.py"),
