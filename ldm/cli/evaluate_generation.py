@@ -116,7 +116,7 @@ def evaluate_once(options: argparse.Namespace, opened: Sources, real: "RealImage
     if opened.model is not None and opened.samples is None:
         metrics["denoising"] = held_out_denoising(real, opened.model, reader)
     head = header(real, len(samples), opened.model, opened.sampling, options.samples or options.run)
-    copies = find_copies(real, samples, opened.autoencoder, reader)
+    copies = find_copies(real, samples, opened.autoencoder, opened.cache, reader)
     result = report(head, samples, metrics) | {"memorization": copies.report()}
 
     def write() -> None:

@@ -1,6 +1,6 @@
 """Copies of training images among generated ones: in pixels, in latents, and in the features of the other metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from ldm.evaluation.image_sets import ImageSet, ImageSetReader
 from ldm.evaluation.memorization import Memorization, Rows, find_neighbors, parts_of, pixel_rows
 from ldm.evaluation.neighbors import distinct_groups
 from ldm.evaluation.sample_sheet import captioned
+from ldm.latents import LatentCache
 from ldm.pictures import save_png
-from ldm.shapes import to_float, to_uint8
+from ldm.shapes import Images, to_float, to_uint8
 
 
 class TrainingRows:
@@ -23,10 +24,12 @@ class TrainingRows:
     Mirror images have no rows of features: networks hardly tell them apart from the images.
     """
 
-    def __init__(self, real: RealImages, autoencoder: Autoencoder | None, reader: ImageSetReader):
+    def __init__(
+        self, real: RealImages, autoencoder: Autoencoder | None, cache: LatentCache | None, reader: ImageSetReader
+    ):
         self.images, self.mirrored = real.data.trained_on, real.data.trained_on.dataset.config.flip
         self.known = real.training if list(real.training.indices) == self.images.indices else None
-        self.autoencoder, self.extractor = autoencoder, real.extractor
+        self.autoencoder, self.cache, self.extractor = autoencoder, cache, real.extractor
         self.device, self.batch_size = reader.processes.device, reader.batch_size
 
     def pixels(self, part: slice) -> Tensor:
@@ -35,32 +38,33 @@ class TrainingRows:
             return self.known.pixels[part]
         return to_uint8(Subset(self.images.dataset, self.images.indices[part]).images())
 
-    @torch.no_grad()
     def rows(self, part: slice) -> Iterator[Rows]:
         """Those of some of the images, and those of their mirror images if they were trained on."""
         pixels = self.pixels(part)
         if self.known is not None:
             yield rows_of(self.known[torch.arange(len(self.images))[part]])
         else:
-            features = [
-                self.extractor.features(images.to(self.device)).float().cpu() for images in self.batches(pixels)
-            ]
-            yield self.without_features(pixels) | {"features": torch.cat(features)}
+            features = self.batched(self.extractor.features, pixels)
+            yield self.without_features(pixels, part, mirrored=False) | {"features": features.flatten(1)}
         if self.mirrored:
-            yield self.without_features(pixels.flip(-1))
+            yield self.without_features(pixels.flip(-1), part, mirrored=True)
 
-    def without_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The rows of pixels and latents."""
+    def without_features(self, pixels: Tensor, part: slice, *, mirrored: bool) -> dict[str, Tensor]:
+        """The rows of pixels and latents; `pixels` are those of a part, or of its mirror images."""
         found = {"pixels": pixel_rows(to_float(pixels))}
-        if self.autoencoder is not None:
+        if self.cache is not None:
+            indices = self.images.indices[part]
+            found["latents"] = self.cache.posterior(indices, [int(mirrored)] * len(indices)).mode().float().flatten(1)
+        elif self.autoencoder is not None:
             encode = self.autoencoder.encode
-            latents = [encode(images.to(self.device)).mode().float().cpu() for images in self.batches(pixels)]
-            found["latents"] = torch.cat(latents).flatten(1)
+            found["latents"] = self.batched(lambda images: encode(images).mode(), pixels).flatten(1)
         return found
 
-    def batches(self, pixels: Tensor) -> Iterator[Tensor]:
-        """As networks take them."""
-        return map(to_float, pixels.split(self.batch_size))
+    @torch.no_grad()
+    def batched(self, network: Callable[[Images], Tensor], pixels: Tensor) -> Tensor:
+        """What a network makes of pixels, a batch at a time; on the CPU."""
+        parts = [network(to_float(images).to(self.device)).float().cpu() for images in pixels.split(self.batch_size)]
+        return torch.cat(parts)
 
 
 def rows_of(images: ImageSet) -> Rows:
@@ -73,10 +77,17 @@ def rows_of(images: ImageSet) -> Rows:
 
 
 def find_copies(
-    real: RealImages, samples: ImageSet, autoencoder: Autoencoder | None, reader: ImageSetReader
+    real: RealImages,
+    samples: ImageSet,
+    autoencoder: Autoencoder | None,
+    cache: LatentCache | None,
+    reader: ImageSetReader,
 ) -> Memorization:
-    """The nearest of all training images for each sample and, where images were held out, for each of these."""
-    training, held_out = TrainingRows(real, autoencoder, reader), real.held_out
+    """The nearest of all training images for each sample and, where images were held out, for each of these.
+
+    A `cache` of the latents saves encoding.
+    """
+    training, held_out = TrainingRows(real, autoencoder, cache, reader), real.held_out
     if real.data.are_halves:
         held_out = held_out.first(0)
     images = training.images

@@ -6,7 +6,7 @@ from typing import Any
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import write_atomically, write_folder_atomically
 from ldm.data.datasets import Subset
-from ldm.evaluation.formatting import format_metric, format_number
+from ldm.evaluation.formatting import format_metric
 from ldm.evaluation.held_out import (
     head_accuracy,
     held_out_psnr,
@@ -70,7 +70,8 @@ def finalize_diffusion(run: Run, autoencoder: Autoencoder, config: DiffusionMode
         metrics["exported_step"] = kept
         write_atomically(run.folder.path / "report.json", json.dumps(metrics, indent=2).encode())
         if validation.keeps_best:
-            lowest, last = (format_number(metrics[name], ".3g") for name in ("lowest_held_out_loss", "held_out_loss"))
+            values = metrics["lowest_held_out_loss"], metrics.get("held_out_loss")
+            lowest, last = (format_metric(value, undefined="not a number", spec=".3g") for value in values)
             run.print(f"kept step {kept:,} of {steps:,}: held-out loss {lowest}, {last} at the end")
 
     run.on_main(finalize)

@@ -1,5 +1,6 @@
 """Validation: the held-out loss over a run, since when the model overfits, and the weights where it was lowest."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from ldm.checkpoint import Checkpoint
 STANDARD_ERRORS = 3.0  # by which a rise of the held-out loss exceeds chance
 RISE = 0.01  # of the lowest loss, at least: training itself makes a loss go up and down by less
 PATIENCE = 2  # such validations in a row
+KEPT = ("lowest_step", "rises", "overfitting_since", "was_said", "last")  # of a validation, in a checkpoint's JSON
 
 
 class HeldOutLosses(Protocol):
@@ -56,7 +58,7 @@ class Validation:
         means = {name: loss.double().mean().item() for name, loss in losses.items()} | {
             "held_out_loss": each.mean().item()
         }
-        self.last = {name: mean for name, mean in means.items() if torch.tensor(mean).isfinite()}
+        self.last = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         if "held_out_loss" not in self.last:
             return self.last
         if not self.lowest_step or each.mean() < self.lowest.mean():
@@ -104,16 +106,15 @@ class Validation:
         """What a checkpoint holds beside tensors."""
         if not self.lowest_step:
             return {}
-        names = ("lowest_step", "rises", "overfitting_since", "was_said", "last")
-        return {"validation": {name: getattr(self, name) for name in names}}
+        return {"validation": {name: getattr(self, name) for name in KEPT}}
 
     def load(self, found: Checkpoint) -> None:
         """Take back what a checkpoint holds; those of earlier versions hold nothing of it."""
-        for name, value in found.state.get("validation", {}).items():
-            setattr(self, name, value)
-        if self.lowest_step:
+        if "validation" in found.state:
+            for name in KEPT:
+                setattr(self, name, found.state["validation"][name])
             self.lowest = found.tensors["validation"]["lowest"]
-        self.best = found.tensors.get("best", {})
+            self.best = found.tensors.get("best", {})
 
 
 def mean_and_standard_error(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:

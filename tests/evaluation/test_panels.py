@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ldm import Autoencoder
@@ -11,7 +12,8 @@ from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkC
 from ldm.autoencoder.model import create_trainable
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Subset, open_dataset
-from ldm.evaluation.panels import ReconstructionPanel
+from ldm.evaluation.panels import HeldOutLatents, ReconstructionPanel
+from ldm.latents import LatentCache
 
 
 def panel_of(shapes_folder: Path, size: int) -> ReconstructionPanel:
@@ -48,3 +50,15 @@ def test_drawing_a_panel_leaves_no_gradient_and_no_random_state_behind(
     first, again = (panel.draw(autoencoder, tmp_path / "panel.png") for _ in range(2))
     assert first == again and torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in autoencoder.parameters())
+
+
+def test_the_held_out_loss_of_a_large_set_was_that_of_its_first_class(shapes_folder: Path) -> None:
+    """Of 60 images, which come class by class, 10 are validated with: 5 of each class, each in a group of its own."""
+    dataset = open_dataset(FolderConfig(path=str(shapes_folder), size=8))
+    moments = np.arange(60, dtype=np.float32).reshape(1, 60, 1, 1, 1).repeat(4, axis=2)
+    cache = LatentCache("", moments, 2, torch.zeros(2, 1, 1), torch.ones(2, 1, 1))
+    validation = HeldOutLatents(cache, Subset(dataset, list(range(60))), count=10)
+    assert validation.condition.values["label"].tolist() == [0] * 5 + [1] * 5 and len(set(validation.groups)) == 10
+    assert validation.latents is not None
+    assert [dataset.groups[int(row[0, 0, 0])] for row in validation.latents] == validation.groups
+    assert HeldOutLatents(cache, Subset(dataset, [])).groups == []
