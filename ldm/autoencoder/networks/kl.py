@@ -152,6 +152,8 @@ def zero_residual_blocks(module: nn.Module) -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
     for part in module.modules():
-        last = part.conv2 if isinstance(part, ResnetBlock2D) else part.to_out[0] if isinstance(part, Attention) else None
+        last = (
+            part.conv2 if isinstance(part, ResnetBlock2D) else part.to_out[0] if isinstance(part, Attention) else None
+        )
         for parameter in () if last is None else last.parameters():
             nn.init.zeros_(parameter)

@@ -2,8 +2,8 @@
 
 With its residual blocks at zero, what is left of an AutoencoderKL is a chain of convolutions: down by 2 x 2 patches of
 channels in the encoder; nearest-neighbor upsampling and 3 x 3 convolutions in the decoder, which together are each
-latent held over its f x f pixels and then filtered by (2f + 1) x (2f + 1) taps. Such a chain comes within 0.1 dB of the
-best lapped transform (`ldm.autoencoder.lapped_transform`), and is fitted as that is, to the same J.
+latent held over its f x f pixels and then filtered by (2f + 1) x (2f + 1) taps. Such a chain can come within 0.1 dB of
+the best lapped transform (`ldm.autoencoder.lapped_transform`; emoji, f4), and is fitted to the same J.
 
 Two layers stand in the way, the group norm and the SiLU before each last convolution. A channel that holds a large
 constant makes the standard deviation of its group one, so the norm passes the others on as they are; and of a pair x
