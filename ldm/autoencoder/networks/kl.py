@@ -129,10 +129,10 @@ class KLNetwork(AutoencoderKLNetwork):
     def start_moments(self, noise: float) -> None:
         """Let the 1 x 1 convolutions change nothing, and the log variance, if there is one, be that of this noise."""
         for convolution in (self.quant_conv, self.post_quant_conv):
-            nn.init.dirac_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
-        self.quant_conv.weight[self.latent_channels :] = 0
-        self.quant_conv.bias[self.latent_channels :] = 2 * math.log(noise)
+            weight, bias = (convolution.get_parameter(name) for name in ("weight", "bias"))
+            nn.init.dirac_(weight)
+            nn.init.zeros_(bias)
+            weight[self.latent_channels :], bias[self.latent_channels :] = 0, 2 * math.log(noise)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, noise: float | None) -> None:

@@ -203,23 +203,29 @@ def write(chain: Chain, images: Images, encoder: "Encoder", decoder: "Decoder") 
     The channels that it does not need stay as they are.
     """
     mean, latent = images.mean((0, 2, 3)).to(encoder.conv_in.weight), len(chain.encoder_out)
-    write_path(encoder.conv_in, encoder.down_blocks, len(mean), chain.down, encoder.conv_norm_out)
+    stages: list[tuple[Any, Any]] = [(block, block.downsamplers) for block in encoder.down_blocks]
+    write_path(encoder.conv_in, stages, len(mean), chain.down, encoder.conv_norm_out)
     encoder.conv_in.bias[: len(mean)] = -mean
-    write_path(decoder.conv_in, decoder.up_blocks, latent, chain.up, decoder.conv_norm_out)
+    stages = [(block, block.upsamplers) for block in decoder.up_blocks]
+    write_path(decoder.conv_in, stages, latent, chain.up, decoder.conv_norm_out)
     write_output(encoder, encoder.mid_block.resnets[-1], chain.encoder_out)
     write_output(decoder, decoder.up_blocks[-1].resnets[-1], chain.decoder_out)
     decoder.conv_out.bias.copy_(mean)
 
 
-def write_path(conv_in: nn.Conv2d, blocks: Any, channels: int, kernels: list[Tensor], norm: nn.GroupNorm) -> None:
-    """Let the first `channels` of the input go through the kernels, one per change of size, and end in pairs."""
-    layers: list[tuple[nn.Conv2d, Tensor | None]] = [(conv_in, None)]
+def write_path(
+    conv_in: nn.Conv2d, stages: list[tuple[Any, Any]], channels: int, kernels: list[Tensor], norm: nn.GroupNorm
+) -> None:
+    """Let the first `channels` of the input go through the kernels, one per change of size, and end in pairs.
+
+    A stage is a block and the layers that change the size after it; the last has none.
+    """
+    layers: list[tuple[Any, Tensor | None]] = [(conv_in, None)]
     remaining = iter(kernels)
-    for block in blocks:
+    for block, samplers in stages:
         if (shortcut := block.resnets[0].conv_shortcut) is not None:
             layers.append((shortcut, None))
-        for sampler in getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ():
-            layers.append((sampler.conv, next(remaining)))
+        layers += [(sampler.conv, next(remaining)) for sampler in samplers or ()]
     signal = list(range(channels))
     for place, (layer, kernel) in enumerate(layers, start=1):
         kernel = torch.eye(len(signal))[:, :, None, None] if kernel is None else kernel
