@@ -198,10 +198,12 @@ def first_guess(images: Images, shape: Shape) -> Chain:
 
 @torch.no_grad()
 def write(chain: Chain, images: Images, encoder: "Encoder", decoder: "Decoder") -> None:
-    """Put the chain into an encoder and a decoder whose residual blocks are zero.
+    """Put the chain into an encoder and a decoder, with residual blocks of zero.
 
     The channels that it does not need stay as they are.
     """
+    for half in (encoder, decoder):
+        zero_residual_blocks(half)
     mean, latent = images.mean((0, 2, 3)).to(encoder.conv_in.weight), len(chain.encoder_out)
     stages: list[tuple[Any, Any]] = [(block, block.downsamplers) for block in encoder.down_blocks]
     write_path(encoder.conv_in, stages, len(mean), chain.down, encoder.conv_norm_out)
@@ -211,6 +213,19 @@ def write(chain: Chain, images: Images, encoder: "Encoder", decoder: "Decoder") 
     write_output(encoder, encoder.mid_block.resnets[-1], chain.encoder_out)
     write_output(decoder, decoder.up_blocks[-1].resnets[-1], chain.decoder_out)
     decoder.conv_out.bias.copy_(mean)
+
+
+def zero_residual_blocks(module: nn.Module) -> None:
+    """Let every residual block and attention start as its skip connection alone."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    for part in module.modules():
+        last = (
+            part.conv2 if isinstance(part, ResnetBlock2D) else part.to_out[0] if isinstance(part, Attention) else None
+        )
+        for parameter in () if last is None else last.parameters():
+            nn.init.zeros_(parameter)
 
 
 def write_path(
