@@ -11,7 +11,6 @@ from ldm.corruption import Corruption, Mask
 
 Count = Annotated[int, AtLeast(1)]
 Weight = Annotated[float, AtLeast(0)]
-Weight = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
 
 
