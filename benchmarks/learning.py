@@ -6,8 +6,8 @@
 
 Rows: `residual` is configs/vae/folder.yaml and `kl` is configs/vae/kl-f4.yaml, trained by this project's Run and
 objective; `kl before` is what folder.yaml was until `kl` was tuned, started as diffusers starts an AutoencoderKL;
-`diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, an average
-of the weights; `patch PCA` is the floor. Everything on one thread.
+`diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, averaged
+weights; `patch PCA` is the floor. Everything on one thread.
 
 A run is as long as its budget: the seconds of a step are measured first, and the schedule ends with the last step. What
 a network fits to the data before its first step counts, as everything does but decoding the images and the imports. The
@@ -103,7 +103,9 @@ class Ours:
         if fresh:
             self.autoencoder.network.load_state_dict(as_diffusers_starts_it(self.autoencoder).state_dict())
         began = time.process_time()
-        initialize(run, self.autoencoder, training)
+        if not fresh:
+            start = self.autoencoder.initialize
+            run.initialize(self.autoencoder, lambda: start(lambda count: training.evenly_spaced(count).images()))
         self.fit_seconds = time.process_time() - began
         objective = ReconstructionObjective(self.autoencoder, config.objective, steps=config.run.steps)
         self.objective = run.prepare(objective, trains=self.autoencoder, schedule=objective.schedule)
@@ -114,6 +116,7 @@ class Ours:
         for step in self.run.steps(self.batches):
             losses = self.objective(step.batch, step)
             step.update(losses.total)
+            self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number, is_last=step.is_last)
             step.log(losses.terms)
             yield
 
@@ -161,10 +164,6 @@ class Theirs:
         return Autoencoder.from_diffusers(self.kl).eval()
 
 
-def initialize(run: Run, autoencoder: Autoencoder, training: Subset) -> None:
-    """What train_vae.py does before the first step, where a network starts from the data."""
-
-
 def open_row(row: str, config: TrainVAEConfig, dataset: Dataset, training: Subset, *, dry: bool) -> Ours | Theirs:
     if row == "diffusers":
         return Theirs(config, dataset, training)
@@ -195,7 +194,7 @@ def trained(row: str, data: str, seed: int, budget: float, dataset: Dataset) -> 
 
 @torch.no_grad()
 def measured(autoencoder: Autoencoder, held_out: Subset) -> Row:
-    """Held-out PSNR in dB from the mean, from a sample, and with noise of at least NOISE, which is the same each time."""
+    """Held-out PSNR in dB from the mean, from a sample, and with noise of at least NOISE; it is the same each time."""
     images = held_out.images()
     posteriors = [autoencoder.encode(part) for part in images.split(64)]
     mean, variance = (torch.cat([getattr(each, name) for each in posteriors]) for name in ("mean", "variance"))
@@ -258,7 +257,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=[PCA, *TRAINED], choices=[PCA, *TRAINED])
     parser.add_argument("--budgets", nargs="+", type=int, default=[30, 60, 120, 420], help="CPU seconds")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--data", default=str(EMOJI), help="a folder of images, or mnist5k; else the emoji of ../shared")
+    parser.add_argument(
+        "--data", default=str(EMOJI), help="a folder of images, or mnist5k; else the emoji of ../shared"
+    )
     options = parser.parse_args()
     data = options.data if options.data == "mnist5k" else str(Path(options.data).absolute())
     if data != "mnist5k" and not Path(data).exists():
@@ -275,7 +276,10 @@ def main() -> None:
                 if row == PCA
                 else kept.row(
                     lambda seed=seed, budget=budget, row=row: trained(row, data, seed, budget, dataset),
-                    row=row, data=data, budget=budget, seed=seed,
+                    row=row,
+                    data=data,
+                    budget=budget,
+                    seed=seed,
                 )
                 for seed in (options.seeds[:1] if row == PCA else options.seeds)
             ]

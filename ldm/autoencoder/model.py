@@ -110,8 +110,9 @@ class Autoencoder(nn.Module):
         images = training_images(max(min(MOST_IMAGES, MOST_VALUES // math.prod(self.image)), 1))
         if self.network.starts_from_data:
             self.network.initialize(images, self.bottleneck.noise)
-        parts = images.split(64)
-        self.bottleneck.initialize(torch.cat([self.network.encode(self.cast(part)) for part in parts]))
+        if self.bottleneck.noise is not None:
+            parts = images.split(64)
+            self.bottleneck.initialize(torch.cat([self.network.encode(self.cast(part)) for part in parts]))
 
     @property
     def latent_noise(self) -> Tensor | None:

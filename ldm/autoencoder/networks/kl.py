@@ -124,17 +124,16 @@ class KLNetwork(AutoencoderKLNetwork):
         self.latent_channels = latent_channels
         self.linear_start = kl_start.shape_of(config.widths, config.norm_groups, image_channels, latent_channels)
         self.starts_from_data = self.linear_start is not None
-        zero_residual_blocks(self)
         self.start_moments(NOISE)
 
     @torch.no_grad()
     def start_moments(self, noise: float) -> None:
         """Let the 1 x 1 convolutions change nothing, and the log variance, if there is one, be that of this noise."""
         for convolution in (self.quant_conv, self.post_quant_conv):
-            nn.init.dirac_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
-        self.quant_conv.weight[self.latent_channels :] = 0
-        self.quant_conv.bias[self.latent_channels :] = 2 * math.log(noise)
+            weight, bias = (convolution.get_parameter(name) for name in ("weight", "bias"))
+            nn.init.dirac_(weight)
+            nn.init.zeros_(bias)
+            weight[self.latent_channels :], bias[self.latent_channels :] = 0, 2 * math.log(noise)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, noise: float | None) -> None:
@@ -145,15 +144,3 @@ class KLNetwork(AutoencoderKLNetwork):
             chain = kl_start.fit(images, self.linear_start, noise)
         kl_start.write(chain, images, self.encoder, self.decoder)
         self.start_moments(noise)
-
-
-@torch.no_grad()
-def zero_residual_blocks(module: nn.Module) -> None:
-    """Let every residual block and attention start as its skip connection alone."""
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.resnet import ResnetBlock2D
-
-    for part in module.modules():
-        last = part.conv2 if isinstance(part, ResnetBlock2D) else part.to_out[0] if isinstance(part, Attention) else None
-        for parameter in () if last is None else last.parameters():
-            nn.init.zeros_(parameter)

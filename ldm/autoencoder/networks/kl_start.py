@@ -2,8 +2,8 @@
 
 With its residual blocks at zero, what is left of an AutoencoderKL is a chain of convolutions: down by 2 x 2 patches of
 channels in the encoder; nearest-neighbor upsampling and 3 x 3 convolutions in the decoder, which together are each
-latent held over its f x f pixels and then filtered by (2f + 1) x (2f + 1) taps. Such a chain comes within 0.1 dB of the
-best lapped transform (`ldm.autoencoder.lapped_transform`), and is fitted as that is, to the same J.
+latent held over its f x f pixels and then filtered by (2f + 1) x (2f + 1) taps. Such a chain can come within 0.1 dB of
+the best lapped transform (`ldm.autoencoder.lapped_transform`; emoji, f4), and is fitted to the same J.
 
 Two layers stand in the way, the group norm and the SiLU before each last convolution. A channel that holds a large
 constant makes the standard deviation of its group one, so the norm passes the others on as they are; and of a pair x
@@ -198,28 +198,49 @@ def first_guess(images: Images, shape: Shape) -> Chain:
 
 @torch.no_grad()
 def write(chain: Chain, images: Images, encoder: "Encoder", decoder: "Decoder") -> None:
-    """Put the chain into an encoder and a decoder whose residual blocks are zero.
+    """Put the chain into an encoder and a decoder, with residual blocks of zero.
 
     The channels that it does not need stay as they are.
     """
+    for half in (encoder, decoder):
+        zero_residual_blocks(half)
     mean, latent = images.mean((0, 2, 3)).to(encoder.conv_in.weight), len(chain.encoder_out)
-    write_path(encoder.conv_in, encoder.down_blocks, len(mean), chain.down, encoder.conv_norm_out)
+    stages: list[tuple[Any, Any]] = [(block, block.downsamplers) for block in encoder.down_blocks]
+    write_path(encoder.conv_in, stages, len(mean), chain.down, encoder.conv_norm_out)
     encoder.conv_in.bias[: len(mean)] = -mean
-    write_path(decoder.conv_in, decoder.up_blocks, latent, chain.up, decoder.conv_norm_out)
+    stages = [(block, block.upsamplers) for block in decoder.up_blocks]
+    write_path(decoder.conv_in, stages, latent, chain.up, decoder.conv_norm_out)
     write_output(encoder, encoder.mid_block.resnets[-1], chain.encoder_out)
     write_output(decoder, decoder.up_blocks[-1].resnets[-1], chain.decoder_out)
     decoder.conv_out.bias.copy_(mean)
 
 
-def write_path(conv_in: nn.Conv2d, blocks: Any, channels: int, kernels: list[Tensor], norm: nn.GroupNorm) -> None:
-    """Let the first `channels` of the input go through the kernels, one per change of size, and end in pairs."""
-    layers: list[tuple[nn.Conv2d, Tensor | None]] = [(conv_in, None)]
+def zero_residual_blocks(module: nn.Module) -> None:
+    """Let every residual block and attention start as its skip connection alone."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    for part in module.modules():
+        last = (
+            part.conv2 if isinstance(part, ResnetBlock2D) else part.to_out[0] if isinstance(part, Attention) else None
+        )
+        for parameter in () if last is None else last.parameters():
+            nn.init.zeros_(parameter)
+
+
+def write_path(
+    conv_in: nn.Conv2d, stages: list[tuple[Any, Any]], channels: int, kernels: list[Tensor], norm: nn.GroupNorm
+) -> None:
+    """Let the first `channels` of the input go through the kernels, one per change of size, and end in pairs.
+
+    A stage is a block and the layers that change the size after it; the last has none.
+    """
+    layers: list[tuple[Any, Tensor | None]] = [(conv_in, None)]
     remaining = iter(kernels)
-    for block in blocks:
+    for block, samplers in stages:
         if (shortcut := block.resnets[0].conv_shortcut) is not None:
             layers.append((shortcut, None))
-        for sampler in getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ():
-            layers.append((sampler.conv, next(remaining)))
+        layers += [(sampler.conv, next(remaining)) for sampler in samplers or ()]
     signal = list(range(channels))
     for place, (layer, kernel) in enumerate(layers, start=1):
         kernel = torch.eye(len(signal))[:, :, None, None] if kernel is None else kernel

@@ -79,10 +79,3 @@ def test_the_noise_of_an_untrained_posterior_does_not_drown_the_code():
         posterior = untrained((16, 32, 64), 16).encode(smooth_images())
     torch.testing.assert_close(posterior.variance.sqrt(), torch.full_like(posterior.mean, 0.05))
     assert posterior.mean.std() > 3 * 0.05 and not math.isnan(posterior.mean.std())
-
-
-def test_residual_blocks_start_as_their_skip_connections():
-    network = untrained((8, 16), 2).network
-    x = torch.randn(2, 16, 8, 8, generator=generator(0, "x"))
-    for half in (network.encoder, network.decoder):
-        torch.testing.assert_close(half.get_submodule("mid_block")(x), x)
