@@ -1,6 +1,6 @@
 """Denoisers of the same latents after equal CPU seconds: held-out loss by noise level, beside that of a Gaussian.
 
-    python benchmarks/stage_two.py runs/mine/vae runs/stage_two [--seconds 60 120] [--only "today's" scalar]
+    python benchmarks/stage_two.py runs/mine/vae runs/stage_two [--seconds 60 180] [--only earlier AdamW]
     python benchmarks/stage_two.py runs/mine/vae runs/stage_two --features FOLDER      samples too: benchmarks/lite.py
 
 The first argument is a run of train_vae.py, whose training and held-out images are taken. Every row is trained by the
@@ -19,12 +19,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.config import reader
+from ldm.config.yaml_file import read_yaml
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
@@ -49,18 +51,18 @@ from ldm.training.run import Run
 from runs import ROOT, print_table
 
 CONFIG = ROOT / "configs" / "diffusion" / "folder.yaml"
-EARLIER = {  # what configs/diffusion/folder.yaml was without a Gaussian skip
-    "denoiser.skip": "{kind: scalar}",
-    "denoiser.network": "{kind: unet, widths: [64, 128], blocks: 1, attention: [1], dropout: 0.1}",
-    "objective.noise_distribution": "{kind: log-normal, mean: -0.4, std: 1.2}",
-    "optim": "{kind: adamw, lr: 1e-3, schedule: cosine}",
-    "run.batch_size": "64",
-    "run.ema": "0.05",
+SCALAR = {"denoiser.skip": {"kind": "scalar"}}
+EARLIER = {  # what configs/diffusion/folder.yaml was before there was a Gaussian skip
+    **SCALAR,
+    "denoiser.network": {"kind": "unet", "widths": [64, 128], "blocks": 1, "attention": [1], "dropout": 0.1},
+    "objective.noise_distribution": {"kind": "log-normal", "mean": -0.4, "std": 1.2},
+    "optim": {"kind": "adamw", "lr": 1e-3, "schedule": "cosine"},
+    "run.batch_size": 64,
 }
-ROWS = {
-    "configs/diffusion/folder.yaml": {},
-    "with a scalar skip": {"denoiser.skip": "{kind: scalar}"},
-    "with AdamW": {"optim": "{kind: adamw, lr: 1e-3, schedule: linear}"},
+ROWS: dict[str, dict[str, Any]] = {
+    "the config": {},
+    "the config, scalar skip": SCALAR,
+    "the config, AdamW": {"optim": {"kind": "adamw", "lr": 1e-3, "schedule": "linear"}},
     "earlier: scalar skip, AdamW": EARLIER,
 }
 WARMUP = 0.1  # share of the steps
@@ -83,6 +85,19 @@ class Data:
         sigmas = list(SamplePanel.sigmas)
         found = loss_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=torch.device("cpu"))
         return list(found.values())
+
+
+def config_with(changed: dict[str, Any], file: Path) -> TrainDiffusionConfig:
+    """The config of a file in which some sections and settings are others."""
+    given = read_yaml(file)
+    for path, value in changed.items():
+        *sections, name = path.split(".")
+        inner = given
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    config: TrainDiffusionConfig = reader.from_dict(TrainDiffusionConfig, given)
+    return config
 
 
 class Zero(nn.Module):
@@ -150,8 +165,7 @@ def rows(
     for seconds in options.seconds:
         for name, changed in ROWS.items():
             if any(word in name for word in options.only or [name]):
-                given = dict(changed)
-                config = reader.load(TrainDiffusionConfig, options.config, given)
+                config = config_with(changed, options.config)
                 training, steps, took = trained(config, data, options.out, seconds)
                 with torch.no_grad():
                     losses = data.losses(training.run.ema_model())
