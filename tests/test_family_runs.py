@@ -267,12 +267,19 @@ def test_stage_two_refuses_images_that_a_dense_autoencoder_does_not_take(family,
 
 
 @pytest.mark.parametrize("name", ["plain", "masked"])
-@pytest.mark.parametrize("form", ["diffusers", "compvis", "comfyui"])
+@pytest.mark.parametrize("form", ["compvis", "comfyui"])
 def test_what_no_other_program_can_hold_is_not_exported_to_it(name, form, family, tmp_path):
     out = tmp_path / "export"
     line = one_line(ran("ldm.cli.main", "export", family(name), "--format", form, "--out", out), 2)
     assert {"plain": "mlp and identity", "masked": "vit and identity"}[name] in line
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "masked"])
+def test_what_brings_its_own_code_is_not_refused_by_diffusers(name, family, tmp_path):
+    outcome = ran("ldm.cli.main", "export", family(name), "--format", "diffusers", "--out", tmp_path / "export")
+    assert outcome.code == 0 and "read again and compared" in outcome.out, outcome
+    assert len(list((tmp_path / "export").glob("autoencoder_*.py"))) == 1
 
 
 def test_a_tokenizer_that_reads_classes_finishes_although_its_folder_has_no_place_for_a_head(stage_one, tmp_path):
