@@ -1,4 +1,4 @@
-"""Trains the autoencoder that a config describes, and exports it as a stock diffusers AutoencoderKL."""
+"""Trains the autoencoder that a config describes, and exports it: of network.kind kl, as a stock AutoencoderKL."""
 
 import sys
 from pathlib import Path

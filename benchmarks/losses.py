@@ -80,7 +80,7 @@ def loss_row(out: Path, data: str, folder: Path, factor: str, name: str, steps: 
     """The metrics of one row."""
     run = out / folder_name(data, factor, name)
     train = (
-        f"train_vae.py configs/vae/folder.yaml --data.path {folder} --out {run} --run.steps {steps}"
+        f"train_vae.py configs/vae/kl-f4.yaml --data.path {folder} --out {run} --run.steps {steps}"
         f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}'"
         f" {LOSSES[name].format(out=out)}"
     ).rstrip()

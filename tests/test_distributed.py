@@ -50,6 +50,7 @@ def test_two_processes_equal_one_to_1e_9_over_fifty_steps_in_float64(stage, tmp_
 
 DENSE = "network: {kind: mlp, widths: [16]}"
 VIT = "network: {kind: vit, patch: 2, width: 8, depth: 1, heads: 2, decoder_width: 8, decoder_depth: 1}"
+RESIDUAL = "network: {kind: residual, downsampling: 2, width: 32, blocks: 1}"
 CODE = "bottleneck: {kind: identity, channels: 4}"
 OBJECTIVES = {
     "emphasis on elements": (DENSE, CODE, "corruption: {kind: salt-and-pepper}, emphasis: 0.9"),
@@ -59,6 +60,7 @@ OBJECTIVES = {
     "a corrupted code": (DENSE, CODE, "latent_corruption: {kind: interpolation}"),
     "a learned variance": (DENSE, "bottleneck: {channels: 4}", "distance: gaussian, kl: 1"),
     "classes": (DENSE, CODE, "penalties: {classification: {weight: 1}, l1: {weight: 1}, l2: {weight: 1e-3}}"),
+    "a linear start, noise that is set": (RESIDUAL, "bottleneck: {channels: 2, noise: 0.1}", "distance: rmse"),
     "k of many": (DENSE, "bottleneck: {kind: sparse, channels: 24, k: 3}", "kl: 0"),
 }
 

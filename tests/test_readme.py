@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
-SHORT = ("--run.steps", 2, "--run.batch-size", 8, "--autoencoder.network.widths", "[8, 8, 8]")
-SHORT = (*SHORT, "--autoencoder.network.norm-groups", 4)
+SHORT = ("--run.steps", 2, "--run.batch-size", 8, "--autoencoder.network.kind", "kl")  # for the stock exports
+SHORT = (*SHORT, "--autoencoder.network.widths", "[8, 8, 8]", "--autoencoder.network.norm-groups", 4)
 
 
 def words_of(command: str) -> list[str]:

@@ -11,7 +11,6 @@ from ldm.corruption import Corruption, Mask
 
 Count = Annotated[int, AtLeast(1)]
 Weight = Annotated[float, AtLeast(0)]
-Weight = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
 
 
@@ -50,6 +49,7 @@ BOTTLENECKS = {
 DISTANCES = {
     "l1": DistanceFacts("ldm.autoencoder.losses.distance:l1"),
     "mse": DistanceFacts("ldm.autoencoder.losses.distance:mse"),
+    "rmse": DistanceFacts("ldm.autoencoder.losses.distance:rmse"),
     "huber": DistanceFacts("ldm.autoencoder.losses.distance:huber"),
     "gaussian": DistanceFacts("ldm.autoencoder.losses.distance:gaussian", learns_variance=True),
 }
@@ -82,7 +82,7 @@ class ResidualNetworkConfig(Checked):
 
     kind: Literal["residual"] = "residual"
     downsampling: Annotated[int, Between(1, 32)] = 4  # pixels a side that become one latent position
-    width: Count = 96  # channels of the blocks
+    width: Count = 64  # channels of the blocks
     blocks: Count = 2  # residual blocks of the encoder; the decoder has one more
 
 

@@ -69,7 +69,8 @@ def leading_components(patches: Tensor, mean: Tensor, count: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):  # the algorithm draws its first guess from the global generator
         torch.manual_seed(0)
         components = torch.svd_lowrank(rows, q=min(count, *rows.shape), niter=4)[2]
-    return components
+        others = torch.randn(values, count - components.shape[1], dtype=rows.dtype)  # of few images
+    return torch.linalg.qr(torch.cat([components, others], dim=1)).Q
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,10 @@ def to_diffusers(autoencoder: Autoencoder) -> "AutoencoderKL":
     """A copy in diffusers' own class, on the CPU in float32, its latents not standardized."""
     network: object = autoencoder.network
     assert isinstance(network, AutoencoderKLNetwork) and autoencoder.is_autoencoder_kl
+    bottleneck: object = autoencoder.bottleneck
+    if isinstance(bottleneck, GaussianBottleneck) and bottleneck.noise is not None:
+        tensors = diffusers.with_constant_logvar(network.state_dict(), bottleneck.code_std, bottleneck.noise)
+        return diffusers.build(network.kl_config, tensors)
     return network.to_diffusers()
 
 

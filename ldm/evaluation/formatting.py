@@ -43,6 +43,8 @@ def report_table(result: dict[str, Any]) -> str:
     if result["unreadable"]:
         rows.append(("unreadable", f"{result['unreadable']}, replaced by others"))
     rows.append(("PSNR", format_metric(metrics["psnr"], " dB")))
+    if metrics["psnr_of_sample"] is not None:
+        rows.append(("  decoded from a sample", format_metric(metrics["psnr_of_sample"], " dB")))
     for title, name in (("global PCA", "pca_psnr"), ("PCA per patch", "patch_pca_psnr")):
         without = (
             "not defined: too few training images" if protocol["baselines"] else "not measured: no training images"
@@ -63,6 +65,9 @@ def report_table(result: dict[str, Any]) -> str:
             rows.append((title, f"not measured: ask with {advice}"))
     rows += probe_rows(metrics, protocol["probe"]) + code_rows(result)
     rows += [(title, format_metric(metrics[name])) for name, title in LATENT_METRICS.items()]
+    if metrics["latent_noise"] is not None:
+        rows.append(("latent noise", format_metric(metrics["latent_noise"])))
+        rows.append(("bits per latent element", format_metric(metrics["bits_per_latent_element"])))
     width = max(len(title) for title, _ in rows)
     return "\n".join(f"{title:{width}}  {text}" for title, text in rows)
 

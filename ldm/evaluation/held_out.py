@@ -1,17 +1,20 @@
 """Metrics on held-out images (validation), beside what linear codes of the same size reach."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.config import ReconstructionObjectiveConfig
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.restoration import restore
 from ldm.data.datasets import Subset
 from ldm.evaluation.metrics import linear_restoration_psnr, patch_pca_psnr, pca_psnr, psnr
-from ldm.randomness import StepRandom
-from ldm.shapes import rounded
+from ldm.randomness import StepRandom, generator
+from ldm.shapes import Latents, rounded
 
 MAX_IMAGES_FOR_PCA = 5000  # and fewer where together they have more values than
 MAX_VALUES_FOR_PCA = 10**8
@@ -34,6 +37,39 @@ def held_out_psnr(autoencoder: Autoencoder, images: Subset, device: torch.device
         pixels = chunk.images().to(device)
         values.append(psnr(rounded(pixels), rounded(autoencoder.reconstruct(pixels))).cpu())
     return torch.cat(values).mean().item()
+
+
+@torch.no_grad()
+def held_out_psnr_of_sample(autoencoder: Autoencoder, images: Subset, device: torch.device) -> float | None:
+    """The same, decoded from a sample of each posterior, as a denoiser's latents are; None of a deterministic code."""
+    if not autoencoder.bottleneck.is_stochastic:
+        return None
+    values = []
+    for chunk in images.chunks():
+        pixels = chunk.images().to(device)
+        latents = posterior_sample(autoencoder.encode(pixels), chunk.indices)
+        height, width = pixels.shape[2:]
+        values.append(psnr(rounded(pixels), rounded(autoencoder.decode(latents)[..., :height, :width])).cpu())
+    return torch.cat(values).mean().item()
+
+
+def posterior_sample(posterior: Posterior, indices: Sequence[int]) -> Latents:
+    """A sample for each image, whose noise depends on the image's place in the data set alone."""
+    shape, dtype = posterior.mean.shape[1:], posterior.mean.dtype
+    noise = [torch.randn(shape, generator=generator(0, "posterior sample", index), dtype=dtype) for index in indices]
+    return posterior.reparameterize(torch.stack(noise).to(posterior.mean.device))
+
+
+def noise_metrics(autoencoder: Autoencoder) -> dict[str, Any]:
+    """The noise of a code whose noise is set, in units of the standardized latent, and the bits that it leaves.
+
+    A Gaussian channel of variance 1 with noise of standard deviation s in it carries ½ log₂(1 / s²) bits per number,
+    which is ½ log₂(1 + 1/τ²) if τ is the noise beside a code of variance 1.
+    """
+    noise = autoencoder.latent_noise
+    if noise is None:
+        return {"latent_noise": None, "bits_per_latent_element": None}
+    return {"latent_noise": noise.tolist(), "bits_per_latent_element": -noise.double().log2().mean().item()}
 
 
 def for_pca(images: Subset) -> Subset:

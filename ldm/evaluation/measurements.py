@@ -1,7 +1,7 @@
 """The images that are measured, and the measurements of each batch, of which the report is made."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.data.datasets import Subset
 from ldm.errors import CheckpointError
 from ldm.evaluation.feature_networks import FeatureExtractor, PerceptualMetric
+from ldm.evaluation.held_out import posterior_sample
 from ldm.evaluation.metrics import MS_SSIM_SIDE, SSIM_SIDE, ms_ssim, psnr, ssim
 from ldm.evaluation.probes import ProbeInputs, probe_inputs
 from ldm.shapes import Images, rounded, to_uint8
@@ -54,12 +55,16 @@ class BatchMeasurements:
 def measure_batch(
     autoencoder: Autoencoder,
     images: Images,
+    indices: Sequence[int],
     metric: PerceptualMetric | None,
     extractor: FeatureExtractor | None,
     probe: str,
     write: Callable[[Tensor, Tensor], object] | None = None,
 ) -> BatchMeasurements:
-    """Everything about a batch that the report is made of; `write` is given its images and reconstructions as uint8."""
+    """Everything about a batch that the report is made of; `write` is given its images and reconstructions as uint8.
+
+    `indices` are the images' places in the data set.
+    """
     code = autoencoder.raw_posterior(images)
     posterior = code.standardized(autoencoder.latent_mean, autoencoder.latent_std)
     decoded = autoencoder.decode(posterior.mode())[..., : images.shape[2], : images.shape[3]]
@@ -77,6 +82,9 @@ def measure_batch(
         "energy": pixels.cpu().double().square().flatten(1).sum(1),
         "error": (pixels.cpu().double() - again.cpu()).square().flatten(1).sum(1),
     }
+    if autoencoder.bottleneck.is_stochastic:
+        sample = autoencoder.decode(posterior_sample(posterior, indices))[..., : images.shape[2], : images.shape[3]]
+        values["psnr_of_sample"] = psnr(doubles[0], rounded(sample).to(doubles[0].device))
     for name, side, measure in (("ssim", SSIM_SIDE, ssim), ("ms_ssim", MS_SSIM_SIDE, ms_ssim)):
         if min(images.shape[2:]) >= side:
             values[name] = measure(*doubles)

@@ -56,7 +56,7 @@ def evaluate(
 
     def measure(part: Subset, images: Images) -> BatchMeasurements:
         write = None if saved is None else partial(saved.write, part.indices)
-        batch = measure_batch(autoencoder, images, metric, extractor, probe, write)
+        batch = measure_batch(autoencoder, images, part.indices, metric, extractor, probe, write)
         return replace(batch, unreadable=evaluated.images.dataset.unreadable)
 
     batches: list[BatchMeasurements] = []

@@ -13,7 +13,7 @@ from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder
 from ldm.data.datasets import Subset
 from ldm.evaluation.feature_networks import FeatureExtractor, PerceptualMetric
-from ldm.evaluation.held_out import pca_baselines
+from ldm.evaluation.held_out import noise_metrics, pca_baselines
 from ldm.evaluation.measurements import BatchMeasurements, EvaluationSet
 from ldm.evaluation.metrics import (
     KID_SUBSET,
@@ -28,6 +28,7 @@ from ldm.nn.pretrained_weights import sha256_of
 from ldm.randomness import generator
 
 IMAGES_FOR_JACOBIAN = 32
+IMAGE_METRICS = ("psnr", "psnr_of_sample", "ssim", "ms_ssim")  # null where there are none
 SSIM = (
     f"Gaussian window of {SSIM_SIDE} x {SSIM_SIDE} pixels, sigma 1.5, K1 .01, K2 .03, range 255, population covariance;"
     " mean over channels and over the windows inside the image, without padding; for images with smaller sides, none"
@@ -58,7 +59,7 @@ def report(
 ) -> dict[str, Any]:
     """All batches as one report."""
     image, latent = batches[0].shapes
-    metrics: dict[str, Any] = {"psnr": None, "ssim": None, "ms_ssim": None} | {
+    metrics: dict[str, Any] = dict.fromkeys(IMAGE_METRICS) | {
         name: torch.cat([batch.values[name] for batch in batches]).mean().item() for name in batches[0].values
     }
     metrics["explained_variance"] = explained_variance(batches, metrics.pop("energy"), metrics.pop("error"))
@@ -72,6 +73,7 @@ def report(
         "reconstruction": "from the mode of the posterior, clamped",
         "rounding": "images and reconstructions to 8 bits, before every metric",
         "psnr": "dB, of each image with a peak of 255, at most 100; mean over the images",
+        "psnr_of_sample": "the same, decoded from a posterior sample, with noise by the image's place in the data",
         "ssim": SSIM,
         "ms_ssim": MS_SSIM,
         "baselines": f"PCA fitted to {len(evaluated.training)} training images" if evaluated.training else None,
@@ -89,7 +91,9 @@ def report(
     metrics |= latent_metrics(autoencoder, evaluated.images, batches)
     metrics = {name: finite(value) for name, value in metrics.items()}
     if not autoencoder.decodes_images:
-        metrics |= dict.fromkeys(("psnr", "ssim", "ms_ssim", "explained_variance", "pca_psnr", "patch_pca_psnr"))
+        metrics |= dict.fromkeys(
+            ("psnr", "psnr_of_sample", "ssim", "ms_ssim", "explained_variance", "pca_psnr", "patch_pca_psnr")
+        )
     return {
         "protocol": protocol,
         "metrics": metrics,
@@ -170,4 +174,5 @@ def latent_metrics(autoencoder: Autoencoder, images: Subset, batches: list[Batch
         "latent_std": statistics.std.tolist(),
         "latent_spectrum_slope": slope_of(torch.stack([batch.power for batch in batches]).sum(0)),
         "encoder_jacobian": encoder_jacobian(autoencoder, few, generator(0, "jacobian")),
+        **noise_metrics(autoencoder),
     }

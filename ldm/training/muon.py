@@ -59,17 +59,21 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrices: Tensor) -> Tensor:
     """About UVᵀ for each matrix USVᵀ of a batch: its singular values become 0.7 to 1.2 (zero stays zero).
 
-    Five Newton-Schulz iterations of a quintic, in bfloat16 on a GPU.
+    Five Newton-Schulz iterations of a quintic, x ← (a + b xxᵀ + c (xxᵀ)²) x. They are made on xxᵀ, whose side is the
+    shorter one of the matrix, and applied once: of a 3 x 3 filter that is a third of the work.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    is_tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if is_tall else x
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    gram, identity = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    whole = identity
     for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if is_tall else x).to(matrices.dtype)
+        factor = torch.baddbmm(b * gram, gram, gram, alpha=c) + a * identity
+        whole = factor @ whole
+        gram = factor @ gram @ factor
+    x = whole @ x
+    return x.mT if is_tall else x
 
 
 def update_sides(shape: torch.Size) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ldm.randomness import generator
 from ldm.shapes import Images, Labels
@@ -33,3 +34,12 @@ def digits() -> tuple[Images, Labels]:
     found = load_digits()
     images = torch.as_tensor(found.images).to(torch.get_default_dtype()) / 8 - 1
     return images[:, None], torch.as_tensor(found.target)
+
+
+def smooth_images(count: int, *shape: int) -> Images:
+    """Images whose neighboring pixels are alike, as those of photographs are: noise, blurred twice over; float64."""
+    rng, (channels, height, width) = generator(0, "smooth images"), shape
+    noise = torch.randn(count, channels, height + 8, width + 8, generator=rng, dtype=torch.float64)
+    blurred = avg_pool2d(avg_pool2d(noise, 5, 1), 5, 1)
+    mixed = blurred + blurred.mean(1, keepdim=True)  # channels go together
+    return (0.6 * mixed / mixed.std() + 0.1).clamp(-1, 1)

@@ -19,6 +19,7 @@ def run_checks(name: str, *, small: bool = False) -> Iterator["Check"]:
 
 CHECKS = {
     "linear": "a linear autoencoder finds the principal components (PCA)",
+    "lapped": "the lapped transform that a residual autoencoder starts at, and the noise of its code",
     "denoising": "a linear denoising autoencoder is the Wiener filter, not the identity",
     "score": "a denoiser knows the score: a network, an autoencoder, every parametrization",
     "sparse": "planted atoms are found, and target rates of activation kept",

@@ -390,3 +390,21 @@ def test_a_sparse_code_without_a_meaning_is_refused_by_name(wrong, says):
     with pytest.raises(ValueError, match=says) as refused:
         SparseConfig(**wrong)
     assert "\n" not in str(refused.value)
+
+
+def test_noise_that_is_set_stays_beside_a_code_that_grows_and_micro_batches_count_as_one():
+    """A fixed variance would let the encoder escape the noise by scaling its code up."""
+    bottlenecks = [GaussianBottleneck(GaussianConfig(channels=2, noise=0.1)) for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(300):
+        moments = 1.01**step * torch.randn(8, 2, 4, 4, generator=generator)
+        whole, parts = bottlenecks
+        whole.update_usage(whole(moments).posterior.mean, step)
+        halves = [parts(half).posterior.mean for half in moments.chunk(2)]
+        for number, half in enumerate(halves):
+            parts.update_usage(half, step, is_last=number == 1)
+    torch.testing.assert_close(whole.moments, parts.moments, rtol=1e-4, atol=1e-6)
+    posterior = whole(moments).posterior
+    ratio = posterior.variance.sqrt().mean() / posterior.mean.std()
+    assert moments.std() > 15 and 0.05 < ratio < 0.12
+    assert {"moments"} == set(whole.state_dict()) and not GaussianBottleneck(GaussianConfig()).state_dict()

@@ -299,7 +299,9 @@ def test_a_pretrained_network_is_refused_another_bottleneck_in_one_line(bottlene
     config = AutoencoderConfig(
         network=PretrainedNetworkConfig(path=str(pretrained_folder(tmp_path))), bottleneck=bottleneck
     )
-    with pytest.raises(ConfigError, match=r"^autoencoder\.network\.kind pretrained needs .*bottleneck\.kind gaussian$"):
+    with pytest.raises(
+        ConfigError, match=r"^autoencoder\.network\.kind pretrained needs .*bottleneck\.kind gaussian, "
+    ):
         create_trainable(config, image=(3, 32, 32))
 
 
@@ -367,3 +369,23 @@ def test_sample_size_of_the_exported_config_is_that_of_the_training_images():
     config = AutoencoderConfig(network=KLNetworkConfig(widths=(8, 8), norm_groups=4))
     autoencoder = create_trainable(config, image=(3, 16, 24))
     assert to_diffusers(autoencoder).config.sample_size == 24
+
+
+def test_a_kl_network_whose_noise_is_set_is_exported_with_that_noise_and_the_same_latents(tmp_path: Path):
+    """AutoencoderKL expects a log variance from its encoder, and this one gives none."""
+    config = AutoencoderConfig(
+        network=KLNetworkConfig(widths=(8, 8), norm_groups=4), bottleneck=GaussianConfig(channels=2, noise=0.1)
+    )
+    torch.manual_seed(0)
+    autoencoder = create_trainable(config, image=(3, 16, 16)).eval().requires_grad_(False)
+    autoencoder.initialize(lambda count: images(3, 16))
+    autoencoder.standardize(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.5]))
+    autoencoder.save(tmp_path)
+    expected, found = autoencoder.encode(images(3, 16)), Autoencoder.load(tmp_path).encode(images(3, 16))
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-4, atol=0)
+    noise = autoencoder.latent_noise
+    assert noise is not None
+    torch.testing.assert_close(found.variance.sqrt().mean((0, 2, 3)), noise, rtol=1e-4, atol=0)
+    again = Autoencoder.load(tmp_path).decode(expected.mean)
+    torch.testing.assert_close(again, autoencoder.decode(expected.mean), rtol=1e-3, atol=1e-4)

@@ -1,6 +1,7 @@
 """diffusers' AutoencoderKL: reads any with its scaling factor, and folds the latent statistics into its weights."""
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -202,6 +203,22 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Autoenco
         raise ValueError(f"{other[0]} is of shape {found} instead of {expected}")
     kl.load_state_dict({name: value.detach().float().cpu().clone() for name, value in tensors.items()}, assign=True)
     return validated(kl)
+
+
+def with_constant_logvar(tensors: Mapping[str, Tensor], std: Tensor, noise: float) -> dict[str, Tensor]:
+    """Weights of an AutoencoderKL whose posterior has the standard deviation `noise` everywhere.
+
+    `tensors` are those of a network that gives means alone, which are then divided by `std`, channels x 1 x 1.
+    """
+    wide = {name: value.detach().double() for name, value in tensors.items()}
+    weight, bias = wide["quant_conv.weight"], wide["quant_conv.bias"]
+    logvar = torch.full_like(bias, 2 * math.log(noise))
+    for name in ("encoder.conv_out.weight", "encoder.conv_out.bias"):
+        wide[name] = torch.cat([wide[name], torch.zeros_like(wide[name])])
+    means = torch.cat([weight / std[..., None].to(weight), torch.zeros_like(weight)], dim=1)
+    wide["quant_conv.weight"] = torch.cat([means, torch.zeros_like(means)])
+    wide["quant_conv.bias"] = torch.cat([bias / std.flatten().to(bias), logvar])
+    return wide
 
 
 def statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

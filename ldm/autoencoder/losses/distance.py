@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ldm.shapes import Images
 
-EPSILON = 1e-6  # added to the variance of a patch
+EPSILON = 1e-6  # added to the variance of a patch, and to the mean square of a difference
 HUBER_DELTA = 0.1  # of the Huber distance, where images are in [-1, 1]
 
 
@@ -20,6 +20,17 @@ def l1(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
 def mse(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
     """Squared difference."""
     return (images - reconstruction).square()
+
+
+def rmse(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:
+    """(d² / r + r) / 2 of the difference d, with r the root of the mean of d² over the image.
+
+    Its mean over an image is r, and so is its gradient that of r: an image that is nearly right counts as much as one
+    that is not, as in the mean PSNR.
+    """
+    squared = (images - reconstruction).square()
+    root = (squared.detach().flatten(1).mean(1) + EPSILON).sqrt().view(-1, *[1] * (squared.ndim - 1))
+    return 0.5 * (squared / root + root)
 
 
 def huber(images: Images, reconstruction: Images, logvar: Tensor) -> Tensor:

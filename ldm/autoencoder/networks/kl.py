@@ -71,7 +71,8 @@ class PretrainedNetwork(AutoencoderKLNetwork):
     ):
         """Raises ConfigError if its channels are not those that are asked for, CheckpointError if there is none."""
         if encoder_channels != 2 * latent_channels:
-            raise ConfigError("autoencoder.network.kind pretrained needs autoencoder.bottleneck.kind gaussian")
+            needed = "autoencoder.bottleneck.kind gaussian, and its noise null: the file has learned it"
+            raise ConfigError(f"autoencoder.network.kind pretrained needs {needed}")
         try:
             super().__init__(diffusers.read(config.path))
         except CheckpointError as error:

@@ -107,3 +107,16 @@ def test_without_emphasis_and_where_all_or_nothing_was_corrupted_all_weigh_the_s
     ]
     for each in found:
         torch.testing.assert_close(each, distance.mean(), rtol=1e-12, atol=0)
+
+
+def test_rmse_has_the_value_and_the_gradient_of_the_root_of_each_images_mean_square():
+    images = torch.rand(3, 2, 4, 5, dtype=torch.float64)
+    found = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(1)).double()
+    plain = found.clone().requires_grad_()
+    found.requires_grad_()
+    value = DISTANCES["rmse"].load()(images, found, torch.zeros(2, 1, 1)).mean()
+    expected = ((plain - images).square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(found.grad, plain.grad, rtol=1e-9, atol=0)
