@@ -37,11 +37,12 @@ def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
         exported = Autoencoder.load(run.folder.path / "vae").to(run.device)
         again = latent_statistics(exported, training, run.device)
         metrics |= {"latent_mean": again.mean.tolist(), "latent_std": again.std.tolist()}
-        metrics |= noise_metrics(exported)
+        metrics |= {name: value for name, value in noise_metrics(exported).items() if value is not None}
         if len(held_out):
             if exported.decodes_images:
                 metrics["held_out_psnr"] = held_out_psnr(exported, held_out, run.device)
-                metrics["held_out_psnr_of_sample"] = held_out_psnr_of_sample(exported, held_out, run.device)
+                if exported.bottleneck.is_stochastic:
+                    metrics["held_out_psnr_of_sample"] = held_out_psnr_of_sample(exported, held_out, run.device)
             metrics |= pca_baselines(training, held_out, autoencoder.active_shape(training.shape[1:]))
             metrics |= restoration_metrics(exported, objective, training, held_out, run.device)
         write_atomically(run.folder.path / "report.json", json.dumps(metrics, indent=2).encode())
