@@ -49,7 +49,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
-    from ldm.latents import LatentBatches, above_noise, initialize_skip, open_autoencoder, open_latents, settled
+    from ldm.latents import LatentBatches, above_noise, initialize_skip, open_autoencoder, open_latents, possible_skip
     from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser
     from ldm.randomness import seed_weights
     from ldm.training.run import Run
@@ -69,7 +69,7 @@ def train(config: TrainDiffusionConfig, out: Path, *, source: str | None, cache:
 
     seed_weights(config.run.seed)
     guided = config.objective.condition_dropout > 0
-    denoiser_config = settled(config.denoiser, latents, training, run.print)
+    denoiser_config = possible_skip(config.denoiser, latents, training, run.print)
     sampling = above_noise(config.sampling, autoencoder.latent_noise, run.print)
     model = DiffusionModelConfig(latents.shape, dataset.schema, denoiser_config, sampling, guided)
     denoiser = create_denoiser(model)

@@ -173,7 +173,7 @@ def build_cache(folder: Path, expected: str, autoencoder: Autoencoder, dataset: 
     write_atomically(folder / "cache.json", json.dumps({"fingerprint": expected, "shape": shape}).encode())
 
 
-def settled(
+def possible_skip(
     config: DenoiserConfig, latents: LatentCache, training: Subset, say: Callable[[str], None]
 ) -> DenoiserConfig:
     """The same config, with a scalar skip where the latents are too large or too few for a Gaussian, which is said."""

@@ -41,7 +41,7 @@ from ldm.latents import (
     gaussian_of,
     open_autoencoder,
     open_cache,
-    settled,
+    possible_skip,
 )
 from ldm.randomness import generator
 from tests.support.scripts import Stage
@@ -395,10 +395,10 @@ def test_the_gaussian_of_the_latents_is_that_of_posterior_samples_of_images_and_
 def test_a_gaussian_skip_is_off_and_said_so_for_latents_that_are_too_large_or_too_few(cache, dataset):
     training, _ = dataset.split()
     asked, said = DenoiserConfig(skip=GaussianSkipConfig()), list[str]()
-    assert settled(asked, cache, training, said.append) == asked and not said
+    assert possible_skip(asked, cache, training, said.append) == asked and not said
     large = replace(cache, moments=np.broadcast_to(np.float32(0), (1, 60, 4, 65, 64)))
     for latents, images in ((large, training), (cache, training.evenly_spaced(1))):
-        assert settled(asked, latents, images, said.append).skip == ScalarSkipConfig()
+        assert possible_skip(asked, latents, images, said.append).skip == ScalarSkipConfig()
     assert len(said) == 2 and all("denoiser.skip gaussian is off" in line for line in said)
     assert "8,320 numbers takes 4.1 GiB" in said[0] and "two or more" in said[1]
 
