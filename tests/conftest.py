@@ -16,11 +16,32 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from ldm.training.processes import Processes
 from tests.support.backbones import random_alexnet
 from tests.support.miniatures import STAGE_ONE, STAGE_TWO
 from tests.support.scripts import Stage
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_processes_are_left() -> Iterator[None]:
+    """What a test knew of processes ends with it, or the next one's forked children would take it for theirs."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].PartialState._reset_state()
+
+
+@pytest.fixture
+def short_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier of `ldm evaluate --generate` learns for a few steps only."""
+    monkeypatch.setattr("ldm.evaluation.classifier.STEPS", 20)
+
+
+@pytest.fixture
+def processes() -> Processes:
+    """The only process."""
+    return Processes("cpu")
 
 
 @pytest.fixture(scope="session")

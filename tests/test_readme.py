@@ -43,6 +43,8 @@ def workplace(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (place / "my" / "images").symlink_to(shapes_folder)
     before = Path.cwd()
     os.chdir(place)
+    short = pytest.MonkeyPatch()
+    short.setattr("ldm.evaluation.classifier.STEPS", 20)
     try:
         for command in COMMANDS:
             if not command.startswith(("python ", "ldm ")) or "runs/" not in command or "runs/demo" in command:
@@ -50,6 +52,7 @@ def workplace(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             outcome: Outcome = typed(command)
             assert outcome.code == 0, outcome.err
     finally:
+        short.undo()
         os.chdir(before)
     return place
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from tests.support.scripts import ran
 
+pytestmark = pytest.mark.usefixtures("short_classifier")
+
 
 def test_samples_of_a_model_are_compared_with_the_images_that_it_was_trained_on(
     finished_diffusion: Path, tmp_path: Path

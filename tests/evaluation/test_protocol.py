@@ -1,13 +1,11 @@
 """The protocol on autoencoders whose metrics are known."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,12 +46,6 @@ class Squares(AutoencoderNetwork):
 
 def squares(error: float) -> Autoencoder:
     return Autoencoder(Squares(error), GaussianBottleneck(GaussianConfig(channels=12)))
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    yield Processes("cpu")
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,16 @@
 """Saved images: one folder of files for a data set of any names, whole or not there."""
 
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import PartialState
 from PIL import Image
 
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import CheckpointError
 from ldm.evaluation.saved_images import SavedImages, file_names
-from ldm.training.processes import Processes
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    yield Processes("cpu")
-    PartialState._reset_state()
 
 
 @pytest.fixture
