@@ -128,7 +128,7 @@ def test_a_validation_that_is_saved_and_read_again_goes_on_as_if_nothing_had_hap
 # Whole runs. At this learning rate the held-out loss rises after a few steps.
 
 RISING = ("--run.keep", "best", "--run.steps", 12, "--run.sample-every", 2, "--run.checkpoint-every", 3)
-RISING += ("--optim.lr", 0.3, "--optim.schedule", "constant", "--run.log-every", 1)
+RISING += ("--optim.lr", 2.0, "--optim.warmup", 30, "--optim.schedule", "constant", "--run.log-every", 1)
 
 
 @pytest.fixture(scope="module")
