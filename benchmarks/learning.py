@@ -1,4 +1,4 @@
-"""How fast autoencoders learn: held-out PSNR after so many CPU seconds of training, each budget a run of its own.
+"""Benchmark of stage one: held-out PSNR of autoencoders per CPU second of training, each budget a run of its own.
 
     python benchmarks/learning.py runs/learning
     python benchmarks/learning.py runs/learning --rows residual kl --budgets 60 --seeds 0

@@ -29,7 +29,7 @@ from ldm.config import reader
 from ldm.config.yaml_file import read_yaml
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
+from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
 from ldm.evaluation.metrics import frechet_distance, kernel_distance
 from ldm.evaluation.panels import SamplePanel
@@ -83,7 +83,8 @@ class Data:
         """The held-out loss at each noise level."""
         clean, condition = self.latents.posterior(self.held_out.indices).mode(), self.held_out.condition
         sigmas = list(SamplePanel.sigmas)
-        found = loss_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=torch.device("cpu"))
+        each = losses_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=torch.device("cpu"))
+        found = {sigma: losses.mean().item() for sigma, losses in each.items()}
         return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a distributed run agree on: means, and the weights that they begin with."""
+"""Collectives of a distributed run: means over the processes, and the broadcast of initial weights."""
 
 from typing import Any
 

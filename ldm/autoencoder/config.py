@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from ldm.autoencoder.losses.config import DiscriminatorConfig, EquivarianceConfig, PerceptualConfig
+from ldm.autoencoder.losses.config import DiscriminatorConfig, EquivarianceConfig, PerceptualConfig, Weight
 from ldm.autoencoder.penalty import PenaltiesConfig
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
 from ldm.corruption import Corruption, Mask
 
 Count = Annotated[int, AtLeast(1)]
-Weight = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
 
 

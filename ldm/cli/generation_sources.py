@@ -1,4 +1,4 @@
-"""What `ldm evaluate` of generated images opens: a model or a folder of samples, and the real images beside them."""
+"""Inputs of `ldm evaluate` for generated images: a model or a folder of samples, and the real images beside them."""
 
 import argparse
 import json

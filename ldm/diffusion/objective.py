@@ -42,25 +42,6 @@ def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: 
     return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
 
 
-def loss_by_sigma(
-    denoiser: Denoiser,
-    latents: Latents,
-    condition: Condition,
-    sigmas: list[float],
-    *,
-    seed: int,
-    device: torch.device,
-    batch_size: int = 256,
-) -> dict[float, float]:
-    """The squared error (1 + σ²) / σ² ‖D − x‖² at fixed noise levels with fixed noise: comparable between runs.
-
-    The weight is that of EDM, whatever the parametrization and the skip: a network of zeros scores 1 with the skip of
-    EDM, and less with a better one. On held-out latents (validation) it shows overfitting that samples hide.
-    """
-    each = losses_by_sigma(denoiser, latents, condition, sigmas, seed=seed, device=device, batch_size=batch_size)
-    return {sigma: losses.mean().item() for sigma, losses in each.items()}
-
-
 @torch.no_grad()
 def losses_by_sigma(
     denoiser: Denoiser,
@@ -72,7 +53,12 @@ def losses_by_sigma(
     device: torch.device,
     batch_size: int = 256,
 ) -> dict[float, Tensor]:
-    """The same for each latent, float64 on the CPU: two denoisers can be compared latent by latent."""
+    """The squared error (1 + σ²) / σ² ‖D − x‖² of each latent at fixed noise levels, float64 on the CPU.
+
+    The noise is fixed, so two denoisers can be compared latent by latent. The weight is that of EDM, whatever the
+    parametrization and the skip: a network of zeros scores 1 with the skip of EDM, and less with a better one. On
+    held-out latents (validation) it shows overfitting that samples hide.
+    """
     losses, condition = {}, condition.to(device)
     for place, level in enumerate(sigmas):
         noise = torch.randn(latents.shape, generator=generator(seed, "held-out noise", place))

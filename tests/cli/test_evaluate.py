@@ -18,7 +18,8 @@ from PIL import Image
 from ldm import Autoencoder
 from ldm.shapes import to_float, to_uint8
 from tests.support.backbones import random_alexnet
-from tests.support.scripts import ROOT, Outcome, ran, script, together
+from tests.support.evaluate_command import evaluated, measured
+from tests.support.scripts import ROOT, ran, script, together
 
 
 def networks() -> tuple[object, ...]:
@@ -30,17 +31,6 @@ def networks() -> tuple[object, ...]:
 def imported_once() -> None:
     """What every forked child would import by itself."""
     import ldm.evaluation.protocol  # noqa: F401
-
-
-def evaluated(*arguments: object) -> Outcome:
-    return ran("ldm.cli.main", "evaluate", *arguments)
-
-
-def measured(out: Path, *arguments: object) -> dict[str, Any]:
-    """What the command writes, once it has succeeded."""
-    outcome = evaluated(*arguments, "--out", out)
-    assert outcome.code == 0, outcome.err
-    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from ldm.pipeline import LatentDiffusion, save_denoiser
 from ldm.shapes import to_float, to_uint8
 from tests.support.backbones import random_alexnet
 from tests.support.diffusion_models import diffusion_model
-from tests.support.scripts import Outcome, ran, script, together
+from tests.support.evaluate_command import evaluated, measured
+from tests.support.scripts import script, together
 
 SAMPLING = ("--generate", 12, "--steps", 3, "--batch-size", 5)
 
@@ -29,17 +30,6 @@ def imported_once_and_trained_for_a_few_steps() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ldm.evaluation.classifier.STEPS", 3)
         yield
-
-
-def evaluated(*arguments: object) -> Outcome:
-    return ran("ldm.cli.main", "evaluate", *arguments)
-
-
-def measured(out: Path, *arguments: object) -> dict[str, Any]:
-    """What the command writes, once it has succeeded."""
-    outcome = evaluated(*arguments, "--out", out)
-    assert outcome.code == 0, outcome.err
-    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")

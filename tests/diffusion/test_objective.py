@@ -18,7 +18,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, fit_gaussian
 from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import sample_sigmas
-from ldm.diffusion.objective import DenoisingObjective, loss_by_sigma
+from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.randomness import generator
 from ldm.script_configs import TrainDiffusionConfig
 from ldm.training import dry_run
@@ -60,7 +60,8 @@ def denoiser_of(config: UNetConfig = SMALL, *, perturbed: bool = False, parametr
 
 def held_out_losses(denoiser: Denoiser, latents: Tensor, sigmas: list[float], **options: Any) -> dict[float, float]:
     """The objective at fixed noise levels, with fixed noise and labels in turn."""
-    return loss_by_sigma(denoiser, latents, labels_of(len(latents)), sigmas, device=CPU, **{"seed": 0, **options})
+    each = losses_by_sigma(denoiser, latents, labels_of(len(latents)), sigmas, device=CPU, **{"seed": 0, **options})
+    return {sigma: losses.mean().item() for sigma, losses in each.items()}
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)

@@ -10,7 +10,7 @@ from PIL import Image
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import open_dataset
 from ldm.diffusion.gaussian import LatentGaussian
-from ldm.diffusion.objective import loss_by_sigma
+from ldm.diffusion.objective import losses_by_sigma
 from ldm.evaluation.denoising import SIGMAS, denoising_losses
 from ldm.evaluation.image_sets import allocated_labels
 from ldm.evaluation.samples import labels_of
@@ -50,7 +50,8 @@ def test_the_loss_by_noise_level_is_that_of_the_objective_with_the_weight_of_edm
     latents = torch.randn(9, *model.config.latent_shape, generator=torch.Generator().manual_seed(0))
     condition = model.config.schema.condition(torch.arange(9) % 2)
     found = denoising_losses(model, None, latents, condition)
-    expected = loss_by_sigma(model.denoiser, latents, condition, list(SIGMAS), seed=0, device=torch.device("cpu"))
+    each = losses_by_sigma(model.denoiser, latents, condition, list(SIGMAS), seed=0, device=torch.device("cpu"))
+    expected = {sigma: losses.mean().item() for sigma, losses in each.items()}
     assert found == {"sigma": list(SIGMAS), "loss": pytest.approx(list(expected.values()), rel=1e-5)}
 
 
