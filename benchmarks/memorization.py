@@ -27,11 +27,11 @@ EMOJI = SHARED / "noto-emoji-64"
 FEW = 200
 AUTOENCODER = (
     "--data.flip false --autoencoder.network.kind residual --autoencoder.network.downsampling 16"
-    " --autoencoder.bottleneck.channels 32 --autoencoder.bottleneck.noise 0.05 --run.batch-size 16 --run.steps 1"
+    " --autoencoder.bottleneck.channels 8 --autoencoder.bottleneck.noise 0.05 --run.batch-size 16 --run.steps 1"
 )
 DENOISER = (
-    "--data.flip false --denoiser.network.dropout 0 --denoiser.network.widths '[32, 64]'"
-    " --denoiser.network.attention '[]' --optim.kind muon --optim.lr 5e-3 --optim.schedule linear --run.batch-size 128"
+    "--data.flip false --denoiser.network.dropout 0 --denoiser.network.widths '[64, 128]'"
+    " --denoiser.network.attention '[]' --optim.kind muon --optim.lr 5e-3 --optim.schedule linear --run.batch-size 64"
 )
 COLUMNS = {
     "training images": ("training_images", "{:,}"),
