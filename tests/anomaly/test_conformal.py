@@ -48,7 +48,9 @@ def test_benjamini_hochberg_selects_all_up_to_the_last_that_passes() -> None:
     p_values = torch.tensor([0.01, 0.9, 0.045, 0.02, 0.3], dtype=torch.float64)
     assert benjamini_hochberg(p_values, 0.1).tolist() == [True, False, True, True, False]  # .045 ≤ 3/5 · .1
     assert not benjamini_hochberg(p_values, 0.01).any()
-    assert benjamini_hochberg(torch.tensor([0.04, 0.05]), 0.05).all()  # .04 > .05 / 2, but .05 ≤ .05 passes both
+    assert benjamini_hochberg(
+        torch.tensor([0.04, 0.05], dtype=torch.float64), 0.05
+    ).all()  # .04 > .05 / 2, but .05 ≤ .05 passes both
     with pytest.raises(ConfigError, match="false-discovery rate"):
         benjamini_hochberg(p_values, 0.0)
 
