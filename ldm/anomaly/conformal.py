@@ -16,19 +16,39 @@ from ldm.shapes import Scalars
 
 def conformal_threshold(calibration: Scalars, alpha: float) -> float:
     """The ⌈(n + 1)(1 − α)⌉-th smallest of n calibration scores: an image whose score is above it is an anomaly."""
-    check_alpha(alpha)
+    check_enough(len(calibration), alpha)
     if not bool(torch.isfinite(calibration).all()):
         count = int((~torch.isfinite(calibration)).sum())
         raise DataError(f"{count} of {len(calibration)} calibration scores are not finite numbers")
-    count = len(calibration)
-    # (n + 1)(1 − α) without the rounding errors that would push a whole number over the next one.
-    place = math.ceil(round((count + 1) * (1 - alpha), 9))
-    if place > count:
+    return float(calibration.double().sort().values[threshold_place(len(calibration), alpha) - 1])
+
+
+def threshold_place(count: int, alpha: float) -> int:
+    """⌈(n + 1)(1 − α)⌉, without the rounding errors that would push a whole number over the next one."""
+    return math.ceil(round((count + 1) * (1 - alpha), 9))
+
+
+def check_enough(count: int, alpha: float, uses: str = "") -> None:
+    """Raise DataError for so few calibration images that no threshold among their scores has this false-alarm rate.
+
+    `uses` says what all of the normal images are for.
+    """
+    check_alpha(alpha)
+    if threshold_place(count, alpha) > count:
         raise DataError(
             f"{count} calibration images cannot hold a false-alarm rate of {alpha:g}: give at least"
             f" {images_needed(alpha)} normal images for it, or allow a rate of {math.ceil(1e4 / (count + 1)) / 1e4:g}"
+            + (f" ({uses})" if uses else "")
         )
-    return float(calibration.double().sort().values[place - 1])
+
+
+def rate_spread(count: int, alpha: float) -> float:
+    """The standard deviation of the false-alarm rate over calibration sets of this size.
+
+    With continuous scores the rate of one threshold is distributed as Beta(n + 1 − k, k), k being its place.
+    """
+    place = threshold_place(count, alpha)
+    return math.sqrt((count + 1 - place) * place / ((count + 1) ** 2 * (count + 2)))
 
 
 def images_needed(alpha: float) -> int:
