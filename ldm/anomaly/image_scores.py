@@ -1,12 +1,9 @@
 """Scores of the images of a data set, on as many processes as there are; one that cannot be read is named, not lost."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from ldm.anomaly.detector import AnomalyDetector, AnomalyScores
 from ldm.data.datasets import Dataset
@@ -71,9 +68,6 @@ class ImageScorer:
             failures |= result[1]
             parts += [result[2]] if result[2] is not None else []
             self.on_images(len(batch))
-            if self.processes.is_main:
-                for failure in result[1].values():
-                    tqdm.write(f"unreadable: {failure}", file=sys.stderr)
         if not parts:
             raise DataError(
                 f"none of the {len(indices)} images can be read, for instance {next(iter(failures.values()))}"

@@ -1,4 +1,4 @@
-"""Finds what does not belong: fits a detector to normal images, scores others with it, and measures it on labeled ones."""
+"""Finds what does not belong: fits a detector to normal images, scores others, and measures it on labeled ones."""
 
 import importlib
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""Measures an anomaly detector on labeled images: one class against the others, or the test images of MVTec's layout."""
+"""Measures an anomaly detector on labeled images: a class against the others, or the test part of MVTec's layout."""
 
 import argparse
 import json
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
 
 def labeled_images(options: argparse.Namespace, detector: "AnomalyDetector") -> "LabeledImages":
     """The images to measure on, or an error where nothing says which of them are normal, or all are of one kind."""
-    from ldm.anomaly.labeled_images import LabeledImages, mvtec_labeled, one_class_normal
+    from ldm.anomaly.labeled_images import mvtec_labeled, one_class_normal
     from ldm.anomaly.normal_images import NormalImages
 
     known = NormalImages.load(Path(options.detector), detector.shape)

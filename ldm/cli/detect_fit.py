@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from ldm.data.config import DataSourceConfig
     from ldm.data.datasets import Subset
 
-SETTINGS = reader.setting_names(DetectorConfig)
+SETTINGS = reader.setting_names(DetectorConfig)  # the first is `scores`
 
 
 def parser() -> Parser:
     """The command line; the settings of the detector are described as those of the training scripts are."""
     found = Parser("ldm detect fit", __doc__ or "")
     found.formatter_class = argparse.RawDescriptionHelpFormatter
+    settings = describe(DetectorConfig, without=("scores",))
     scores = "\n".join(f"  {name:24} {facts.sees}" for name, facts in SCORES.items())
-    found.epilog = f"settings of the detector:\n{describe(DetectorConfig)}\n\nscores:\n{scores}"
+    found.epilog = f"settings of the detector:\n{settings}\n\nscores, and what each sees:\n{scores}"
     add = found.add_argument
     run = "a finished run of either script or what else ldm evaluate takes; or pca:K, features:FOLDER, which need none"
     add("run", metavar="RUN", help=run)
@@ -40,7 +41,8 @@ def parser() -> Parser:
     add("--channels", metavar="N", type=int, help="of the images (as the run takes them)")
     add("--batch-size", metavar="N", type=int, default=32, help="images at a time (%(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
-    for name in SETTINGS:
+    add("--scores", metavar="A,B,...", help="names from below, all, or default; several are combined (default)")
+    for name in SETTINGS[1:]:
         add(*dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]), dest=name, help=argparse.SUPPRESS)
     return found
 
@@ -88,7 +90,7 @@ def main(arguments: list[str]) -> None:
             config,
             processes=processes,
             batch_size=options.batch_size,
-            say=tqdm.write if processes.is_main else lambda line: None,
+            say=print if processes.is_main else lambda line: None,
             on_images=bar.update,
         )
 

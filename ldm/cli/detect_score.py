@@ -129,12 +129,13 @@ def say_not_finite(found: "ImageScores") -> None:
 
 
 def fail_if_unreadable(found: "ImageScores", place: str, processes: "Processes") -> None:
-    """Raise DataError, on every process and said once, if images have no score; all files are written by then."""
+    """Name the images without a score, and raise DataError on every process; all files are written by then."""
 
     def fail() -> None:
+        for failure in found.failures.values():
+            print(f"unreadable: {failure}", file=sys.stderr)
         if found.failures:
             count, total = len(found.failures), len(found.indices)
-            first = next(iter(found.failures.values()))
-            raise DataError(f"{count} of {total} images cannot be read and have no score in {place}: {first}")
+            raise DataError(f"{count} of {total} images cannot be read and have no score in {place}")
 
     processes.on_main(fail)
