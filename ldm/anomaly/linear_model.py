@@ -41,11 +41,11 @@ class LinearModel:
 
     def coordinates(self, vectors: Tensor) -> Tensor:
         """Batch x k."""
-        return (vectors - self.mean) @ self.directions
+        return (vectors - self.mean) @ self.directions.to(vectors.dtype)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """The vectors of these coordinates."""
-        return self.mean + coordinates @ self.directions.mT
+        return self.mean + coordinates @ self.directions.to(coordinates.dtype).mT
 
     def to(self, device: torch.device | str) -> Self:
         """On another device."""
