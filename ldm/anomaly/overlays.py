@@ -17,7 +17,7 @@ class HeatScale:
     """Which values of a map are colored how; the same for all images, so that normal ones stay without color."""
 
     start: float  # uncolored up to here
-    threshold: float  # what is above is outlined; the color is half as full here as it gets
+    threshold: float  # what is above is outlined
 
     @classmethod
     def of_peaks(cls, peaks: Tensor, threshold: float) -> Self:
@@ -25,9 +25,13 @@ class HeatScale:
         return cls(float(peaks.double().median()), threshold)
 
     def level(self, maps: Tensor) -> Tensor:
-        """From 0, uncolored, to 1; what is not a number is as high as can be."""
-        width = max(2 * (self.threshold - self.start), 1e-12)
-        return ((maps.double() - self.start) / width).nan_to_num(1.0).clamp(0, 1)
+        """From 0, uncolored, to 1, which is never reached but by what is no number: a third at the threshold.
+
+        With u = (value - start) / (threshold - start) it is u / (u + 2): defects of any strength keep their shades.
+        """
+        above = (maps.double() - self.start) / max(self.threshold - self.start, 1e-12)
+        above = above.clamp_min(0)
+        return (above / (above + 2)).nan_to_num(1.0)
 
 
 def overlay(image: Tensor, anomaly_map: Tensor, scale: HeatScale) -> Tensor:

@@ -36,9 +36,14 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
     check_at_least_one(options, "batch_size")
-    for name in ("out", "csv", "panel"):
-        if path := getattr(options, name):
-            check_new(f"--{name}", path)
+    known: dict[Path, str] = {}
+    for flag, path in (("--out", options.out), ("--csv", options.csv), ("--panel", options.panel)):
+        if path is None:
+            continue
+        check_new(flag, path)
+        if other := known.get(path.resolve()):
+            raise ConfigError(f"{flag} {path} is the file of {other} too")
+        known[path.resolve()] = flag
     if options.panel and options.panel.suffix.lower() != ".png":
         raise ConfigError(f"--panel {options.panel} must end in .png")
     return options
@@ -53,6 +58,7 @@ def main(arguments: list[str]) -> None:
 
     from ldm.anomaly.detector import AnomalyDetector
     from ldm.anomaly.image_scores import ImageScorer
+    from ldm.data.summary import what_was_found
     from ldm.training.processes import Processes
 
     processes = Processes(options.device)
@@ -60,12 +66,16 @@ def main(arguments: list[str]) -> None:
         lambda: AnomalyDetector.load(options.detector, model=options.model, device=processes.device)
     )
     labeled = processes.main_first(lambda: labeled_images(options, detector))
+    if processes.is_main:
+        print(what_was_found(labeled.dataset))
+        if labeled.left_out:
+            print(f"left out, as the detector was made with them: {labeled.left_out:,} normal images")
     total = len(labeled.indices)
     with tqdm(total=total, desc="scoring", unit="image", delay=1, disable=not processes.is_main) as bar:
         scorer = ImageScorer(detector, processes, options.batch_size, bar.update)
         found = scorer.score(labeled.dataset, labeled.indices, keep_maps=labeled.masks is not None)
     processes.on_main(lambda: write_results(options, detector, labeled, found, processes))
-    fail_if_unreadable(found, str(options.csv or "the table of --csv"), processes)
+    fail_if_unreadable(found, "were not measured", processes)
     processes.end()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,10 @@ def parser() -> Parser:
     found = Parser("ldm detect fit", __doc__ or "")
     found.formatter_class = argparse.RawDescriptionHelpFormatter
     settings = describe(DetectorConfig, without=("scores",))
-    scores = "\n".join(f"  {name:24} {facts.sees}" for name, facts in SCORES.items())
+    scores = "\n".join(
+        textwrap.fill(facts.sees, 120, initial_indent=f"  {name:24} ", subsequent_indent=" " * 27)
+        for name, facts in SCORES.items()
+    )
     found.epilog = f"settings of the detector:\n{settings}\n\nscores, and what each sees:\n{scores}"
     add = found.add_argument
     run = "a finished run of either script or what else ldm evaluate takes; or pca:K, features:FOLDER, which need none"
@@ -113,8 +117,11 @@ def normal_images(
     from ldm.data.datasets import Subset, open_dataset
     from ldm.data.decoding import UnreadableImage
     from ldm.data.split import split_groups
+    from ldm.data.summary import what_was_found
 
     dataset = open_dataset(replace(data, max_unreadable=1.0), progress=is_main)
+    if is_main:
+        print(what_was_found(dataset))
     chosen = list(range(len(dataset)))
     if options.normal_class is not None:
         label = class_index(dataset, options.normal_class, options.normal)

@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
     from ldm.anomaly.normal_images import NormalImages
     from ldm.anomaly.score_files import ScoreFolder, heat_scale
     from ldm.data.mvtec import is_mvtec
+    from ldm.data.summary import what_was_found
     from ldm.training.processes import Processes
 
     if is_mvtec(options.images):
@@ -76,6 +77,8 @@ def main(arguments: list[str]) -> None:
     reading = NormalImages.load(Path(options.detector), detector.shape).reading
     config = data_config(options.images, reading, labels="none", split="none", held_out=0.0)
     dataset = processes.main_first(lambda: listed(config))
+    if processes.is_main:
+        print(what_was_found(dataset))
     folder = ScoreFolder(options.out, dataset, None if options.no_maps else heat_scale(detector))
     with ExitStack() as stack:
         bar = stack.enter_context(
@@ -87,7 +90,7 @@ def main(arguments: list[str]) -> None:
         anomalies = processes.on_main(lambda: write_results(options, folder, detector, found, processes))
     if processes.is_main:
         print(f"{options.out}: {len(found.readable)} images, {anomalies} of them anomalies")
-    fail_if_unreadable(found, f"{options.out / 'scores.csv'}", processes)
+    fail_if_unreadable(found, f"have no score in {options.out / 'scores.csv'}", processes)
     processes.end()
 
 
@@ -128,7 +131,7 @@ def say_not_finite(found: "ImageScores") -> None:
         print(f"{name}: {', '.join(scores)} is not a finite number, which counts as an anomaly", file=sys.stderr)
 
 
-def fail_if_unreadable(found: "ImageScores", place: str, processes: "Processes") -> None:
+def fail_if_unreadable(found: "ImageScores", consequence: str, processes: "Processes") -> None:
     """Name the images without a score, and raise DataError on every process; all files are written by then."""
 
     def fail() -> None:
@@ -136,6 +139,6 @@ def fail_if_unreadable(found: "ImageScores", place: str, processes: "Processes")
             print(f"unreadable: {failure}", file=sys.stderr)
         if found.failures:
             count, total = len(found.failures), len(found.indices)
-            raise DataError(f"{count} of {total} images cannot be read and have no score in {place}")
+            raise DataError(f"{count} of {total} images cannot be read, and {consequence}")
 
     processes.on_main(fail)
