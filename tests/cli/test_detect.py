@@ -201,13 +201,20 @@ def test_a_path_is_a_bundled_set_mvtecs_layout_or_a_folder(data: Path, tmp_path:
     assert data_config("mnist5k", reading) == FolderConfig(path="mnist5k", **reading)
 
 
+@pytest.fixture(scope="module")
+def run_detector(finished_vae: Path, data: Path) -> Path:
+    """A detector of a run, with two of its scores."""
+    out = data.parent / "run-detector"
+    done("fit", finished_vae, "--normal", data, "--out", out, "--scores", "reconstruction,latent-density")
+    return out
+
+
 def test_a_run_detects_with_the_size_and_channels_that_it_was_trained_with(
-    finished_vae: Path, data: Path, tmp_path: Path
+    run_detector: Path, data: Path, tmp_path: Path
 ) -> None:
-    done("fit", finished_vae, "--normal", data, "--out", tmp_path / "d", "--scores", "reconstruction,latent-density")
-    facts = json.loads((tmp_path / "d" / "detector.json").read_text())
+    facts = json.loads((run_detector / "detector.json").read_text())
     assert facts["shape"] == [3, 16, 16] and facts["scores"] == ["reconstruction", "latent-density"]
-    done("score", tmp_path / "d", data / "test", "--out", tmp_path / "out", "--batch-size", 5)
+    done("score", run_detector, data / "test", "--out", tmp_path / "out", "--batch-size", 5)
     assert len(rows_of(tmp_path / "out" / "scores.csv")) == 12
 
 
@@ -395,20 +402,17 @@ def test_score_of_the_root_of_mvtecs_layout_names_what_is_meant(data: Path, dete
     assert f"score {data}/test" in refused(2, "score", detector, data, "--out", tmp_path / "out")
 
 
-def test_a_model_of_other_weights_is_refused(finished_vae: Path, data: Path, tmp_path: Path) -> None:
+def test_a_model_of_other_weights_is_refused(
+    finished_vae: Path, run_detector: Path, data: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    run = shutil.copytree(finished_vae, tmp_path / "run")
-    done("fit", run, "--normal", data, "--out", tmp_path / "d", "--scores", "reconstruction")
-    (weights,) = (run / "vae").glob("*.safetensors")
-    tensors = {name: value * 1.001 for name, value in load_file(weights).items()}
-    save_file(tensors, weights, metadata={"format": "pt"})
-    for words in (
-        ("score", tmp_path / "d", data / "test", "--out", tmp_path / "out"),
-        ("evaluate", tmp_path / "d", data),
-    ):
-        assert "was fitted with other weights" in refused(4, *words)
-    done("evaluate", tmp_path / "d", data, "--model", finished_vae)
+    other = shutil.copytree(finished_vae, tmp_path / "run")
+    (weights,) = (other / "vae").glob("*.safetensors")
+    save_file({name: value * 1.001 for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    for words in (("score", run_detector, data / "test", "--out", tmp_path / "out"), ("evaluate", run_detector, data)):
+        assert "was fitted with other weights" in refused(4, *words, "--model", other)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
