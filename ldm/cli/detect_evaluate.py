@@ -85,7 +85,7 @@ def labeled_images(options: argparse.Namespace, detector: "AnomalyDetector") -> 
     from ldm.anomaly.normal_images import NormalImages
 
     known = NormalImages.load(Path(options.detector), detector.shape)
-    config = data_config(options.data, known.reading, held_out=0.0)
+    config = data_config(options.data, {**known.reading, "held_out": 0.0})
     if isinstance(config, MVTecConfig) and options.normal_class is None:
         return mvtec_labeled(config, known)
     dataset = listed(config)

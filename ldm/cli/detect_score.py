@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         lambda: AnomalyDetector.load(options.detector, model=options.model, device=processes.device)
     )
     reading = NormalImages.load(Path(options.detector), detector.shape).reading
-    config = data_config(options.images, reading, labels="none", split="none", held_out=0.0)
+    config = data_config(options.images, {**reading, "held_out": 0.0}, labels="none", split="none")
     dataset = processes.main_first(lambda: listed(config))
     if processes.is_main:
         print(what_was_found(dataset))
