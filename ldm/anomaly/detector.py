@@ -64,8 +64,9 @@ class AnomalyDetector:
     place above it with probability alpha at most.
     """
 
-    def __init__(self, fitted: FittedScores):
-        self.fitted, self.scorer = fitted, fitted.scorer
+    def __init__(self, fitted: FittedScores, device: torch.device):
+        self.fitted, self.scorer, self.device = fitted, fitted.scorer, device
+        self.scorer.to(device)
         self.threshold = conformal_threshold(fitted.calibration, self.config.alpha)
         peaks = fitted.map_calibration
         self.map_threshold = conformal_threshold(peaks, self.config.alpha) if len(peaks) else None
@@ -92,7 +93,7 @@ class AnomalyDetector:
         processes = processes or Processes()
         subject = model if isinstance(model, Subject) else open_subject(model)
         scorer = Scorer.create(subject, config or DetectorConfig(), normal.shape)
-        return cls(Fitting(processes, batch_size, on_images).run(scorer, normal, say))
+        return cls(Fitting(processes, batch_size, on_images).run(scorer, normal, say), processes.device)
 
     @property
     def config(self) -> DetectorConfig:
@@ -109,21 +110,16 @@ class AnomalyDetector:
         """The names of the scores that it combines."""
         return self.scorer.names
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move it to a device."""
-        self.scorer.to(torch.device(device))
-        return self
-
     @torch.no_grad()
     def score(self, images: Images) -> AnomalyScores:
-        """What it says of images, float B C H W in [-1, 1], on the device that it is on.
+        """What it says of images, float B C H W in [-1, 1].
 
         An image's result depends on the image alone, but for float rounding: not on the batch, nor on its place in it.
         Raises DataError for images of another shape.
         """
         self.scorer.check(images)
         weights = {name: scale.components for name, scale in self.fitted.scales.items()}
-        found = self.scorer.measure(images, weights)
+        found = self.scorer.measure(images.to(self.device), weights)
         total = combined(found.values, {name: scale.tail for name, scale in self.fitted.scales.items()})
         anomaly_map = joint_map(found, self.fitted.scales)
         return AnomalyScores(
@@ -167,5 +163,4 @@ class AnomalyDetector:
 
         Raises CheckpointError for a damaged folder, and for a model of other weights than it was fitted with.
         """
-        fitted = read_detector(Path(folder), model)
-        return cls(fitted).to(choose_device(device))
+        return cls(read_detector(Path(folder), model), choose_device(device))
