@@ -1,56 +1,45 @@
-"""Overlays: anomaly maps laid over their images, and the sheet of the most anomalous and the most normal images."""
+"""Overlays: anomaly maps laid over their images in color, and the choice of the most anomalous and most normal ones."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
-STRENGTH = 0.75  # of the color where it is fullest: the image shows through
-YELLOW, RED, OUTLINE = (255.0, 224.0, 64.0), (220.0, 0.0, 32.0), (0.0, 160.0, 255.0)
+YELLOW, RED = (255.0, 208.0, 0.0), (230.0, 0.0, 38.0)  # below the threshold and above it
+AT_THRESHOLD, MOST = 0.5, 0.8  # opacity of the color: the image shows through everywhere
 
 
 @dataclass(frozen=True)
 class HeatScale:
-    """Which values of a map are colored how; the same for all images, so that normal ones stay without color."""
+    """Which values of a map are colored how; the same for all images, so that normal ones stay nearly without color."""
 
     start: float  # uncolored up to here
-    threshold: float  # what is above is outlined
+    threshold: float  # red above it
 
     @classmethod
     def of_peaks(cls, peaks: Tensor, threshold: float) -> Self:
-        """The scale from the highest places of the maps of normal images: in half of these nothing is colored."""
-        return cls(float(peaks.double().median()), threshold)
+        """The scale from the highest places of the maps of normal images: in a tenth of these nothing is colored."""
+        return cls(float(peaks.double().quantile(0.1)), threshold)
 
-    def level(self, maps: Tensor) -> Tensor:
-        """From 0, uncolored, to 1, which is never reached but by what is no number: a third at the threshold.
-
-        With u = (value - start) / (threshold - start) it is u / (u + 2): defects of any strength keep their shades.
-        """
+    def opacity(self, maps: Tensor) -> Tensor:
+        """That of the color, from 0 at the start; beyond the threshold it hardly grows, so that no defect is flat."""
         above = (maps.double() - self.start) / max(self.threshold - self.start, 1e-12)
-        above = above.clamp_min(0)
-        return (above / (above + 2)).nan_to_num(1.0)
+        above = above.nan_to_num(math.inf).clamp_min(0)
+        return torch.where(above > 1, MOST - (MOST - AT_THRESHOLD) / above.clamp_min(1), AT_THRESHOLD * above)
 
 
 def overlay(image: Tensor, anomaly_map: Tensor, scale: HeatScale) -> Tensor:
     """An image, uint8 [channels, height, width], in RGB with its map [1, height, width] in color on it.
 
-    The color goes from yellow to red; what is above the threshold is outlined in blue.
+    Yellow is higher than nearly every place of a normal image, and red above the threshold: pred_mask.
     """
-    level = scale.level(anomaly_map)
-    colors = torch.tensor([YELLOW, RED], dtype=torch.float64)[:, :, None, None]
-    color = torch.lerp(colors[0], colors[1], level)
-    shown = torch.lerp(rgb(image).double(), color, STRENGTH * level)
-    outlined = torch.where(outline(anomaly_map > scale.threshold), torch.tensor(OUTLINE)[:, None, None], shown)
-    return outlined.round().clamp(0, 255).to(torch.uint8)
-
-
-def outline(mask: Tensor) -> Tensor:
-    """The places of a mask [1, height, width] with a neighbor, also across a corner, that is not of it."""
-    outside = max_pool2d((~mask)[None].float(), 3, stride=1, padding=1)[0] > 0
-    return mask & outside
+    yellow, red = (torch.tensor(color, dtype=torch.float64)[:, None, None] for color in (YELLOW, RED))
+    color = torch.where(anomaly_map <= scale.threshold, yellow, red)
+    shown = torch.lerp(rgb(image).double(), color, scale.opacity(anomaly_map))
+    return shown.round().to(torch.uint8)
 
 
 def rgb(image: Tensor) -> Tensor:

@@ -1,43 +1,44 @@
-"""Overlays: what is colored, what is outlined, and which images a sheet shows."""
+"""Overlays: what is colored in which color, and which images a sheet shows."""
 
 import math
 
 import pytest
 import torch
 
-from ldm.anomaly.overlays import OUTLINE, HeatScale, ends, outline, overlay, rgb
+from ldm.anomaly.overlays import AT_THRESHOLD, MOST, HeatScale, ends, overlay, rgb
 
 SCALE = HeatScale(start=1.0, threshold=3.0)
 
 
-def test_what_no_normal_image_exceeds_stays_as_it_is_and_what_exceeds_it_becomes_redder_with_its_value() -> None:
-    image = torch.full((1, 1, 6), 100, dtype=torch.uint8)
-    shown = overlay(image, torch.tensor([[[-9.0, 1.0, 1.5, 2.0, 2.5, 3.0]]]), SCALE)
-    assert shown.dtype == torch.uint8 and shown.shape == (3, 1, 6)
-    assert (shown[:, 0, :2] == 100).all()
-    redness = (shown[0].int() - shown[2].int())[0].tolist()
-    assert redness == sorted(redness) and redness[1] == 0 < redness[2] < redness[5]
+def colored(*values: float) -> list[tuple[int, int, int]]:
+    """The colors that places of a gray image get."""
+    shown = overlay(torch.full((1, 1, len(values)), 100, dtype=torch.uint8), torch.tensor([[values]]), SCALE)
+    assert shown.dtype == torch.uint8 and shown.shape == (3, 1, len(values))
+    return [tuple(place) for place in shown[:, 0].T.tolist()]
 
 
-def test_levels_grow_from_none_at_the_start_over_a_third_at_the_threshold_to_all() -> None:
-    level = SCALE.level(torch.tensor([-math.inf, 0, 1, 2, 3, 5, 1e6, math.inf, math.nan]))
-    assert level[:3].tolist() == [0, 0, 0] and level[4] == pytest.approx(1 / 3) and level[5] == 0.5
-    assert level[6] < 1 and level[7:].tolist() == [1, 1] and (level.diff() >= 0).all()
+def test_what_is_no_higher_than_in_most_normal_images_stays_as_it_is() -> None:
+    assert colored(-9, 0, 1, -math.inf) == [(100, 100, 100)] * 4
 
 
-def test_the_scale_colors_nothing_in_half_of_the_normal_images() -> None:
-    peaks = torch.tensor([3.0, 1.0, 2.0, 9.0, 4.0])
-    scale = HeatScale.of_peaks(peaks, 9.0)
-    assert (scale.level(peaks) > 0).sum() == 2
+def test_yellow_up_to_the_threshold_and_red_above_it() -> None:
+    for red, green, blue in colored(1.5, 2, 3):
+        assert red > green > 100 > blue
+    for red, green, blue in colored(3.01, 9, math.inf, math.nan):
+        assert red > 100 > blue > green
 
 
-def test_only_the_border_of_what_is_above_the_threshold_is_outlined() -> None:
-    anomaly_map = torch.zeros(1, 7, 7)
-    anomaly_map[0, 1:6, 1:6] = 4
-    shown = overlay(torch.zeros(3, 7, 7, dtype=torch.uint8), anomaly_map, SCALE)
-    is_outline = (shown == torch.tensor(OUTLINE)[:, None, None]).all(0)
-    assert is_outline.sum() == 16 and not is_outline[2:5, 2:5].any() and is_outline[1, 1:6].all()
-    assert not outline(torch.ones(1, 3, 3, dtype=torch.bool)).any()
+def test_opacity_grows_with_the_value_and_never_hides_the_image() -> None:
+    opacity = SCALE.opacity(torch.tensor([1.0, 2, 3, 3.001, 5, 1e3, math.inf]))
+    assert opacity[0] == 0 and opacity[2] == AT_THRESHOLD and opacity[3] == pytest.approx(AT_THRESHOLD, abs=1e-3)
+    assert (opacity.diff() > 0).all() and opacity[-1] == MOST < 1
+    assert SCALE.opacity(torch.tensor([math.nan])) == MOST
+
+
+def test_the_scale_colors_little_in_normal_images() -> None:
+    peaks = torch.arange(1.0, 101.0)
+    opacity = HeatScale.of_peaks(peaks, 96.0).opacity(peaks)
+    assert (opacity == 0).sum() == 10 and (opacity > AT_THRESHOLD).sum() == 4
 
 
 @pytest.mark.parametrize(
