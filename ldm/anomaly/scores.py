@@ -50,7 +50,7 @@ def reconstruction_l1(view: View, parts: ScoreParts) -> list[Tensor]:
 
 
 def residual(view: View, parts: ScoreParts) -> Tensor:
-    """Target less reconstruction, of pixels under a blur: what alternates along a shifted edge cancels, defects stay."""
+    """Target less reconstruction, of pixels under a blur: what alternates along a shifted edge cancels out."""
     difference = view.target - view.reconstruction
     return smoothed(difference, parts.config.blur) if view.target is view.images else difference
 
