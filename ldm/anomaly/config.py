@@ -76,6 +76,14 @@ SCORES = {
         fits=True,
         in_default=True,
     ),
+    "pixel-density": ScoreFacts(
+        "ldm.anomaly.scores:pixel_density",
+        needs=(),
+        sees="the same of blurred pixels, without any model",
+        blind_to="small defects; normal images that are not all of a kind, or not aligned",
+        fits=True,
+        in_default=True,
+    ),
     "elbo": ScoreFacts(
         "ldm.anomaly.scores:elbo",
         needs=("posterior",),
@@ -101,6 +109,7 @@ class DetectorConfig(Checked):
     scores: tuple[Annotated[str, OneOf(CHOICES)], ...] = ("default",)  # several are combined
     pool: Literal["mean", "max", "top"] = "mean"  # score of an image from its map; top: mean of the highest hundredth
     smoothing: Annotated[float, AtLeast(0)] = 1.0  # pixels: σ of the Gaussian that maps are smoothed with
+    blur: Annotated[float, AtLeast(0)] = 0.7  # pixels: σ of the Gaussian on a residual before it is squared
     alpha: Annotated[float, Between(0, 1, low_is_open=True, high_is_open=True)] = 0.05  # false-alarm rate
     seed: Annotated[int, AtLeast(0)] = 0  # of the noise, the hidden patches, and the split of the normal images
     sigmas: tuple[Annotated[float, Above(0)], ...] = (0.25, 0.5, 1.0, 2.0)  # noise levels of `denoising`
@@ -119,7 +128,7 @@ def chosen_scores(asked: Collection[str], missing: Mapping[str, str], source: st
     """The scores that `asked` names, in the order of the table; "all" and "default" take those that are possible.
 
     `missing` says, for each need that the model does not meet, why not. Raises ConfigError for a score that has such a
-    need, and where nothing is left.
+    need.
     """
     lacks = {
         name: next((missing[need] for need in facts.needs if need in missing), "") for name, facts in SCORES.items()
@@ -128,13 +137,11 @@ def chosen_scores(asked: Collection[str], missing: Mapping[str, str], source: st
     for name in asked:
         if lacks.get(name):
             raise ConfigError(
-                f"{source} gives no score {name}, which needs {lacks[name]}; it gives {', '.join(possible) or 'none'}"
+                f"{source} gives no score {name}, which needs {lacks[name]}; it gives {', '.join(possible)}"
             )
     chosen = {name for name in asked if name in SCORES}
     if "all" in asked:
         chosen |= set(possible)
     if "default" in asked:
         chosen |= {name for name in possible if SCORES[name].in_default}
-    if not chosen:
-        raise ConfigError(f"{source} gives no score by default; it gives {', '.join(possible) or 'none'}")
     return [name for name in SCORES if name in chosen]

@@ -14,7 +14,7 @@ from ldm.anomaly.combination import LogisticTail
 from ldm.anomaly.config import DetectorConfig
 from ldm.anomaly.fitting import FittedScores
 from ldm.anomaly.scorer import ComponentWeights, Scorer, ScoreScale, opened
-from ldm.anomaly.scores import ScoreParts
+from ldm.anomaly.scores import DENSITY_INPUTS, ScoreParts
 from ldm.anomaly.subject import Subject, open_subject
 from ldm.checkpoint import read_json, write_folder_atomically
 from ldm.config.plain import from_plain
@@ -41,8 +41,8 @@ def write_detector(fitted: FittedScores, facts: Mapping[str, Any], folder: Path)
         "scales": {name: asdict(scale) for name, scale in fitted.scales.items()},
     }
     tensors = {"calibration": fitted.calibration, "map_calibration": fitted.map_calibration, **scorer.subject.state()}
-    if scorer.parts.gaussian is not None:
-        tensors |= {f"gaussian.{name}": value for name, value in scorer.parts.gaussian.state_dict().items()}
+    for name, gaussian in scorer.parts.densities.items():
+        tensors |= {f"{name}.{key}": value for key, value in gaussian.state_dict().items()}
 
     def write(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2))
@@ -73,13 +73,13 @@ def read_detector(folder: Path, model: Subject | str | Path | None) -> FittedSco
         names, counts, weights = described["scores"], described["normal_images"], described["weights"]
         scales = {name: scale_of(described["scales"][name]) for name in names}
         calibration, peaks = tensors["calibration"], tensors["map_calibration"]
-        gaussian = gaussian_of(tensors)
+        densities = {name: density_of(name, tensors) for name in names if name in DENSITY_INPUTS}
         source = described["model"]
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the detector in {folder} is damaged: {' '.join(str(error).split())[:160]}") from error
     subject = opened_model(folder, source, model)
     perceptual = opened(config, "reconstruction-features" in names)
-    scorer = Scorer(subject, config, (channels, height, width), names, ScoreParts(config, gaussian, perceptual))
+    scorer = Scorer(subject, config, (channels, height, width), names, ScoreParts(config, densities, perceptual))
     if scorer.identity != weights:
         raise CheckpointError(
             f"{folder} was fitted with other weights than those in {subject.source}: fit it again, or name the model"
@@ -112,11 +112,9 @@ def scale_of(saved: Mapping[str, Any]) -> ScoreScale:
     )
 
 
-def gaussian_of(tensors: Mapping[str, Tensor]) -> LatentGaussian | None:
-    """The Gaussian among saved tensors, if there is one."""
-    found = {name.removeprefix("gaussian."): value for name, value in tensors.items() if name.startswith("gaussian.")}
-    if not found:
-        return None
+def density_of(name: str, tensors: Mapping[str, Tensor]) -> LatentGaussian:
+    """The Gaussian of a score among saved tensors."""
+    found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     channels, height, width = found["mean"].shape
     gaussian = LatentGaussian((channels, height, width), found["basis"].shape[1])
     gaussian.load_state_dict(found)

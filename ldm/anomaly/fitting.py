@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from ldm.anomaly.config import SCORES
 from ldm.anomaly.conformal import check_enough
 from ldm.anomaly.maps import pooled
 from ldm.anomaly.scorer import BatchScores, ComponentWeights, Scorer, ScoreScale
+from ldm.anomaly.scores import DENSITY_INPUTS, shrunken
 from ldm.anomaly.splits import NormalParts, split_normal
 from ldm.data.datasets import Subset
 from ldm.diffusion.gaussian import LatentGaussian, fit_gaussian
@@ -83,13 +85,21 @@ class Fitting:
                 return {name: value.cpu() for name, value in subject.state().items()}
 
             subject.load_state(self.processes.on_main(fit))
-        if "latent-density" not in scorer.names:
-            return scorer
-        chosen = images.evenly_spaced(MOST_FITTED)
-        with torch.no_grad():
-            latents = torch.cat(self.over(chosen, lambda batch: subject.view(batch).latents.float().cpu()))
-        gaussian: LatentGaussian = self.processes.on_main(lambda: fit_gaussian(latents, groups=groups_of(chosen)))
-        return replace(scorer, parts=replace(scorer.parts, gaussian=gaussian.to(self.processes.device)))
+        inputs = {name: DENSITY_INPUTS[name] for name in scorer.names if name in DENSITY_INPUTS}
+        chosen, groups = images.evenly_spaced(MOST_FITTED), groups_of(images.evenly_spaced(MOST_FITTED))
+
+        @torch.no_grad()
+        def inputs_of(batch: Images) -> dict[str, Tensor]:
+            view = subject.view(batch)
+            return {name: of(view).float().cpu() for name, of in inputs.items()}
+
+        batches = self.over(chosen, inputs_of) if inputs else []
+        densities: dict[str, LatentGaussian] = {}
+        for name in inputs:
+            whole = torch.cat([batch[name] for batch in batches])
+            gaussian = self.processes.on_main(partial(fit_gaussian, whole, groups=groups))
+            densities[name] = shrunken(gaussian).to(self.processes.device)
+        return replace(scorer, parts=replace(scorer.parts, densities=densities))
 
     def scales(self, scorer: Scorer, images: Subset) -> dict[str, ScoreScale]:
         """The weights of each score's components, then the tail of the score and the moments of its maps."""

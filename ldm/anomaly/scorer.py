@@ -92,7 +92,7 @@ class Scorer:
     def to(self, device: torch.device) -> None:
         """Move all of it to a device."""
         self.subject.to(device)
-        for module in (self.parts.gaussian, self.parts.perceptual):
+        for module in (*self.parts.densities.values(), self.parts.perceptual):
             if module is not None:
                 module.to(device)
 

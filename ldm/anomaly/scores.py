@@ -7,13 +7,15 @@ image, and differences between images are not differences of their noise.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.anomaly.config import DetectorConfig
+from ldm.anomaly.maps import smoothed
 from ldm.anomaly.subject import ModelView, View
 from ldm.autoencoder.losses.perceptual import Perceptual, rgb_triples
 from ldm.autoencoder.model import padded
@@ -23,24 +25,34 @@ from ldm.evaluation.metrics import ssim_map
 from ldm.randomness import generator
 from ldm.shapes import Latents
 
+SHRINKAGE = 0.1  # of covariances: share of the mean variance that is added to each
+PIXEL_BLUR = 1.0  # σ in pixels, before the density of pixels is taken
+MOST_PIXELS = 1024  # numbers of an image, of that density
+
 
 @dataclass(frozen=True)
 class ScoreParts:
     """What scores are made with beside the view of an image."""
 
     config: DetectorConfig
-    gaussian: LatentGaussian | None = None  # of the latents of normal images
+    densities: Mapping[str, LatentGaussian] = field(default_factory=dict)  # of normal images, by score
     perceptual: Perceptual | None = None  # features of a pretrained network
 
 
 def reconstruction(view: View, parts: ScoreParts) -> list[Tensor]:
     """Squared error of the reconstruction, averaged over channels."""
-    return [(view.target - view.reconstruction).square().mean(1)]
+    return [residual(view, parts).square().mean(1)]
 
 
 def reconstruction_l1(view: View, parts: ScoreParts) -> list[Tensor]:
     """Absolute error of the reconstruction, averaged over channels."""
-    return [(view.target - view.reconstruction).abs().mean(1)]
+    return [residual(view, parts).abs().mean(1)]
+
+
+def residual(view: View, parts: ScoreParts) -> Tensor:
+    """Target less reconstruction, of pixels under a blur: what alternates along a shifted edge cancels out."""
+    difference = view.target - view.reconstruction
+    return smoothed(difference, parts.config.blur) if view.target is view.images else difference
 
 
 def reconstruction_ssim(view: View, parts: ScoreParts) -> list[Tensor]:
@@ -84,8 +96,12 @@ def latent_density(view: View, parts: ScoreParts) -> list[Tensor]:
     With the symmetric root W of the inverse covariance it is the sum of the squares of W (z − m): how far each number
     of the latent is from what all the others let expect.
     """
-    assert parts.gaussian is not None
-    return [whitened(parts.gaussian, view.latents).square().sum(1)]
+    return [whitened(parts.densities["latent-density"], view.latents).square().sum(1)]
+
+
+def pixel_density(view: View, parts: ScoreParts) -> list[Tensor]:
+    """The same of the pixels, without any model: blurred, and averaged over squares until they are few enough."""
+    return [whitened(parts.densities["pixel-density"], coarse_pixels(view)).square().sum(1)]
 
 
 def elbo(view: View, parts: ScoreParts) -> list[Tensor]:
@@ -134,7 +150,34 @@ def whitened(gaussian: LatentGaussian, latents: Latents) -> Latents:
     return (rest * centered + ((centered @ basis) * excess) @ basis.mT).view_as(latents)
 
 
+def coarse_pixels(view: View) -> Tensor:
+    """The images under a slight blur, averaged over squares until they have `MOST_PIXELS` numbers at most."""
+    pixels, factor = smoothed(view.images, PIXEL_BLUR), 1
+    while math.prod(-(-side // factor) for side in pixels.shape[2:]) * pixels.shape[1] > MOST_PIXELS:
+        factor += 1
+    return F.avg_pool2d(pixels, factor, ceil_mode=True)
+
+
+def shrunken(gaussian: LatentGaussian) -> LatentGaussian:
+    """The Gaussian with a share of its mean variance added to every variance (as Ledoit and Wolf 2004 shrink).
+
+    Images are no Gaussian: in directions in which the normal ones hardly vary a few of them are far out.
+    """
+    left = gaussian.mean.numel() - len(gaussian.eigenvalues)
+    floor = SHRINKAGE * (gaussian.eigenvalues.sum() + left * gaussian.rest) / gaussian.mean.numel()
+    gaussian.eigenvalues += floor
+    gaussian.rest += floor
+    return gaussian
+
+
 def shared_noise(like: Tensor, seed: int, purpose: str, draw: int) -> Tensor:
     """Unit Gaussian noise of the shape of one latent, the same for every image and every noise level."""
     noise = torch.randn(like.shape[1:], generator=generator(seed, purpose, draw))
     return noise.to(like)
+
+
+# What the densities are of, by score.
+DENSITY_INPUTS: dict[str, Callable[[View], Tensor]] = {
+    "latent-density": lambda view: view.latents,
+    "pixel-density": coarse_pixels,
+}

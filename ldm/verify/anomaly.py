@@ -52,12 +52,12 @@ class LinearGaussian:
 
     def residual(self, images: Images) -> Scalars:
         """The squared error of the reconstruction, summed over the image."""
-        view, parts = self.subject.view(images), ScoreParts(DetectorConfig())
+        view, parts = self.subject.view(images), ScoreParts(DetectorConfig(blur=0))
         return component_means(reconstruction(view, parts))[:, 0] * SIZE
 
     def mahalanobis(self, images: Images) -> Scalars:
         """The squared Mahalanobis distance of the latents."""
-        view, parts = self.subject.view(images), ScoreParts(DetectorConfig(), gaussian=self.density)
+        view, parts = self.subject.view(images), ScoreParts(DetectorConfig(), {"latent-density": self.density})
         return component_means(latent_density(view, parts))[:, 0]
 
 

@@ -49,10 +49,17 @@ def model_of(kind: str) -> TrainedModel:
 
 
 SCORES_OF = {
-    "vit": ["reconstruction", "reconstruction-l1", "reconstruction-ssim", "latent-density", "masked"],
-    "kl": ["reconstruction", "reconstruction-l1", "reconstruction-ssim", "latent-density", "elbo"],
-    "diffusion-tiny": ["reconstruction", "reconstruction-l1", "reconstruction-ssim", "denoising", "latent-density"],
-    "diffusion-pixels": ["denoising", "latent-density"],
+    "vit": ["reconstruction", "reconstruction-l1", "reconstruction-ssim", "latent-density", "pixel-density", "masked"],
+    "kl": ["reconstruction", "reconstruction-l1", "reconstruction-ssim", "latent-density", "pixel-density", "elbo"],
+    "diffusion-tiny": [
+        "reconstruction",
+        "reconstruction-l1",
+        "reconstruction-ssim",
+        "denoising",
+        "latent-density",
+        "pixel-density",
+    ],
+    "diffusion-pixels": ["denoising", "latent-density", "pixel-density"],
 }
 
 

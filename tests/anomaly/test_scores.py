@@ -160,7 +160,7 @@ def test_features_find_what_their_components_cannot_rebuild_and_compare_reconstr
     odd[:3] = odd[:3].flip(-1) * -1
     config = DetectorConfig(alpha=0.2)
     detector = AnomalyDetector.fit(f"features:{folder}", data_of(normal), config, processes=Processes("cpu"))
-    assert detector.scores == ["reconstruction", "latent-density"]
+    assert detector.scores == ["reconstruction", "latent-density", "pixel-density"]
     found = detector.score(odd)
     assert found.pred_score[:3].min() > found.pred_score[3:].max()
     assert found.anomaly_map is not None and found.anomaly_map.shape == (6, 1, 16, 16)
