@@ -83,10 +83,13 @@ def labeled_images(options: argparse.Namespace, detector: "AnomalyDetector") -> 
     """The images to measure on, or an error where nothing says which of them are normal, or all are of one kind."""
     from ldm.anomaly.labeled_images import mvtec_labeled, one_class_normal
     from ldm.anomaly.normal_images import NormalImages
+    from ldm.data.mvtec import GOOD
 
     known = NormalImages.load(Path(options.detector), detector.shape)
     config = data_config(options.data, {**known.reading, "held_out": 0.0})
-    if isinstance(config, MVTecConfig) and options.normal_class is None:
+    if isinstance(config, MVTecConfig):
+        if options.normal_class not in (None, GOOD):
+            raise ConfigError(f"--normal-class {options.normal_class}: in MVTec's layout {GOOD} is the normal one")
         return mvtec_labeled(config, known)
     dataset = listed(config)
     if options.normal_class is None:

@@ -1,24 +1,16 @@
 """Makes an anomaly detector of a model and normal images, with a threshold that holds a false-alarm rate."""
 
 import argparse
-import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ldm.anomaly.config import CHOICES, SCORES, DetectorConfig
-from ldm.cli.detect_data import DATA, class_index, normal_config
+from ldm.cli.detect_data import DATA, normal_config
 from ldm.cli.options import check_at_least_one, check_new, nearest
 from ldm.config import reader
 from ldm.config.command_line import Parser, describe
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError
 from ldm.script_configs import data_of_run
-
-if TYPE_CHECKING:
-    from ldm.anomaly.normal_images import NormalImages
-    from ldm.data.config import DataSourceConfig
-    from ldm.data.datasets import Subset
 
 SETTINGS = reader.setting_names(DetectorConfig)  # the first is `scores`
 
@@ -78,6 +70,7 @@ def main(arguments: list[str]) -> None:
     from ldm.anomaly.detector import AnomalyDetector
     from ldm.anomaly.subject import open_subject
     from ldm.checkpoint import write_folder_atomically
+    from ldm.cli.detect_normals import normal_images
     from ldm.training.processes import Processes
 
     processes = Processes(options.device)
@@ -86,7 +79,9 @@ def main(arguments: list[str]) -> None:
     data = normal_config(
         options.normal, run_data, size=options.size, channels=channels, labeled=options.normal_class is not None
     )
-    normal, remembered = processes.main_first(lambda: normal_images(options, data, config.seed, processes.is_main))
+    normal, remembered = processes.main_first(
+        lambda: normal_images(options, data, run_data, config.seed, processes.is_main)
+    )
     with tqdm(total=None, desc="fitting", unit="image", delay=1, disable=not processes.is_main) as bar:
         detector = AnomalyDetector.fit(
             subject,
@@ -107,37 +102,3 @@ def main(arguments: list[str]) -> None:
         print(f"{options.out}: {', '.join(detector.scores)}; threshold {detector.threshold:.4g}")
         print(detector.facts["guarantee"])
     processes.end()
-
-
-def normal_images(
-    options: argparse.Namespace, data: "DataSourceConfig", seed: int, is_main: bool
-) -> "tuple[Subset, NormalImages]":
-    """The images that the detector is made with, without those that cannot be read, and what is remembered of them."""
-    from ldm.anomaly.normal_images import NormalImages, hash_of
-    from ldm.data.datasets import Subset, open_dataset
-    from ldm.data.decoding import UnreadableImage
-    from ldm.data.split import split_groups
-    from ldm.data.summary import what_was_found
-
-    dataset = open_dataset(replace(data, max_unreadable=1.0), progress=is_main)
-    if is_main:
-        print(what_was_found(dataset))
-    chosen = list(range(len(dataset)))
-    if options.normal_class is not None:
-        label = class_index(dataset, options.normal_class, options.normal)
-        chosen = [index for index in chosen if dataset.labels[index] == label]
-    if options.held_out:
-        kept, _ = split_groups([dataset.groups[index] for index in chosen], options.held_out, seed)
-        chosen = [chosen[place] for place in kept.tolist()]
-    readable, hashes = [], []
-    for index in chosen:
-        view = dataset.view_or_failure(index)
-        if isinstance(view, UnreadableImage):
-            if is_main:
-                print(f"unreadable, left out: {view}", file=sys.stderr)
-        else:
-            readable.append(index)
-            hashes.append(hash_of(view))
-    if not readable:
-        raise DataError(f"--normal {options.normal}: none of the {len(chosen)} normal images can be read")
-    return Subset(dataset, readable), NormalImages.of(data, hashes)

@@ -17,6 +17,8 @@ from tests.support.anomaly_data import SIDE, mvtec_folder, pixels_of
 from tests.support.scripts import ROOT, Outcome, ran, script, together
 
 GRAY = ("--size", SIDE, "--channels", 1)
+SCORE_NAMES = ["reconstruction", "latent-density"]
+TWO = ("--scores", ",".join(SCORE_NAMES))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def detector(data: Path) -> Path:
     """A detector with both scores of principal components."""
-    done("fit", "pca:4", "--normal", data, "--out", data.parent / "detector", *GRAY)
+    done("fit", "pca:4", "--normal", data, "--out", data.parent / "detector", *GRAY, *TWO)
     return data.parent / "detector"
 
 
@@ -221,7 +223,7 @@ def test_a_run_detects_with_the_size_and_channels_that_it_was_trained_with(
 def test_two_processes_write_what_one_writes_byte_for_byte(
     data: Path, detector: Path, scores: Path, tmp_path: Path
 ) -> None:
-    fit = ("fit", "pca:4", "--normal", data, "--out", tmp_path / "detector", *GRAY)
+    fit = ("fit", "pca:4", "--normal", data, "--out", tmp_path / "detector", *GRAY, *TWO)
     score = ("score", detector, data / "test", "--out", tmp_path / "two", "--batch-size", 5)
     alone = ("score", detector, data / "test", "--out", tmp_path / "one", "--batch-size", 5)
     evaluate = ("evaluate", detector, data, "--batch-size", 5)
@@ -344,6 +346,33 @@ def test_a_runs_own_training_images_set_no_threshold(finished_vae: Path, shapes_
     """Named by their folder they are known: of 60 images 54 were trained on, and six are too few."""
     said = refused(3, "fit", finished_vae, "--normal", shapes_folder, "--out", tmp_path / "d", "--alpha", 0.3)
     assert "6 of 60 normal images are left" in said
+
+
+@pytest.mark.parametrize("place", ["copy", "class folder", "another size"])
+def test_training_images_in_another_place_set_no_threshold(
+    finished_vae: Path, shapes_folder: Path, tmp_path: Path, place: str
+) -> None:
+    more: tuple[object, ...] = ("--size", 32) if place == "another size" else ()
+    folder = {"class folder": shapes_folder / "disc", "another size": shapes_folder, "copy": tmp_path / "copy"}[place]
+    if place == "copy":
+        shutil.copytree(shapes_folder, folder)
+    outcome = detect("fit", finished_vae, "--normal", folder, "--out", tmp_path / "d", *more)
+    left_out = 26 if place == "class folder" else 54  # the others are too few for a threshold
+    assert outcome.code == 3 and "normal images are left" in outcome.err
+    assert f"left out, as {finished_vae} was trained on them: {left_out} images" in outcome.out
+
+
+def test_changed_data_of_a_run_hide_its_training_images_and_are_refused(
+    finished_vae: Path, shapes_folder: Path, tmp_path: Path
+) -> None:
+    run, own = shutil.copytree(finished_vae, tmp_path / "run"), shutil.copytree(shapes_folder, tmp_path / "data")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(shapes_folder), str(own)))
+    shutil.copy(own / "disc" / "00.png", own / "disc" / "new.png")
+    said = refused(3, "fit", run, "--normal", own, "--out", tmp_path / "d")
+    assert f"the data changed since the run in {run} began" in said
+    outcome = detect("fit", run, "--normal", own / "disc", "--out", tmp_path / "d", "--scores", "reconstruction")
+    assert outcome.code == 0 and "cannot be told: its own images are gone or changed" in outcome.out
 
 
 def test_fit_with_other_channels_than_the_model_takes_is_refused(
