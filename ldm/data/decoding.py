@@ -111,12 +111,13 @@ def fit(image: np.ndarray, sides: tuple[int, int], *, resize: bool) -> np.ndarra
 
     Antialiased and bicubic, each channel for itself, keeping the proportions.
     """
-    before = image.shape[1:]
-    height, width = fitted(*before, sides, resize=resize)
-    return image if (height, width) == before else np.stack([_resized(channel, (width, height)) for channel in image])
+    height, width = fitted(*image.shape[1:], sides=sides, resize=resize)
+    if (height, width) == image.shape[1:]:
+        return image
+    return np.stack([_resized(channel, (width, height)) for channel in image])
 
 
-def fitted(height: int, width: int, sides: tuple[int, int], *, resize: bool) -> tuple[int, int]:
+def fitted(height: int, width: int, *, sides: tuple[int, int], resize: bool) -> tuple[int, int]:
     """Height and width that `fit` scales an image to."""
     new, old = covering(height, width, sides)
     if new == old or (new < old and not resize):

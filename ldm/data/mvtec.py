@@ -92,6 +92,6 @@ def read_mask(file: Path | None, image: tuple[int, int], config: MVTecConfig) ->
         inside = decode(file, as_stored, pixel_limit=config.pixel_limit)[0] > 0
     except UnreadableImage as error:
         raise DataError(f"the mask {error} cannot be read") from error
-    height, width = fitted(*image, config.sides, resize=config.resize)
+    height, width = fitted(*image, sides=config.sides, resize=config.resize)
     scaled = Image.fromarray(inside).resize((width, height), Image.Resampling.NEAREST)
     return torch.from_numpy(center_crop(np.array(scaled)[None], config.sides).copy())

@@ -12,7 +12,7 @@ from ldm.data.config import MVTecConfig
 from ldm.data.datasets import open_dataset
 from ldm.data.mvtec import find_masks, is_mvtec, mvtec_test_images, read_mask
 from ldm.errors import DataError
-from tests.support.anomaly_data import SIDE, mvtec_folder, save
+from tests.support.anomaly_data import SIDE, mvtec_folder, pixels_of, save
 from tests.support.scripts import ran
 
 
@@ -34,8 +34,8 @@ def test_only_the_normal_images_of_train_are_trained_on(root: Path) -> None:
     assert dataset.names == [f"train/good/{number:03d}.png" for number in range(4)]
     assert dataset.classes == [] and dataset.groups == dataset.names
     assert [len(side) for side in dataset.split()] == [3, 1]
-    pixels = np.asarray(Image.open(root / dataset.names[2]))
-    assert torch.equal(dataset.image(2)[0], torch.from_numpy(pixels.copy()))
+    pixels = pixels_of(root / dataset.names[2])
+    assert torch.equal(dataset.image(2)[0], torch.from_numpy(pixels))
 
 
 def test_a_defect_that_lies_in_train_is_not_trained_on(root: Path) -> None:
@@ -47,8 +47,8 @@ def test_the_folders_of_test_are_its_classes(root: Path) -> None:
     dataset = mvtec_test_images(config(root))
     assert dataset.classes == ["good", "scratch"] and dataset.labels.tolist() == [0, 0, 1, 1, 1]
     assert dataset.names[0] == "test/good/000.png" and dataset.names[-1] == "test/scratch/002.png"
-    pixels = np.asarray(Image.open(root / dataset.names[3]))
-    assert torch.equal(dataset.image(3)[0], torch.from_numpy(pixels.copy()))
+    pixels = pixels_of(root / dataset.names[3])
+    assert torch.equal(dataset.image(3)[0], torch.from_numpy(pixels))
 
 
 def test_train_vae_trains_on_it(root: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_mask_of_another_size_is_laid_over_the_whole_image(root: Path, factor:
     file = root / "ground_truth" / "scratch" / "000_mask.png"
     before = read_mask(file, (SIDE, SIDE), config(root))
     assert before.shape == (1, SIDE, SIDE) and 0 < before.sum() == 20
-    save(np.asarray(Image.open(file)).repeat(factor, 0).repeat(factor, 1), file)
+    save(pixels_of(file).repeat(factor, 0).repeat(factor, 1), file)
     assert torch.equal(read_mask(file, (SIDE, SIDE), config(root)), before)
 
 

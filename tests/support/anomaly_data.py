@@ -28,6 +28,12 @@ def save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def pixels_of(file: Path) -> np.ndarray:
+    """The pixels of a picture."""
+    with Image.open(file) as image:
+        return np.array(image)
+
+
 def mvtec_folder(root: Path, *, train: int = 30, good: int = 6, scratch: int = 6) -> Path:
     """So many normal images to train on and to test on, and so many with a defect and its mask."""
     rng = np.random.default_rng(0)
