@@ -81,11 +81,13 @@ def denoising(view: View, parts: ScoreParts) -> list[Tensor]:
     """‖D(z + σ n; σ) − z‖² of the latents z at each noise level σ: one component for each, averaged over the draws."""
     assert isinstance(view, ModelView) and view.denoiser is not None
     clean, config, found = view.latents, parts.config, []
+    is_pixels = clean.shape == view.images.shape  # and blurred as a residual is
     for level in config.sigmas:
         total = clean.new_zeros(len(clean), *clean.shape[2:])
         for draw in range(config.draws):
             noisy = clean + level * shared_noise(clean, config.seed, "detection noise", draw)
-            total += (view.denoiser(noisy, expand_sigma(level, noisy)) - clean).square().mean(1)
+            difference = view.denoiser(noisy, expand_sigma(level, noisy)) - clean
+            total += (smoothed(difference, config.blur) if is_pixels else difference).square().mean(1)
         found.append(total / config.draws)
     return found
 

@@ -14,19 +14,29 @@ from ldm.anomaly.config import DetectorConfig
 from ldm.anomaly.detector import AnomalyDetector
 from ldm.anomaly.maps import pooled, smoothed, weighted_map
 from ldm.anomaly.scorer import ComponentWeights
-from ldm.anomaly.scores import ScoreParts, denoising, elbo, masked, reconstruction_ssim, whitened
-from ldm.anomaly.subject import TrainedModel
+from ldm.anomaly.scores import (
+    ScoreParts,
+    coarse_pixels,
+    denoising,
+    elbo,
+    masked,
+    reconstruction,
+    reconstruction_ssim,
+    shrunken,
+    whitened,
+)
+from ldm.anomaly.subject import TrainedModel, View
 from ldm.autoencoder.config import AutoencoderConfig, IdentityConfig, ViTNetworkConfig
 from ldm.autoencoder.model import create, create_pixels
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.gaussian import fit_gaussian
+from ldm.diffusion.gaussian import LatentGaussian, fit_gaussian
 from ldm.evaluation.metrics import ssim
 from ldm.randomness import generator
 from ldm.training.processes import Processes
 from tests.support.diffusion_models import IMAGE, kl_autoencoder
 from tests.support.normal_images import data_of, subspace_images
 
-CONFIG = DetectorConfig(draws=2, sigmas=(0.5, 2.0), hidden_sets=3)
+CONFIG = DetectorConfig(blur=0, draws=2, sigmas=(0.5, 2.0), hidden_sets=3)
 
 
 def test_logistic_tail_is_the_survival_of_the_logistic_law_it_was_drawn_from() -> None:
@@ -75,6 +85,44 @@ def test_whitening_gives_the_mahalanobis_distance() -> None:
     expected = (centered @ torch.linalg.inv(covariance) * centered).sum(1)
     found = whitened(gaussian, latents.double()).square().flatten(1).sum(1)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64), (3, 33, 20), (1, 1, 2000)])
+def test_density_of_pixels_is_of_a_thousand_numbers_at_most_that_keep_the_mean(shape: tuple[int, int, int]) -> None:
+    model = TrainedModel("pixels", create_pixels(shape), None, masks=False)
+    flat = torch.linspace(-1, 1, 3)[:, None, None, None].expand(3, *shape)
+    found = coarse_pixels(model.view(flat))
+    assert found[0].numel() <= 1024 and 4 * found[0].numel() > min(1024, flat[0].numel()) / 2
+    torch.testing.assert_close(found, flat[:, :1, :1, :1].expand_as(found))
+
+
+def test_shrinkage_adds_a_tenth_of_the_mean_variance_to_every_variance() -> None:
+    gaussian = LatentGaussian((4, 1, 1), 2)
+    gaussian.eigenvalues.copy_(torch.tensor([7.0, 3.0]))
+    found = shrunken(gaussian)  # variances 7, 3, 1, 1
+    torch.testing.assert_close(found.eigenvalues, torch.tensor([7.3, 3.3]))
+    assert float(found.rest) == pytest.approx(1.3)
+
+
+def test_a_shifted_edge_counts_less_under_the_blur_and_a_missing_part_as_much() -> None:
+    class Fixed(View):
+        """Images of a bar whose reconstruction is nothing but a shift of it, or lacks it."""
+
+        def __init__(self, images: torch.Tensor, rebuilt: torch.Tensor):
+            super().__init__(images, images)
+            self.rebuilt = rebuilt
+
+        @property
+        def reconstruction(self) -> torch.Tensor:
+            return self.rebuilt
+
+    bar = torch.zeros(2, 1, 16, 16)
+    bar[:, :, 4:12, 6:9] = 1.0
+    rebuilt = torch.stack([bar[0].roll(1, -1) * 0.5 + bar[0] * 0.5, torch.zeros(1, 16, 16)])
+    sharp, blurred = (
+        reconstruction(Fixed(bar, rebuilt), ScoreParts(DetectorConfig(blur=blur)))[0].sum((1, 2)) for blur in (0, 1.0)
+    )
+    assert blurred[0] / sharp[0] < 0.5 * blurred[1] / sharp[1]
 
 
 def test_ssim_map_has_the_mean_of_ssim_inside_and_repeats_it_at_the_border() -> None:
