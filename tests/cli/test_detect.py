@@ -103,9 +103,7 @@ def test_scores_are_a_table_with_a_verdict_on_every_image(data: Path, scores: Pa
         assert row["pred_label"] == "1" or not name.startswith("scratch/")
     assert protocol["anomalies"] == sum(row["pred_label"] == "1" for row in rows.values()) >= 6
     facts = protocol["detector"]
-    assert (
-        facts["alpha"] == 0.05 and facts["scores"] == ["reconstruction", "latent-density"] and facts["pool"] == "mean"
-    )
+    assert facts["alpha"] == 0.05 and facts["scores"] == SCORE_NAMES and facts["pool"] == "mean"
     assert facts["model"] == "pca:4" and "0.05 at most" in facts["guarantee"] and protocol["versions"]["torch"]
 
 
@@ -207,7 +205,7 @@ def test_a_path_is_a_bundled_set_mvtecs_layout_or_a_folder(data: Path, tmp_path:
 def run_detector(finished_vae: Path, data: Path) -> Path:
     """A detector of a run, with two of its scores."""
     out = data.parent / "run-detector"
-    done("fit", finished_vae, "--normal", data, "--out", out, "--scores", "reconstruction,latent-density")
+    done("fit", finished_vae, "--normal", data, "--out", out, *TWO)
     return out
 
 
@@ -215,7 +213,7 @@ def test_a_run_detects_with_the_size_and_channels_that_it_was_trained_with(
     run_detector: Path, data: Path, tmp_path: Path
 ) -> None:
     facts = json.loads((run_detector / "detector.json").read_text())
-    assert facts["shape"] == [3, 16, 16] and facts["scores"] == ["reconstruction", "latent-density"]
+    assert facts["shape"] == [3, 16, 16] and facts["scores"] == SCORE_NAMES
     done("score", run_detector, data / "test", "--out", tmp_path / "out", "--batch-size", 5)
     assert len(rows_of(tmp_path / "out" / "scores.csv")) == 12
 
