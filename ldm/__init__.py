@@ -2,11 +2,15 @@
 
 from typing import Any
 
-__all__ = ["Autoencoder", "LatentDiffusion"]
+__all__ = ["AnomalyDetector", "Autoencoder", "LatentDiffusion"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two classes when they are first asked for: torch takes a second, and --help should not."""
+    """Import the classes when they are first asked for: torch takes a second, and --help should not."""
+    if name == "AnomalyDetector":
+        from ldm.anomaly.detector import AnomalyDetector
+
+        return AnomalyDetector
     if name == "Autoencoder":
         from ldm.autoencoder.model import Autoencoder
 

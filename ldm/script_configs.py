@@ -81,3 +81,14 @@ def vae_config_of(source: str) -> TrainVAEConfig | None:
     advice = f"give {exported}, which is still read" if exported.is_dir() else "train it again, under another --out"
     check_run_format(file.parent, advice)
     return reader.load(TrainVAEConfig, file, {})
+
+
+def data_of_run(run: str) -> DataSourceConfig | None:
+    """The config of the images that a run was trained on; None if it is no run, but for instance an export."""
+    file = Path(run) / "config.yaml"
+    given = read_yaml(file) if file.is_file() else None
+    if isinstance(given, dict) and "denoiser" in given:
+        check_run_format(file.parent, "train again, under another --out")
+        return reader.load(TrainDiffusionConfig, file, {}).data
+    config = vae_config_of(run)
+    return None if config is None else config.data

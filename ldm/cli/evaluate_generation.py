@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.generation_sources import Sources, data_of_run, open_sources
+from ldm.cli.generation_sources import Sources, open_sources
 from ldm.diffusion.config import SAMPLERS
 from ldm.errors import CheckpointError, ConfigError, StopRequested
+from ldm.script_configs import data_of_run
 
 if TYPE_CHECKING:
     from ldm.evaluation.generation import RealImages

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.options import images_as_in_run, size_of
-from ldm.config import reader
-from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError, RequestError
-from ldm.script_configs import TrainDiffusionConfig, vae_config_of
-from ldm.training.config import check_run_format
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
@@ -97,17 +93,6 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     except RequestError as error:
         raise error.as_flag() from None
     return SamplingSettings(options.sampler, options.steps, guidance, options.seed)
-
-
-def data_of_run(run: str) -> DataSourceConfig | None:
-    """The config of the images that a run was trained on; None if it is no run, but for instance an export."""
-    file = Path(run) / "config.yaml"
-    given = read_yaml(file) if file.is_file() else None
-    if isinstance(given, dict) and "denoiser" in given:
-        check_run_format(file.parent, "train again to evaluate what it generates")
-        return reader.load(TrainDiffusionConfig, file, {}).data
-    config = vae_config_of(run)
-    return None if config is None else config.data
 
 
 def data_config(

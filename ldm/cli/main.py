@@ -9,6 +9,7 @@ from ldm.terminal import exit_code_of
 
 VERBS = {
     "evaluate": "measure an autoencoder on images, or the images that a diffusion model generates",
+    "detect": "find what does not belong: fit a detector to normal images, score others",
     "encode": "write the latents of a folder of images to a file",
     "decode": "draw the images of latents in a file",
     "export": "write an autoencoder, or a diffusion model, for use elsewhere",

@@ -1,7 +1,10 @@
 """Options that several verbs share: what is checked of them, and the images that they describe."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
@@ -13,6 +16,22 @@ def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+
+
+def check_new(flag: str, path: Path) -> None:
+    """Raise ConfigError if what a flag names is there already, or would be in no folder."""
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{flag} {path} exists, and nothing is overwritten: name a new one")
+    if not path.resolve().parent.is_dir():
+        raise ConfigError(f"{flag} {path} cannot be written: it is in no folder")
+
+
+def nearest(name: str, names: Iterable[str], most: int = 12) -> str:
+    """Advice for a name that is none of these: the one that is most like it, or some of them."""
+    known = list(names)
+    near = get_close_matches(name, known, n=1)
+    more = ", ..." if len(known) > most else ""
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:most])}{more}"
 
 
 def size_of(text: str | None) -> int | tuple[int, int] | None:

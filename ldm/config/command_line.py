@@ -147,9 +147,12 @@ def _usage(prog: str, options: dict[str, Option]) -> str:
     return " ".join(["usage:", prog, "CONFIG.yaml", *required, "[--section.field VALUE ...]", *optional])
 
 
-def describe(cls: type) -> str:
-    """One entry per setting for `--help`: its flag, its values, the comment beside the field, its default."""
-    return _table(list(_rows(cls)))
+def describe(cls: type, without: tuple[str, ...] = ()) -> str:
+    """One entry per setting for `--help`: its flag, its values, the comment beside the field, its default.
+
+    Settings that are described elsewhere are left out by name.
+    """
+    return _table([row for row in _rows(cls) if row[0].split()[0].removeprefix("--") not in without])
 
 
 def _rows(

@@ -21,6 +21,7 @@ class SourceFacts(Part):
 SOURCES = {
     "mnist5k": SourceFacts("ldm.data.sources:mnist5k"),
     "folder": SourceFacts("ldm.data.sources:folder", needs="images"),
+    "mvtec": SourceFacts("ldm.data.mvtec:mvtec", needs="images"),
     "torchvision": SourceFacts("ldm.data.sources:torchvision", needs="a download"),
 }
 
@@ -111,6 +112,20 @@ class FolderConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MVTecConfig(DataConfig):
+    """The normal images, in train/good, of data in the layout of MVTec AD, made for anomaly detection."""
+
+    kind: Literal["mvtec"] = "mvtec"
+    path: str = ""  # the folder with train, test and ground_truth; only train/good is trained on
+    pixel_limit: Annotated[int, AtLeast(1)] = 100_000_000  # images of more pixels count as unreadable
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path.strip():
+            raise ValueError("path is empty: name the folder with train and test")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TorchvisionConfig(BundledDataConfig):
     """The training part of a torchvision data set, downloaded at first use; 28 x 28 images are padded to 32 x 32."""
 
@@ -119,4 +134,4 @@ class TorchvisionConfig(BundledDataConfig):
     root: str = "data"  # where it is downloaded to
 
 
-DataSourceConfig: TypeAlias = MNIST5kConfig | FolderConfig | TorchvisionConfig
+DataSourceConfig: TypeAlias = MNIST5kConfig | FolderConfig | MVTecConfig | TorchvisionConfig

@@ -84,6 +84,13 @@ class Dataset:
         """One image at its depth as evaluation and the latent cache see it: cropped in the center, never mirrored."""
         return torch.as_tensor(center_crop(self.image(index).numpy(), self.config.sides))
 
+    def view_or_failure(self, index: int) -> Tensor | UnreadableImage:
+        """The same, but where it cannot be read the reason, and not another image in its place."""
+        result = self._cached[index] if index in self._cached else self._attempt(index)
+        return (
+            result if isinstance(result, UnreadableImage) else torch.as_tensor(center_crop(result, self.config.sides))
+        )
+
     def image(self, index: int) -> Tensor:
         """The image as [channels, height, width] of the settings' depth.
 

@@ -111,12 +111,18 @@ def fit(image: np.ndarray, sides: tuple[int, int], *, resize: bool) -> np.ndarra
 
     Antialiased and bicubic, each channel for itself, keeping the proportions.
     """
-    _, height, width = image.shape
+    height, width = fitted(*image.shape[1:], sides=sides, resize=resize)
+    if (height, width) == image.shape[1:]:
+        return image
+    return np.stack([_resized(channel, (width, height)) for channel in image])
+
+
+def fitted(height: int, width: int, *, sides: tuple[int, int], resize: bool) -> tuple[int, int]:
+    """Height and width that `fit` scales an image to."""
     new, old = covering(height, width, sides)
     if new == old or (new < old and not resize):
-        return image
-    size = (round(width * new / old), round(height * new / old))
-    return np.stack([_resized(channel, size) for channel in image])
+        return height, width
+    return round(height * new / old), round(width * new / old)
 
 
 def covering(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int]:

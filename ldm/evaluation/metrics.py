@@ -30,8 +30,13 @@ def ssim(images: Images, reconstruction: Images) -> Scalars:
     that no side may be shorter than `SSIM_SIDE`. In float64: the variance of a flat window is a difference of large
     numbers.
     """
-    similarity, _ = _similarity(*_from_black(images, reconstruction))
-    return similarity.mean(1)
+    return ssim_map(images, reconstruction).mean((2, 3)).mean(1)
+
+
+def ssim_map(images: Images, reconstruction: Images) -> Tensor:
+    """The same for each channel and window, batch x channels x H - 10 x W - 10."""
+    luminance, contrast = _similarity(*_from_black(images, reconstruction))
+    return luminance * contrast
 
 
 def ms_ssim(images: Images, reconstruction: Images) -> Scalars:
@@ -46,9 +51,9 @@ def ms_ssim(images: Images, reconstruction: Images) -> Scalars:
     for scale, power in enumerate(MS_SSIM_POWERS):
         if scale:
             real, shown = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (real, shown))
-        similarity, contrast = _similarity(real, shown)
+        luminance, contrast = _similarity(real, shown)
         is_last = scale == len(MS_SSIM_POWERS) - 1
-        product = product * (similarity if is_last else contrast).clamp_min(0) ** power
+        product = product * (luminance * contrast if is_last else contrast).mean((2, 3)).clamp_min(0) ** power
     return product.mean(1)
 
 
@@ -59,13 +64,13 @@ def _from_black(images: Images, reconstruction: Images) -> tuple[Tensor, Tensor]
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over all windows of SSIM and of its contrast and structure term, for each image and channel."""
+    """The luminance term of SSIM, and that of contrast and structure, for each image, channel and window."""
     c1, c2 = 0.01**2, 0.03**2
     mean_x, mean_y = _window_means(x), _window_means(y)
     variances = _window_means(x * x + y * y) - mean_x**2 - mean_y**2
     contrast = (2 * (_window_means(x * y) - mean_x * mean_y) + c2) / (variances + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+    return luminance, contrast
 
 
 def _window_means(x: Tensor) -> Tensor:

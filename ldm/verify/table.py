@@ -30,5 +30,6 @@ CHECKS = {
     "denoiser": "each parametrization preconditions its network as the table says",
     "gaussian": "the Gaussian skip is the best linear denoiser, fitted for unseen latents",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
+    "anomaly": "scores of known laws, planted anomalies, the false-alarm rate, and the metrics",
     "contracts": "every part in the tables keeps its contract",
 }
