@@ -17,7 +17,7 @@ from tests.support.anomaly_data import SIDE, mvtec_folder, pixels_of
 from tests.support.scripts import ROOT, Outcome, ran, script, together
 
 GRAY = ("--size", SIDE, "--channels", 1)
-SCORE_NAMES = ["reconstruction", "latent-density"]
+SCORE_NAMES = ["reconstruction", "pixel-density"]  # of pca:4, by default
 TWO = ("--scores", ",".join(SCORE_NAMES))
 
 
@@ -156,7 +156,7 @@ def test_evaluate_measures_images_and_pixels_of_mvtecs_layout(data: Path, detect
     assert metrics["image_auroc"] > 0.9 and metrics["pixel_auroc"] > 0.8 and metrics["aupro"] > 0.5
     assert report["by_kind"]["scratch"]["count"] == 6 and set(report["by_score"]) == {
         "reconstruction",
-        "latent-density",
+        "pixel-density",
     }
     rows = rows_of(table)
     assert {name: row["gt_label"] for name, row in rows.items()} == {
