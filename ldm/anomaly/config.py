@@ -53,6 +53,7 @@ SCORES = {
         needs=("images", "windows"),
         sees="wrong structure at low contrast: 1 - SSIM of each window of 11 pixels",
         blind_to="as reconstruction; a change of brightness",
+        in_default=True,
     ),
     "reconstruction-features": ScoreFacts(
         "ldm.anomaly.scores:reconstruction_features",
@@ -74,7 +75,6 @@ SCORES = {
         sees="latents far from the normal ones, whatever comes of them: Mahalanobis distance, shrunken",
         blind_to="what the encoder leaves out; an odd combination with an ordinary covariance",
         fits=True,
-        in_default=True,
     ),
     "pixel-density": ScoreFacts(
         "ldm.anomaly.scores:pixel_density",
