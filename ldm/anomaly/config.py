@@ -109,7 +109,9 @@ class DetectorConfig(Checked):
     scores: tuple[Annotated[str, OneOf(CHOICES)], ...] = ("default",)  # several are combined
     pool: Literal["mean", "max", "top"] = "mean"  # score of an image from its map; top: mean of the highest hundredth
     smoothing: Annotated[float, AtLeast(0)] = 1.0  # pixels: σ of the Gaussian that maps are smoothed with
-    blur: Annotated[float, AtLeast(0)] = 0.7  # pixels: σ of the Gaussian on a residual before it is squared
+    blur: Annotated[float, AtLeast(0)] = (
+        0.7  # pixels: σ of the blur of residuals before they are squared, and of pixels for a density
+    )
     alpha: Annotated[float, Between(0, 1, low_is_open=True, high_is_open=True)] = 0.05  # false-alarm rate
     seed: Annotated[int, AtLeast(0)] = 0  # of the noise, the hidden patches, and the split of the normal images
     sigmas: tuple[Annotated[float, Above(0)], ...] = (0.25, 0.5, 1.0, 2.0)  # noise levels of `denoising`

@@ -91,7 +91,7 @@ class Fitting:
         @torch.no_grad()
         def inputs_of(batch: Images) -> dict[str, Tensor]:
             view = subject.view(batch)
-            return {name: of(view).float().cpu() for name, of in inputs.items()}
+            return {name: of(view, scorer.config.blur).float().cpu() for name, of in inputs.items()}
 
         batches = self.over(chosen, inputs_of) if inputs else []
         densities: dict[str, LatentGaussian] = {}

@@ -26,7 +26,6 @@ from ldm.randomness import generator
 from ldm.shapes import Latents
 
 SHRINKAGE = 0.1  # of covariances: share of the mean variance that is added to each
-PIXEL_BLUR = 1.0  # σ in pixels, before the density of pixels is taken
 MOST_PIXELS = 1024  # numbers of an image, of that density
 
 
@@ -103,7 +102,7 @@ def latent_density(view: View, parts: ScoreParts) -> list[Tensor]:
 
 def pixel_density(view: View, parts: ScoreParts) -> list[Tensor]:
     """The same of the pixels, without any model: blurred, and averaged over squares until they are few enough."""
-    return [whitened(parts.densities["pixel-density"], coarse_pixels(view)).square().sum(1)]
+    return [whitened(parts.densities["pixel-density"], coarse_pixels(view, parts.config.blur)).square().sum(1)]
 
 
 def elbo(view: View, parts: ScoreParts) -> list[Tensor]:
@@ -152,9 +151,9 @@ def whitened(gaussian: LatentGaussian, latents: Latents) -> Latents:
     return (rest * centered + ((centered @ basis) * excess) @ basis.mT).view_as(latents)
 
 
-def coarse_pixels(view: View) -> Tensor:
+def coarse_pixels(view: View, blur: float) -> Tensor:
     """The images under a slight blur, averaged over squares until they have `MOST_PIXELS` numbers at most."""
-    pixels, factor = smoothed(view.images, PIXEL_BLUR), 1
+    pixels, factor = smoothed(view.images, blur), 1
     while math.prod(-(-side // factor) for side in pixels.shape[2:]) * pixels.shape[1] > MOST_PIXELS:
         factor += 1
     return F.avg_pool2d(pixels, factor, ceil_mode=True)
@@ -179,7 +178,7 @@ def shared_noise(like: Tensor, seed: int, purpose: str, draw: int) -> Tensor:
 
 
 # What the densities are of, by score.
-DENSITY_INPUTS: dict[str, Callable[[View], Tensor]] = {
-    "latent-density": lambda view: view.latents,
+DENSITY_INPUTS: dict[str, Callable[[View, float], Tensor]] = {
+    "latent-density": lambda view, blur: view.latents,
     "pixel-density": coarse_pixels,
 }
