@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from classical import CHOSEN, PYOD, classical_scores
-from defects import textures
+from defects import textures, trained
 from learning import Kept, Row
 from runs import ROOT, SHARED, from_root, print_table
 
@@ -38,12 +38,9 @@ from ldm.anomaly.config import SCORES, DetectorConfig
 from ldm.anomaly.conformal import conformal_threshold
 from ldm.anomaly.metrics import auroc
 from ldm.anomaly.splits import split_normal
-from ldm.config import reader
 from ldm.data.config import FolderConfig, MNIST5kConfig
 from ldm.data.datasets import Dataset, Subset, open_dataset
-from ldm.script_configs import TrainVAEConfig
 from ldm.shapes import Images
-from train_vae import train
 
 EMOJI = SHARED / "noto-emoji-64"
 NORMAL_EMOJI = "flags"
@@ -51,12 +48,6 @@ TRAINING = 400  # images of a class
 DEFAULT = "default (combined)"
 RATES = (0.05, 0.01)
 SPLITS, CALIBRATION = 40, 500
-FLAGS = {
-    "data.kind": "folder",
-    "data.flip": "false",
-    "autoencoder.network.widths": "[512]",
-    "run.batch_size": "64",
-}
 
 
 @dataclass(frozen=True)
@@ -99,25 +90,15 @@ def emoji_task(seed: int) -> Task:
     return Task(pixels[own[len(own) // 5 :]], pixels[test], np.arange(len(test)) >= len(own) // 5)
 
 
-def trained(out: Path, pixels: np.ndarray, seed: int, steps: int) -> Dataset:
-    """The images of a finished run in `out`/run, trained if it is not there."""
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "normal.npy", pixels)
-    flags = FLAGS | {
-        "data.path": str((out / "normal.npy").resolve()),
-        "data.size": str(pixels.shape[1]),
-        "data.channels": str(pixels.shape[3]),
-        "run.steps": str(steps),
-        "run.seed": str(seed),
-    }
-    config = reader.load(TrainVAEConfig, Path("configs/autoencoder/plain.yaml"), flags)
-    train(config, out / "run")
-    return open_dataset(config.data)
+def one_class_run(out: Path, pixels: np.ndarray, seed: int, steps: int) -> Dataset:
+    """The images of a finished run in `out`/run; one hidden layer has the better held-out PSNR on so few images."""
+    flags = {"autoencoder__network__widths": "[512]", "run__batch_size": 64, "run__steps": steps, "run__seed": seed}
+    return trained(out, pixels, "configs/autoencoder/plain.yaml", **flags)
 
 
 def ours(out: Path, task: Task, seed: int, steps: int) -> Row:
     """AUROC of every score of a detector, and of their combinations."""
-    dataset = trained(out, task.training, seed, steps)
+    dataset = one_class_run(out, task.training, seed, steps)
     normal, labels = Subset(dataset, list(range(len(dataset)))), torch.from_numpy(task.is_anomaly)
     images, row = as_images(task.test), {}
     for scores, combination in (("all", "all (combined)"), ("default", DEFAULT)):
@@ -167,7 +148,7 @@ def alarms(out: Path, steps: int) -> Row:
     """False alarms of one model over splits of its calibration images; mean and standard error over the splits."""
     pixels = as_bytes(open_dataset(MNIST5kConfig()))
     known = pixels[np.random.default_rng(0).permutation(len(pixels))]
-    dataset = trained(out, known[:1000], 0, steps)
+    dataset = one_class_run(out, known[:1000], 0, steps)
     normal = Subset(dataset, list(range(len(dataset))))
     detector = AnomalyDetector.fit(str(out / "run"), normal, DetectorConfig())
     seen = split_normal(normal, str(out / "run"), fits=True, seed=0).fitting.images()
@@ -189,7 +170,7 @@ def alarms(out: Path, steps: int) -> Row:
 def speed(out: Path, steps: int, pyod: str) -> Row:
     """Images per CPU second of each score alone, and of PyOD's AutoEncoder of the same sizes."""
     task = digit_task(3, 0)
-    dataset = trained(out, task.training, 0, steps)
+    dataset = one_class_run(out, task.training, 0, steps)
     normal, images, row = Subset(dataset, list(range(len(dataset)))), as_images(task.test), {}
     every = AnomalyDetector.fit(str(out / "run"), normal, DetectorConfig(scores=("all",)))
     for name in [*every.scores, "default"]:

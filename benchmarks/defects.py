@@ -5,14 +5,16 @@ do not overlap, each once as it is and once with each defect. A scratch, a blob 
 fixed seed.
 """
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from learning import Kept, Row
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import print_table
+from runs import print_table, ran
 
 from ldm import AnomalyDetector
 from ldm.anomaly.config import DetectorConfig
@@ -21,7 +23,6 @@ from ldm.config import reader
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.script_configs import TrainVAEConfig
 from ldm.shapes import Images
-from train_vae import train
 
 TEXTURES = ("brick", "grass", "gravel")
 TILE = 64
@@ -90,23 +91,25 @@ def test_tiles(name: str) -> tuple[Images, torch.Tensor, list[str]]:
     return as_images(np.stack(pixels)), torch.from_numpy(np.stack(masks)), kinds
 
 
-def trained(out: Path, pixels: np.ndarray, steps: int) -> Dataset:
-    """The images of a finished run in `out`/run: a convolutional autoencoder, 4 numbers for 8 x 8 pixels."""
+def trained(out: Path, pixels: np.ndarray, config: str, **flags: Any) -> Dataset:
+    """The images of a finished run in `out`/run, trained by that config and flags with __ for the dots.
+
+    `pixels` are bytes, N x H x W, perhaps x channels.
+    """
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "normal.npy", pixels)
-    flags = {
+    data: dict[str, Any] = {
         "data.kind": "folder",
         "data.path": str((out / "normal.npy").resolve()),
-        "data.size": str(TILE),
-        "data.channels": "1",
+        "data.size": pixels.shape[1],
+        "data.channels": pixels.shape[3] if pixels.ndim == 4 else 1,
         "data.flip": "false",
-        "data.held_out": "0.3",
-        "autoencoder.network.downsampling": "8",
-        "run.steps": str(steps),
     }
-    config = reader.load(TrainVAEConfig, Path("configs/vae/mnist5k.yaml"), flags)
-    train(config, out / "run")
-    return open_dataset(config.data)
+    data |= {name.replace("__", "."): value for name, value in flags.items()}
+    texts = {name: str(value) for name, value in data.items()}
+    words = [word for name, text in texts.items() for word in (f"--{name}", text)]
+    ran(shlex.join(["train_vae.py", config, "--out", str(out / "run"), *words]))
+    return open_dataset(reader.load(TrainVAEConfig, Path(config), texts).data)
 
 
 def measured(detector: AnomalyDetector, name: str) -> Row:
@@ -155,7 +158,14 @@ def textures(out: Path, kept: Kept, *, steps: int, features: str) -> None:
     table, drawn = [], {}
     for name in TEXTURES:
         folder = out / f"texture-{name}-{steps}"
-        dataset = trained(folder, tiles(texture(name)[:320], 32), steps)
+        dataset = trained(
+            folder,
+            tiles(texture(name)[:320], 32),
+            "configs/vae/mnist5k.yaml",
+            data__held_out=0.3,
+            autoencoder__network__downsampling=8,
+            run__steps=steps,
+        )
         normal = Subset(dataset, list(range(len(dataset))))
 
         def fitted(source: str, score: str, normal: Subset = normal) -> AnomalyDetector:
