@@ -31,6 +31,8 @@ import torch
 from classical import CHOSEN, PYOD, classical_scores
 from defects import textures, trained
 from learning import Kept, Row
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from runs import ROOT, SHARED, from_root, print_table
 
 from ldm import AnomalyDetector
@@ -188,6 +190,31 @@ def speed(out: Path, steps: int, pyod: str) -> Row:
     return row
 
 
+def draw_scores(out: Path, task: Task, file: Path) -> None:
+    """Two normal images and six anomalies, and under each image its map by every score that has one."""
+    data = FolderConfig(path=str((out / "normal.npy").resolve()), size=task.test.shape[1], channels=1, flip=False)
+    dataset = open_dataset(data)
+    normal = Subset(dataset, list(range(len(dataset))))
+    chosen = [*np.flatnonzero(~task.is_anomaly)[:2], *np.flatnonzero(task.is_anomaly)[50::150][:6]]
+    images, rows = as_images(task.test[chosen]), {}
+    for name in ("reconstruction", "reconstruction-ssim", "pixel-density"):
+        found = AnomalyDetector.fit(str(out / "run"), normal, DetectorConfig(scores=(name,))).score(images)
+        assert found.anomaly_map is not None
+        rows[name] = found.anomaly_map[:, 0]
+    figure = Figure(figsize=(len(chosen), 1 + len(rows)))
+    FigureCanvasAgg(figure)
+    for row, maps in enumerate([images[:, 0], *rows.values()]):
+        for column, picture in enumerate(maps):
+            axes = figure.add_subplot(1 + len(rows), len(chosen), row * len(chosen) + column + 1)
+            axes.imshow(
+                picture.numpy(), cmap="inferno" if row else "gray", vmin=float(maps.min()), vmax=float(maps.max())
+            )
+            axes.set_axis_off()
+    figure.subplots_adjust(0.002, 0.002, 0.998, 0.998, wspace=0.04, hspace=0.04)
+    figure.savefig(file, dpi=80)
+    print(file)
+
+
 def print_aurocs(name: str, rows: list[tuple[str, Row]]) -> None:
     """Mean AUROC over seeds by class, and over all; of PyOD the best three. `rows` holds pairs of class and row."""
     classes = list(dict.fromkeys(each for each, _ in rows))
@@ -232,6 +259,8 @@ def main() -> None:
                 row = one_class(kept, folder, task, steps, options.pyod, digit=digit, seed=seed)
                 rows.append((str(digit), row))
         print_aurocs("digits", rows)
+        digit, seed = options.classes[0], options.seeds[0]
+        draw_scores(out / f"digits-{seed}-{digit}-{steps}", digit_task(digit, seed), out / "digits.png")
     if "emoji" in options.parts and not EMOJI.exists():
         print(f"emoji are not measured: {EMOJI} is not there")
     elif "emoji" in options.parts:
