@@ -53,6 +53,7 @@ SCORES = {
         needs=("images", "windows"),
         sees="wrong structure at low contrast: 1 - SSIM of each window of 11 pixels",
         blind_to="as reconstruction; a change of brightness",
+        in_default=True,
     ),
     "reconstruction-features": ScoreFacts(
         "ldm.anomaly.scores:reconstruction_features",
