@@ -12,7 +12,6 @@ from ldm.entropy.config import ENTROPY_MODELS, EntropyModelConfig
 from ldm.entropy.distributions import joined, smoothed
 from ldm.entropy.integer_network import (
     BITS,
-    LARGEST_HIDDEN,
     LARGEST_INPUT,
     LARGEST_WEIGHT,
     LEAST_SCALE,

@@ -51,7 +51,9 @@ class EntropyModel:
         self.tables.check()
         facts = ENTROPY_MODELS[self.config.kind]
         if (self.network is not None) != facts.has_context:
-            raise CheckpointError(f"an entropy model {self.config.kind} has {'a' if facts.has_context else 'no'} network")
+            raise CheckpointError(
+                f"an entropy model {self.config.kind} has {'a' if facts.has_context else 'no'} network"
+            )
         if self.network is not None:
             self.network.check(self.config, self.channels, facts.parities)
         if len(self.tables.reaches) != self.channels * (SCALES if facts.has_context else 1):
