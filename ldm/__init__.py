@@ -2,15 +2,19 @@
 
 from typing import Any
 
-__all__ = ["Autoencoder", "LatentDiffusion"]
+__all__ = ["Autoencoder", "Codec", "LatentDiffusion"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two classes when they are first asked for: torch takes a second, and --help should not."""
+    """Import a class when it is first asked for: torch takes a second, and --help should not."""
     if name == "Autoencoder":
         from ldm.autoencoder.model import Autoencoder
 
         return Autoencoder
+    if name == "Codec":
+        from ldm.compression.codec import Codec
+
+        return Codec
     if name == "LatentDiffusion":
         from ldm.pipeline import LatentDiffusion
 

@@ -22,7 +22,15 @@ from ldm.errors import (
 from ldm.terminal import exit_code_of
 from tests.support.scripts import Stage
 
-CODES = {LDMError: 1, ConfigError: 2, DataError: 3, CodecError: 3, CheckpointError: 4, DivergedError: 5, StopRequested: 75}
+CODES = {
+    LDMError: 1,
+    ConfigError: 2,
+    DataError: 3,
+    CodecError: 3,
+    CheckpointError: 4,
+    DivergedError: 5,
+    StopRequested: 75,
+}
 
 
 def raising(error: BaseException) -> Callable[[list[str]], None]:

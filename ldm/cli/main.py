@@ -11,6 +11,9 @@ VERBS = {
     "evaluate": "measure an autoencoder on images, or the images that a diffusion model generates",
     "encode": "write the latents of a folder of images to a file",
     "decode": "draw the images of latents in a file",
+    "codec": "fit an image codec to a trained autoencoder",
+    "compress": "compress images with a codec",
+    "decompress": "decode the images that were compressed with a codec",
     "export": "write an autoencoder, or a diffusion model, for use elsewhere",
     "verify": "check every part against its closed form",
 }

@@ -91,6 +91,11 @@ class Codec:
         """Write what `load` reads: tables, autoencoder and what was measured; ConfigError if the folder exists."""
         PARTS["save"].load()(self, Path(folder))
 
+    def to(self, device: torch.device | str) -> "Codec":
+        """The same, its autoencoder on another device; symbols are coded on the CPU."""
+        self.autoencoder.to(device)
+        return self
+
     def compress(
         self,
         images: Iterable[Tensor],
@@ -105,12 +110,13 @@ class Codec:
         header counted; the `psnr` in dB, once decoded to 8 bits, that no image falls below. The last two are
         met by the choice of a step for each image; RequestError says what is in reach where they cannot be.
         """
-        target = target_of(step, rate, psnr)
-        files = []
-        for batch in self._batches(list(images)):
+        return list(self.compressed(list(images), target_of(step, rate, psnr)))
+
+    def compressed(self, images: Sequence[Tensor], target: Target) -> Iterator[bytes]:
+        """The same files, each as soon as it is there."""
+        for batch in self._batches(images):
             for image, latent in zip(batch, self.latents(batch), strict=True):
-                files.append(self._compressed(image, latent, target))
-        return files
+                yield self._compressed(image, latent, target)
 
     def decompress(self, files: Iterable[bytes], refine: "Refinement | None" = None) -> list[Tensor]:
         """The image of each file in [-1, 1], channels x height x width; CodecError for one that is not of this codec.
@@ -145,6 +151,13 @@ class Codec:
                     latents = refine(latents, cells.to(latents)[:, :, None, None])
                 found.extend(self._decoded(latents, sides))
         return found
+
+    def verify(self, image: Tensor, file: bytes) -> Images:
+        """The image of a file that was just made of `image`; CodecError if its symbols are not those of the image."""
+        decoded = self.symbols(file)
+        if not np.array_equal(decoded.values, self.quantized(self.latents(image[None])[0], decoded.header.step)):
+            raise CodecError("it does not decode to the symbols that were coded")
+        return self.images([decoded])[0]
 
     def dequantized(self, decoded: Sequence[Symbols]) -> Latents:
         """Latents of symbols of one size: the center or the centroid of each cell."""

@@ -68,7 +68,7 @@ def opened(folder: Path, about: dict[str, Any]) -> Codec:
     autoencoder = Autoencoder.load(folder / AUTOENCODER)
     integers = safetensors.torch.load_file(folder / INTEGERS)
     tensors: dict[str, np.ndarray] = {name: value.numpy() for name, value in integers.items()}
-    config = reader.build(EntropyModelConfig, about["entropy_model"])
+    config = reader.from_dict(EntropyModelConfig, about["entropy_model"])
     model = EntropyModel.from_tensors(config, autoencoder.latent_channels, tensors)
     measured = [MeasuredStep(**each) for each in about["measured"]]
     return Codec(autoencoder, model, about["ratios"], measured, id=about["id"])
