@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     from tqdm import tqdm
 
     from ldm.compression.codec import Codec
-    from ldm.compression.files import check_writes_pictures, jobs_of
+    from ldm.compression.files import check_writes_pictures, jobs_of, read_file
     from ldm.errors import CodecError
     from ldm.pictures import picture, save_png
     from ldm.shapes import to_uint8
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     check_writes_pictures(codec.autoencoder.network.image_channels)
     for job in tqdm(jobs, desc="decompressing", unit="image", delay=1):
         try:
-            (image,) = codec.decompress([job.source.read_bytes()])
+            (image,) = codec.decompress([read_file(job.source)])
         except CodecError as error:
             raise CodecError(f"{job.source}: {error}") from error
         with writing(options.out):

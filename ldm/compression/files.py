@@ -17,6 +17,7 @@ from ldm.pictures import MODES
 from ldm.shapes import to_float
 
 ENDING = ".ldmc"
+LARGEST_FILE = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def jobs_of(given: Sequence[Path], out: Path, *, compresses: bool) -> list[Job]:
 
 
 def target_names(names: Sequence[Path], ending: str) -> list[str]:
-    """Each name with its ending replaced, or, where two would be one, with the ending added; ConfigError if it stays."""
+    """Each name with another ending, or, where two would be one, with both; ConfigError if they still are."""
     short = [name.with_suffix(ending).as_posix() for name in names]
     several = {name for name, times in Counter(short).items() if times > 1}
     found = [f"{name}{ending}" if new in several else new for name, new in zip(names, short, strict=True)]
@@ -73,6 +74,16 @@ def read_image(path: Path, channels: int) -> Tensor:
             raise DataError(f"{path} is in color, of 3 channels, and the codec takes 1: convert it to gray")
         pixels = pixels[:1]
     return to_float(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def read_file(path: Path) -> bytes:
+    """A compressed file; DataError if it cannot be read, or is larger than any that is written."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise DataError(f"{path} is larger than {LARGEST_FILE:,} bytes, and so no compressed image")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def check_writes_pictures(channels: int) -> None:

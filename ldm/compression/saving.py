@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import read_json, write_folder_atomically
@@ -28,8 +29,8 @@ def save(codec: Codec, folder: Path) -> None:
         raise ConfigError(f"{folder} exists: choose another folder for the codec")
 
     def write(new: Path) -> None:
-        tensors = codec.entropy_model.tensors()
-        safetensors.torch.save_file({name: torch.from_numpy(value) for name, value in tensors.items()}, new / INTEGERS)
+        tensors = {name: compact(torch.from_numpy(value)) for name, value in codec.entropy_model.tensors().items()}
+        safetensors.torch.save_file(tensors, new / INTEGERS)
         codec.autoencoder.save(new / AUTOENCODER)
         files = sorted(path for path in new.rglob("*") if path.is_file())
         about = {
@@ -67,11 +68,17 @@ def opened(folder: Path, about: dict[str, Any]) -> Codec:
     """The codec of files that are whole."""
     autoencoder = Autoencoder.load(folder / AUTOENCODER)
     integers = safetensors.torch.load_file(folder / INTEGERS)
-    tensors: dict[str, np.ndarray] = {name: value.numpy() for name, value in integers.items()}
+    tensors: dict[str, np.ndarray] = {name: value.long().numpy() for name, value in integers.items()}
     config = reader.from_dict(EntropyModelConfig, about["entropy_model"])
     model = EntropyModel.from_tensors(config, autoencoder.latent_channels, tensors)
     measured = [MeasuredStep(**each) for each in about["measured"]]
     return Codec(autoencoder, model, about["ratios"], measured, id=about["id"])
+
+
+def compact(values: Tensor) -> Tensor:
+    """The same integers in 32 bits, where they fit."""
+    fits = values.abs().max() < 2**31
+    return values.int() if fits else values
 
 
 def sha256_of_file(path: Path) -> str:

@@ -70,7 +70,7 @@ def input_count(config: EntropyModelConfig, channels: int) -> int:
 
 def inputs_of(known: np.ndarray, step: int, radius: int) -> np.ndarray:
     """Rows of inputs for all positions of a latent, channels x h x w of integers, 0 where it is not known yet."""
-    channels, height, width = known.shape
+    _, height, width = known.shape
     inside = np.full((1, height, width), POSITIONS, dtype=np.float64)
     planes = np.concatenate([np.clip(known, -LARGEST_INPUT, LARGEST_INPUT).astype(np.float64), inside])
     planes = np.pad(planes, ((0, 0), (radius, radius), (radius, radius)))

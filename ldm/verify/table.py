@@ -30,5 +30,6 @@ CHECKS = {
     "denoiser": "each parametrization preconditions its network as the table says",
     "gaussian": "the Gaussian skip is the best linear denoiser, fitted for unseen latents",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
+    "compression": "rate and distortion of a Gaussian source are those of its quantizer, the gap to R(D) as known",
     "contracts": "every part in the tables keeps its contract",
 }
