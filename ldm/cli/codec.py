@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     from ldm.compression.fitting import FittingProgress
     from ldm.data.datasets import open_dataset
     from ldm.data.summary import what_was_found
-    from ldm.entropy.range_coder import import_constriction
+    from ldm.entropy.categorical import import_constriction
     from ldm.terminal import writing
     from ldm.training.devices import choose_device
 

@@ -15,12 +15,11 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.compression.container import Header, check_plausible, pack, unpack
 from ldm.compression.step_search import Target, target_of
 from ldm.config.parts import Part
-from ldm.entropy.fit import steps_of
+from ldm.entropy.categorical import import_constriction
 from ldm.entropy.model import LARGEST_SYMBOL, EntropyModel
-from ldm.entropy.range_coder import import_constriction
-from ldm.entropy.tables import POSITIONS
+from ldm.entropy.tables import POSITIONS, steps_of
 from ldm.errors import CodecError, DataError
-from ldm.evaluation.metrics import psnr as psnr_of
+from ldm.evaluation import metrics
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.shapes import Images, Latents, rounded
 
@@ -226,7 +225,7 @@ class Codec:
 
         def decibels(step: int) -> float:
             found = self.images([Symbols(self.header(sides, step), self.quantized(latent, step))])[0]
-            return float(psnr_of(image[None].float(), rounded(found)[None]))
+            return float(metrics.psnr(image[None].float(), rounded(found)[None]))
 
         return file(target.chosen(bits_per_pixel, decibels))
 

@@ -22,7 +22,7 @@ from ldm.entropy.integer_network import (
     scales,
 )
 from ldm.entropy.model import EntropyModel
-from ldm.entropy.tables import LARGEST_STEP, POSITIONS, CumulativeTables
+from ldm.entropy.tables import POSITIONS, CumulativeTables, steps_of
 from ldm.randomness import generator
 
 FITTED_STEPS = (16, 64, 128, 256, 512, 1024)  # at which residuals are gathered, in positions
@@ -49,11 +49,6 @@ def fit(
         return EntropyModel(config, latents.shape[1], tables)
     network = trained(integers.float(), config, ratios, on_step).to_integers()
     return EntropyModel(config, latents.shape[1], gathered(integers.long().numpy(), network, config, ratios), network)
-
-
-def steps_of(step: float, ratios: Sequence[float]) -> list[int]:
-    """The step of each channel in positions, where it would be `step` at a ratio of 1."""
-    return [min(max(round(step * ratio), 1), LARGEST_STEP) for ratio in ratios]
 
 
 class ContextNetwork(nn.Module):

@@ -7,17 +7,18 @@ Here a distribution is computed once, when it is fitted, and stored as its cumul
 integers, by integer arithmetic alone: one stored distribution serves every step, and the same one everywhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ldm.entropy.categorical import TOTAL, categorical
 from ldm.errors import CheckpointError
 
 POSITIONS = 256  # per standard deviation of the latents
 MASS = 2**30  # of a stored distribution, with its tails
-TOTAL = 2**24  # of a table of weights: the precision of constriction's coders
 SUREST = TOTAL - 2**16  # no symbol is surer than this, so that each costs bits, and a header cannot claim any number
 LEAST_BITS = float(np.log2(TOTAL / SUREST))  # that a symbol costs
 LARGEST_STEP = 8 * POSITIONS
@@ -46,8 +47,6 @@ class WeightTable:
     @cached_property
     def model(self) -> Any:
         """The same for constriction."""
-        from ldm.entropy.range_coder import categorical
-
         return categorical(self.weights)
 
 
@@ -108,6 +107,11 @@ class CumulativeTables:
         whole = (masses > MASS >> 24) & (edges[:-1] >= -reach) & (edges[1:] <= reach)
         centroids = np.where(whole, means - centers, 0.0)
         return WeightTable(weights_of(np.append(masses, MASS - masses.sum())), centroids)
+
+
+def steps_of(step: float, ratios: Sequence[float]) -> list[int]:
+    """The step of each channel in positions, where it would be `step` at a ratio of 1."""
+    return [min(max(round(step * ratio), 1), LARGEST_STEP) for ratio in ratios]
 
 
 def weights_of(masses: np.ndarray) -> np.ndarray:

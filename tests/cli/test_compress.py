@@ -62,9 +62,10 @@ def test_a_folder_becomes_files_and_pictures_of_the_same_names_and_sizes(
     assert decompress(fitted, files / "disc", files / "odd.ldmc", "--out", out).code == 0
     for source, name in (("disc/00", "00.png"), ("odd", "odd.png")):
         (expected,) = Codec.load(fitted).decompress([(files / f"{source}.ldmc").read_bytes()])
-        drawn = np.asarray(Image.open(out / name)).transpose(2, 0, 1)
+        with Image.open(out / name) as picture:
+            drawn = np.asarray(picture).transpose(2, 0, 1)
         assert (drawn == to_uint8(expected).numpy()).all()
-    assert Image.open(out / "odd.png").size == (21, 19)
+    assert drawn.shape == (3, 19, 21)
 
     limited = compress(fitted, pictures / "odd.bmp", "--out", tmp_path / "small", "--rate", 0.9)
     assert limited.code == 0 and 8 * (tmp_path / "small" / "odd.ldmc").stat().st_size <= 0.9 * 21 * 19

@@ -14,8 +14,7 @@ import ldm
 from ldm.compression.codec import Codec
 from ldm.compression.container import header_size, unpack
 from ldm.entropy.config import EntropyModelConfig
-from ldm.entropy.fit import steps_of
-from ldm.entropy.tables import POSITIONS
+from ldm.entropy.tables import POSITIONS, steps_of
 from ldm.errors import CheckpointError, CodecError, ConfigError, DataError, RequestError
 from ldm.evaluation.metrics import psnr
 from ldm.shapes import rounded

@@ -6,8 +6,9 @@ import constriction
 import numpy as np
 import pytest
 
-from ldm.entropy.range_coder import SymbolReader, SymbolWriter, categorical
-from ldm.entropy.tables import MASS, TOTAL, WeightTable, weights_of
+from ldm.entropy.categorical import TOTAL, categorical
+from ldm.entropy.range_coder import SymbolReader, SymbolWriter
+from ldm.entropy.tables import MASS, WeightTable, weights_of
 from ldm.errors import CodecError, ConfigError
 
 BITS = 24

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from ldm.entropy.categorical import TOTAL
 from ldm.entropy.distributions import joined, smoothed
-from ldm.entropy.tables import LARGEST_STEP, MASS, POSITIONS, SUREST, TOTAL, CumulativeTables, weights_of
+from ldm.entropy.tables import LARGEST_STEP, MASS, POSITIONS, SUREST, CumulativeTables, weights_of
 from ldm.errors import CheckpointError
 
 
