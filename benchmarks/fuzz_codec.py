@@ -3,9 +3,9 @@
     python benchmarks/fuzz_codec.py CODEC IMAGE... [--files 10000] [--seed 0]
 
 The images are compressed at several steps, and the files mutated: flipped bits, truncation, splices, bytes more or
-fewer, crafted headers; half of them with a checksum that fits. Each is decoded in this process under a limit of time and,
-on Linux, of memory. Whatever is not an image or a CodecError is written to fuzz-N.ldmc in the current folder, and makes
-the script fail.
+fewer, crafted headers; half of them with a checksum that fits. Each is decoded in this process under a limit of time
+and, on Linux, of memory. Whatever is not an image or a CodecError is written to fuzz-N.ldmc in the current folder, and
+makes the script fail.
 """
 
 import argparse

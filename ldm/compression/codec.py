@@ -120,7 +120,7 @@ class Codec:
     def decompress(self, files: Iterable[bytes], refine: "Refinement | None" = None) -> list[Tensor]:
         """The image of each file in [-1, 1], channels x height x width; CodecError for one that is not of this codec.
 
-        `refine` may move the latents within their cells before they are decoded.
+        `refine` gets the centers of the cells and their sizes, and returns the latents that are decoded instead.
         """
         return self.images([self.symbols(file) for file in files], refine)
 
@@ -144,7 +144,7 @@ class Codec:
             size = max(BATCH_PIXELS // (sides[0] * sides[1]), 1)
             for start in range(0, len(same), size):
                 part = same[start : start + size]
-                latents = self.dequantized(part)
+                latents = self.dequantized(part, centers=refine is not None)
                 if refine is not None:
                     cells = torch.tensor([steps_of(each.header.step, self.ratios) for each in part]) / POSITIONS
                     latents = refine(latents, cells.to(latents)[:, :, None, None])
@@ -158,13 +158,13 @@ class Codec:
             raise CodecError("it does not decode to the symbols that were coded")
         return self.images([decoded])[0]
 
-    def dequantized(self, decoded: Sequence[Symbols]) -> Latents:
-        """Latents of symbols of one size: the center or the centroid of each cell."""
+    def dequantized(self, decoded: Sequence[Symbols], *, centers: bool = False) -> Latents:
+        """Latents of symbols of one size: the center of each cell, or the centroid where the header says so."""
         found = []
         for each in decoded:
             steps = steps_of(each.header.step, self.ratios)
             positions = each.values * np.reshape(steps, (-1, 1, 1)).astype(np.float64)
-            if each.header.has_centroids:
+            if each.header.has_centroids and not centers:
                 positions = positions + self.entropy_model.centroids(each.values, steps)
             found.append(torch.from_numpy(positions / POSITIONS).to(torch.get_default_dtype()))
         return torch.stack(found)
