@@ -1,4 +1,4 @@
-"""The denoiser as a dequantizer: a latent diffusion model moves the latents of a file within the cells of their symbols."""
+"""The denoiser as a dequantizer: a latent diffusion model moves latents within the cells of their symbols."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LARGEST_DIFFERENCE = 0.02  # of the images that two copies of one autoencoder de
 
 @dataclass(frozen=True)
 class DenoisingRefinement:
-    """clip(D(z; step / √12), z - step / 2, z + step / 2), for centers z of cells (a `Refinement` of `Codec.decompress`).
+    """clip(D(z; step / √12), z - step / 2, z + step / 2) for centers z of cells: a `Refinement` of `Codec.decompress`.
 
     Rounding to a step adds an error of that standard deviation, nearly uniform in the cell, and the true value lies in
     it. Where channels have different steps, the noise level is that of their mean square. The two models may

@@ -7,7 +7,7 @@ Here a distribution is computed once, when it is fitted, and stored as its cumul
 integers, by integer arithmetic alone: one stored distribution serves every step, and the same one everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ SUREST = TOTAL - 2**16  # no symbol is surer than this, so that each costs bits,
 LEAST_BITS = float(np.log2(TOTAL / SUREST))  # that a symbol costs
 LARGEST_STEP = 8 * POSITIONS
 OFFSETS = 16  # a mean is rounded to so many fractions of a step
-MOST_CACHED = 4096  # tables
+MOST_CACHED = 2**14  # tables
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,17 @@ class WeightTable:
     """The weight of each symbol -last..last and of the escape after them; positive integers that sum to `TOTAL`."""
 
     weights: np.ndarray
-    centroids: np.ndarray  # of each symbol: the mean of what falls into its cell, less the cell's center, in positions
+    find_centroids: Callable[[], np.ndarray]
 
     @property
     def last(self) -> int:
         """The largest symbol."""
         return len(self.weights) // 2 - 1
+
+    @cached_property
+    def centroids(self) -> np.ndarray:
+        """Of each symbol the mean of what falls into its cell, less the cell's center, in positions."""
+        return self.find_centroids()
 
     @cached_property
     def bits(self) -> np.ndarray:
@@ -97,15 +102,17 @@ class CumulativeTables:
         symbols = np.arange(-last, last + 2)
         edges = (2 * symbols - 1) * step // 2 - offset  # lower ends of the cells, as seen from the mean
         inside = np.clip(edges, -reach, reach)
-        values, integrals = self.values[start + reach + inside], self.integrals[start + reach + inside]
-        masses = np.diff(values)
-        # Integration by parts: the integral of x dF over a cell is [x F] less that of F.
-        moments = np.diff(2 * inside * values) - np.diff(integrals)
-        means = moments / np.maximum(2 * masses, 1)
-        centers = symbols[:-1] * step - offset
-        # A cell that lies beyond the stored distribution, or hardly touches it, keeps its center.
-        whole = (masses > MASS >> 24) & (edges[:-1] >= -reach) & (edges[1:] <= reach)
-        centroids = np.where(whole, means - centers, 0.0)
+        masses = np.diff(self.values[start + reach + inside])
+
+        def centroids() -> np.ndarray:
+            # Integration by parts: the integral of x dF over a cell is [x F] less that of F.
+            values, integrals = self.values[start + reach + inside], self.integrals[start + reach + inside]
+            means = (np.diff(2 * inside * values) - np.diff(integrals)) / np.maximum(2 * masses, 1)
+            centers = symbols[:-1] * step - offset
+            # A cell that lies beyond the stored distribution, or hardly touches it, keeps its center.
+            whole = (masses > MASS >> 24) & (edges[:-1] >= -reach) & (edges[1:] <= reach)
+            return np.where(whole, means - centers, 0.0)
+
         return WeightTable(weights_of(np.append(masses, MASS - masses.sum())), centroids)
 
 

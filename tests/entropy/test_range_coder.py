@@ -23,7 +23,7 @@ def some_weights(rng: np.random.Generator) -> np.ndarray:
 
 
 def table_of(weights: np.ndarray) -> WeightTable:
-    return WeightTable(weights, np.zeros(len(weights) - 1))
+    return WeightTable(weights, lambda: np.zeros(len(weights) - 1))
 
 
 def reference_words(symbols: np.ndarray, weights: np.ndarray) -> list[int]:
