@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["AnomalyDetector", "Autoencoder", "LatentDiffusion"]
+__all__ = ["AnomalyDetector", "Autoencoder", "Codec", "LatentDiffusion"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,6 +15,10 @@ def __getattr__(name: str) -> Any:
         from ldm.autoencoder.model import Autoencoder
 
         return Autoencoder
+    if name == "Codec":
+        from ldm.compression.codec import Codec
+
+        return Codec
     if name == "LatentDiffusion":
         from ldm.pipeline import LatentDiffusion
 

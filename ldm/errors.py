@@ -38,6 +38,10 @@ class DataError(LDMError):
     exit_code = 3
 
 
+class CodecError(DataError):
+    """A compressed file is damaged, of another codec or of a later version."""
+
+
 class CheckpointError(LDMError):
     """A checkpoint, an autoencoder or a cache is damaged, wrong or stale, or the disk is full."""
 

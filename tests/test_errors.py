@@ -9,11 +9,28 @@ from pathlib import Path
 import pytest
 
 from ldm import errors
-from ldm.errors import CheckpointError, ConfigError, DataError, DivergedError, LDMError, RequestError, StopRequested
+from ldm.errors import (
+    CheckpointError,
+    CodecError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    LDMError,
+    RequestError,
+    StopRequested,
+)
 from ldm.terminal import exit_code_of
 from tests.support.scripts import Stage
 
-CODES = {LDMError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, StopRequested: 75}
+CODES = {
+    LDMError: 1,
+    ConfigError: 2,
+    DataError: 3,
+    CodecError: 3,
+    CheckpointError: 4,
+    DivergedError: 5,
+    StopRequested: 75,
+}
 
 
 def raising(error: BaseException) -> Callable[[list[str]], None]:

@@ -12,6 +12,9 @@ VERBS = {
     "detect": "find what does not belong: fit a detector to normal images, score others",
     "encode": "write the latents of a folder of images to a file",
     "decode": "draw the images of latents in a file",
+    "codec": "fit an image codec to a trained autoencoder",
+    "compress": "compress images with a codec",
+    "decompress": "decode the images that were compressed with a codec",
     "export": "write an autoencoder, or a diffusion model, for use elsewhere",
     "verify": "check every part against its closed form",
 }

@@ -31,5 +31,6 @@ CHECKS = {
     "gaussian": "the Gaussian skip is the best linear denoiser, fitted for unseen latents",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
     "anomaly": "scores of known laws, planted anomalies, the false-alarm rate, and the metrics",
+    "compression": "rate and distortion of a Gaussian source are those of its quantizer, the gap to R(D) as known",
     "contracts": "every part in the tables keeps its contract",
 }

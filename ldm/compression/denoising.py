@@ -1,0 +1,65 @@
+"""The denoiser as a dequantizer: a latent diffusion model moves latents within the cells of their symbols."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.model import Autoencoder
+from ldm.compression.codec import Codec
+from ldm.errors import CheckpointError, ConfigError
+from ldm.pipeline import LatentDiffusion
+from ldm.randomness import generator
+from ldm.shapes import Latents
+
+LARGEST_DIFFERENCE = 0.02  # of the images that two copies of one autoencoder decode
+
+
+@dataclass(frozen=True)
+class DenoisingRefinement:
+    """clip(D(z; step / √12), z - step / 2, z + step / 2) for centers z of cells: a `Refinement` of `Codec.decompress`.
+
+    Rounding to a step adds an error of that standard deviation, nearly uniform in the cell, and the true value lies in
+    it. Where channels have different steps, the noise level is that of their mean square. The two models may
+    standardize the latents differently; the network must be the same.
+    """
+
+    codec: Autoencoder
+    model: LatentDiffusion
+
+    @classmethod
+    def of(cls, codec: Codec, model: LatentDiffusion) -> "DenoisingRefinement":
+        """That of a codec and a model of its latents; CheckpointError if the model is of another autoencoder."""
+        mine, other = codec.autoencoder, model.autoencoder
+        if mine.latent_channels == other.latent_channels and mine.network.downsampling == other.network.downsampling:
+            shape = (1, *model.config.latent_shape)
+            raw = torch.randn(shape, generator=generator(0, "same autoencoder")) * mine.latent_std.cpu()
+            raw = raw + mine.latent_mean.cpu()
+            with torch.no_grad():
+                images = [decode_raw(each, raw) for each in (mine, other)]
+            if images[0].shape == images[1].shape and (images[0] - images[1]).abs().max() < LARGEST_DIFFERENCE:
+                return cls(mine, model)
+        raise CheckpointError("the diffusion model is of another autoencoder than the codec")
+
+    @torch.no_grad()
+    def __call__(self, latents: Latents, cells: Tensor) -> Latents:
+        """The latents, each element within its cell; ConfigError for a size that the denoiser does not take."""
+        if tuple(latents.shape[1:]) != self.model.config.latent_shape:
+            found, taken = (" x ".join(map(str, each)) for each in (latents.shape[1:], self.model.config.latent_shape))
+            raise ConfigError(f"the denoiser takes latents of {taken} alone, and the file has {found}")
+        theirs = self.model.autoencoder
+        mean, std = (each.to(latents) for each in (self.codec.latent_mean, self.codec.latent_std))
+        their_mean, their_std = (each.to(latents) for each in (theirs.latent_mean, theirs.latent_std))
+        noisy, scale = (latents * std + mean - their_mean) / their_std, std / their_std
+        sigma = (cells * scale).square().mean((1, 2, 3)).sqrt() / math.sqrt(12)
+        device = next(self.model.denoiser.parameters()).device
+        denoised = self.model.denoiser(noisy.to(device), sigma.to(device)).to(latents)
+        moved = (denoised * their_std + their_mean - mean) / std
+        return torch.minimum(torch.maximum(moved, latents - cells / 2), latents + cells / 2)
+
+
+def decode_raw(autoencoder: Autoencoder, raw: Tensor) -> Tensor:
+    """Images of latents that are not standardized, on the CPU."""
+    standardized = raw.to(autoencoder.latent_mean) - autoencoder.latent_mean
+    return autoencoder.decode(standardized / autoencoder.latent_std).float().cpu()
