@@ -16,8 +16,8 @@ def test_all_and_default_take_what_the_model_can_give_in_the_order_of_the_table(
     missing = {name: NEEDS[name] for name in ("denoiser", "posterior", "hidden patches", "backbone")}
     everything = ["reconstruction", "reconstruction-l1", "reconstruction-ssim", "latent-density", "pixel-density"]
     assert chosen_scores(["all"], missing, "run") == everything
-    assert chosen_scores(["default"], missing, "run") == ["reconstruction", "pixel-density"]
-    assert chosen_scores(["reconstruction-l1", "default"], missing, "run") == [*everything[:2], everything[4]]
+    assert chosen_scores(["default"], missing, "run") == ["reconstruction", "reconstruction-ssim", "pixel-density"]
+    assert chosen_scores(["reconstruction-l1", "default"], missing, "run") == [*everything[:3], everything[4]]
 
 
 def test_a_score_that_the_model_cannot_give_is_refused_with_those_that_it_can() -> None:
