@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ldm.config.command_line import Command, Option, parse
 from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_source, denoiser_of_start
 from ldm.terminal import exit_code_of
+from ldm.training.config import AdamWConfig
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
@@ -88,9 +89,8 @@ def train(
     uncertainty = create_uncertainty(config.objective.weighting)
     objective = run.prepare(DenoisingObjective(denoiser, config.objective.weighting, uncertainty), trains=denoiser)
     if uncertainty is not None:
-        fit = run.prepare(
-            UncertaintyObjective(uncertainty), trains=uncertainty, optim=uncertainty.optim, name="uncertainty"
-        )
+        optim = AdamWConfig(lr=uncertainty.lr, warmup=0, schedule="constant")
+        fit = run.prepare(UncertaintyObjective(uncertainty), trains=uncertainty, optim=optim, name="uncertainty")
     run.resume(latents.fingerprint, images=dataset.fingerprint)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
     panel, validation = SamplePanel(autoencoder, model), HeldOutLatents(latents, held_out)

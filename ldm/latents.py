@@ -25,7 +25,8 @@ from ldm.diffusion.config import DenoiserConfig, SamplingConfig, ScalarSkipConfi
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian, folds_of
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig
-from ldm.diffusion.objective import draw_sigma, drop_condition
+from ldm.diffusion.losses.noise_distribution import draw_sigma
+from ldm.diffusion.objective import drop_condition
 from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.randomness import derived_seed

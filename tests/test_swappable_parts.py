@@ -1,7 +1,7 @@
 """Swappable parts: one new part of every kind in a copy of the project; the files it takes, its training, its checks.
 
-This is CONTRIBUTING's recipe, executed. All eleven share one copy: one training of an autoencoder, one of a denoiser, one
-set of samples, and one `ldm verify` of the miniatures.
+This is CONTRIBUTING's recipe, executed. All of them share one copy: one training of an autoencoder, one of a
+denoiser, one set of samples, and one `ldm verify` of the miniatures.
 """
 
 import os

@@ -7,11 +7,10 @@ from torch.nn import functional as F
 from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig, PredictionWeightingConfig, WeightingConfig
-from ldm.diffusion.losses.noise_distribution import sample_sigmas
 from ldm.diffusion.losses.weighting import Uncertainty, error_scale
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
-from ldm.shapes import Latents, NoiseLevels
+from ldm.shapes import Latents
 
 
 class DenoisingObjective(nn.Module):
@@ -19,9 +18,9 @@ class DenoisingObjective(nn.Module):
 
     The multi-scale denoising objective (Karras et al. 2022, equation 8). Its weight, if nothing else is said, is 1 /
     c_out²: the plain squared error of the network's own output, so that an untrained EDM network scores 1 at every
-    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw_sigma` and
-    `drop_condition` below. An `uncertainty` divides the weight further; it is held, not owned, and learns by an
-    objective of its own from the losses in `outputs`, one for each latent.
+    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw_sigma` of
+    `losses.noise_distribution` and by `drop_condition` below. An `uncertainty` divides the weight further; it is held,
+    not owned, and learns by an objective of its own from the losses in `outputs`, one for each latent.
     """
 
     def __init__(
@@ -47,11 +46,6 @@ class DenoisingObjective(nn.Module):
             weights = (-uncertainty(batch.sigma)).exp()
         outputs = {"sigma": batch.sigma, "losses": losses.detach()}
         return Losses((weights * losses).mean(), {"denoising": losses.mean()}, outputs)
-
-
-def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
-    """The noise levels of a part of a global batch, from the config's noise distribution."""
-    return rng.rows(sample_sigmas(config.noise_distribution, rng.total, rng.generator("sigma")))
 
 
 def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:

@@ -76,9 +76,11 @@ class WarmStart:
         for name in sorted((own.keys() | theirs.keys()) - tables):
             if name not in own or name not in theirs or own[name].shape != theirs[name].shape:
                 known = " x ".join(map(str, self.config.latent_shape))
+                is_skip = name.startswith("gaussian.")
+                reason = "its Gaussian skip knows no other" if is_skip else f"{name} has another shape there"
                 raise ConfigError(
-                    f"--from {self.run} cannot be taken over: {name} has another shape there, where latents are"
-                    f" {known}; give data.size as it was, or train without --from"
+                    f"--from {self.run} was trained on latents of {known}, and {reason}: give data.size as it was, or"
+                    " train without --from"
                 )
             own[name] = theirs[name]
         say(

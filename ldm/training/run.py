@@ -196,10 +196,8 @@ class Run:
     def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:
         """After the steps of a dry run: print what the whole run would take, for images and latents of these shapes."""
         modules = {name: state.module for name, state in self.states.items()}
-        if self.is_main:
-            self.print(
-                "\n".join(dry_run.report(self.config, self.measured, modules, image, latent, training, held_out))
-            )
+        sizes = (image, latent, training, held_out)
+        self.on_main(lambda: self.print("\n".join(dry_run.report(self.config, self.measured, modules, *sizes))))
 
     def begin_step(self, number: int) -> None:
         """Whatever is due before a step: phases that begin, and the seed of dropout."""

@@ -111,7 +111,7 @@ def of_no_noise(name: str) -> Check:
 
 @reproducible("truth denoiser weight")
 def of_weight(name: str, weighting: WeightingConfig) -> Check:
-    """The loss of one parametrization in the weight of that name, taken by all others: it depends on the answer alone."""
+    """The loss of one parametrization in the weight of that name, given to all others: only the answer counts."""
     (clean, noise), sigma = unit_pair(), torch.logspace(-1, 1, COUNT)
     batch = LatentBatch(clean, noise, sigma, Condition({}))
     start = Denoiser(Wave(), parametrization=name)

@@ -11,11 +11,13 @@ from ldm.diffusion.losses.config import (
     NOISE_DISTRIBUTIONS,
     CosineConfig,
     DDPMConfig,
+    DenoisingObjectiveConfig,
     LogLogisticConfig,
     LogNormalConfig,
     LogUniformConfig,
     NoiseDistributionConfig,
 )
+from ldm.randomness import StepRandom
 from ldm.shapes import NoiseLevels
 
 BINS = 1000  # of equal probability, in which a density without a formula is constant: the steps of DDPM
@@ -56,6 +58,11 @@ def create_noise_distribution(config: NoiseDistributionConfig) -> NoiseDistribut
 def sample_sigmas(config: NoiseDistributionConfig, count: int, generator: torch.Generator) -> NoiseLevels:
     """`count` independent noise levels to train on, float32 on the CPU."""
     return create_noise_distribution(config).sample(count, generator)
+
+
+def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
+    """The noise levels of a part of a global batch, from the config's noise distribution."""
+    return rng.rows(sample_sigmas(config.noise_distribution, rng.total, rng.generator("sigma")))
 
 
 class LogNormal(NoiseDistribution):

@@ -19,7 +19,6 @@ from ldm.diffusion.losses.config import (
 )
 from ldm.nn.embedding import FourierFeatures
 from ldm.shapes import NoiseLevels, Scalars
-from ldm.training.config import AdamWConfig
 
 
 def error_scale(config: WeightingConfig, denoiser: Denoiser, sigma: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class Uncertainty(nn.Module):
 
     def __init__(self, config: LearnedWeightingConfig):
         super().__init__()
-        self.optim = AdamWConfig(lr=config.lr, warmup=0, schedule="constant")
+        self.lr = config.lr
         self.features = FourierFeatures(config.channels)
         self.linear = nn.Linear(config.channels, 1)
         nn.init.zeros_(self.linear.weight)
