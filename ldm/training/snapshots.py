@@ -74,22 +74,18 @@ def load_average(module: nn.Module, run: str | Path, length: float) -> None:
     Raises RequestError for a length that the snapshots do not give, CheckpointError where there are none or one is
     damaged.
     """
-    folder, parameters = Path(run) / "snapshots", dict(module.named_parameters())
-    steps = usable_steps(Path(run))
+    steps, sums = usable_steps(Path(run)), dict[str, Tensor]()
     check_length(run, steps, length)
     factors, _ = coefficients(steps, length)
-    sums = {
-        name: torch.zeros_like(parameter, dtype=torch.float64, device="cpu") for name, parameter in parameters.items()
-    }
     for place, step in enumerate(steps):
-        found = checkpoint.load(folder / f"step-{step:08d}")
-        try:
-            for factor, average in zip(factors[place].tolist(), SIGMA_RELS, strict=True):
-                for name, value in found.tensors[f"ema-{average}"].items():
-                    sums[name] += factor * value.double()
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{found.path} does not fit the denoiser of {run}: {error}") from error
+        found = checkpoint.load(Path(run) / "snapshots" / f"step-{step:08d}")
+        for factor, average in zip(factors[place].tolist(), SIGMA_RELS, strict=True):
+            for name, value in found.tensors.get(f"ema-{average}", {}).items():
+                sums[name] = sums.get(name, 0) + factor * value.double()
+    parameters = dict(module.named_parameters())
     for name, value in sums.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            raise CheckpointError(f"the snapshots in {run} do not fit its denoiser: they have another {name}")
         parameters[name].copy_(value)
 
 

@@ -78,7 +78,8 @@ class Uncertainty(nn.Module):
 
     def forward(self, sigma: NoiseLevels) -> Scalars:
         features = self.features(sigma.log() / 4).to(self.linear.weight.dtype)
-        u: Scalars = self.linear(features / self.features.channels**0.5).squeeze(1)
+        with torch.autocast(sigma.device.type, enabled=False):  # half precision is too coarse for a logarithm
+            u: Scalars = self.linear(features / self.features.channels**0.5).squeeze(1)
         return u
 
 
