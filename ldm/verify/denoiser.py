@@ -22,7 +22,9 @@ from ldm.randomness import generator
 from ldm.verify.check import Check, at_most
 from ldm.verify.training import reproducible
 
-OWN_WEIGHTINGS = {  # the weight that goes with each parametrization where nothing is weighted
+OWN_WEIGHTINGS: dict[
+    str, WeightingConfig
+] = {  # the weight that goes with each parametrization where nothing is weighted
     "edm": EDMWeightingConfig(),
     "x0": UniformWeightingConfig(),
     "eps": EpsWeightingConfig(),
