@@ -32,6 +32,7 @@ def parser() -> Parser:
     parser.add_argument("--steps", type=int, default=18, help="noise levels (%(default)s)")
     parser.add_argument("--sampler", default="heun", help=f"{', '.join(SAMPLERS)} (%(default)s)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
+    parser.add_argument("--ema", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     parser.add_argument(
         "--seed", type=int, default=0, help="image i depends on the seed alone, not on the batch (%(default)s)"
     )
@@ -70,9 +71,12 @@ def main(arguments: list[str]) -> None:
 
     from ldm.pipeline import LatentDiffusion
     from ldm.training.devices import choose_device
+    from ldm.training.snapshots import load_average
 
     model = LatentDiffusion.load(options.run, choose_device(options.device))
     with flags_named():
+        if options.ema is not None:
+            load_average(model.denoiser, options.run, options.ema)
         names = model.config.schema.names(labels)
     with writing(options.out):  # now, and not after the work
         check_out(options.out, file_names(options.num, names))

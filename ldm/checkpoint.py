@@ -114,10 +114,11 @@ def steps(folder: Path) -> list[int]:
     return sorted(_folders(folder))
 
 
-def prune(folder: Path, keep: Collection[int]) -> None:
-    """Remove the checkpoints whose step is not in `keep`, but never the newest one."""
+def prune(folder: Path, keep: Collection[int], *, keep_newest: bool = True) -> None:
+    """Remove the checkpoints whose step is not in `keep`, but never the newest one while it is to be kept."""
     _sweep(folder)
-    for step, path in sorted(_folders(folder).items())[:-1]:
+    found = sorted(_folders(folder).items())
+    for step, path in found[:-1] if keep_newest else found:
         if step not in keep:
             partial = folder / f"{path.name}.partial"
             with _writing(path, partial):

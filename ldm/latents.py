@@ -21,10 +21,12 @@ from ldm.checkpoint import read_entry, write_atomically
 from ldm.data.batches import BatchSampler
 from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
-from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig, ScalarSkipConfig
+from ldm.diffusion.config import DenoiserConfig, SamplingConfig, ScalarSkipConfig
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian, folds_of
-from ldm.diffusion.objective import draw_sigma, drop_condition
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig
+from ldm.diffusion.losses.noise_distribution import draw_sigma
+from ldm.diffusion.objective import drop_condition
 from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.randomness import derived_seed

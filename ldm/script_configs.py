@@ -9,7 +9,8 @@ from ldm.autoencoder.config import AutoencoderConfig, ReconstructionObjectiveCon
 from ldm.config import reader
 from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataSourceConfig
-from ldm.diffusion.config import DenoiserConfig, DenoisingObjectiveConfig, SamplingConfig
+from ldm.diffusion.config import DenoiserConfig, SamplingConfig
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig
 from ldm.errors import CheckpointError, ConfigError
 from ldm.training.config import AdamWConfig, OptimConfig, RunConfig, check_run_format
 
@@ -29,6 +30,8 @@ class TrainVAEConfig:
             raise ValueError(
                 "run.keep best is for train_diffusion.py, which compares models by their held-out loss: use last"
             )
+        if self.run.snapshots:
+            raise ValueError("run.snapshots is for train_diffusion.py, whose models --ema reads: use 0")
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,36 @@ class TrainDiffusionConfig:
     objective: DenoisingObjectiveConfig = field(default_factory=DenoisingObjectiveConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optim: OptimConfig = field(default_factory=AdamWConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(snapshots=8))
 
 
-def data_of_autoencoder(options: Mapping[str, str | bool | None]) -> dict[str, Any] | None:
-    """The data section of the run of train_vae.py that the option `autoencoder` names; None if it names none."""
-    file = Path(str(options["autoencoder"] or "")) / "config.yaml"
-    if not options["autoencoder"] or not file.is_file():
+def data_of_source(options: Mapping[str, str | bool | None]) -> dict[str, Any] | None:
+    """The data section of the run of train_vae.py that the option `autoencoder` names, or of the one to start `from`.
+
+    None if they name none.
+    """
+    if not options["autoencoder"]:
+        return section_of_start(options, "data")
+    file = Path(str(options["autoencoder"])) / "config.yaml"
+    if not file.is_file():
         return None
     check_run_format(file.parent, f"give --autoencoder {file.parent / 'vae'} and a data section in the config")
     return reader.to_dict(reader.load(TrainVAEConfig, file, {}).data)
+
+
+def denoiser_of_start(options: Mapping[str, str | bool | None]) -> dict[str, Any] | None:
+    """The denoiser section of the run of train_diffusion.py that the option `from` names; None if it names none."""
+    return section_of_start(options, "denoiser")
+
+
+def section_of_start(options: Mapping[str, str | bool | None], name: str) -> dict[str, Any] | None:
+    """A section of the config of the run of train_diffusion.py that the option `from` names; None if it names none."""
+    file = Path(str(options["from"] or "")) / "config.yaml"
+    if not options["from"] or not file.is_file():
+        return None
+    check_run_format(file.parent, "train anew, without --from")
+    section = reader.to_dict(reader.load(TrainDiffusionConfig, file, {})).get(name)
+    return section if isinstance(section, dict) else None
 
 
 def data_of(config: TrainDiffusionConfig, source: str | None) -> DataSourceConfig:
@@ -58,7 +81,8 @@ def data_of(config: TrainDiffusionConfig, source: str | None) -> DataSourceConfi
         return config.data
     if source is None:
         raise ConfigError(
-            "the config has no data section, and there is no --autoencoder whose data could be taken: give one of them"
+            "the config has no data section, and there is no --autoencoder or --from whose data could be taken: give"
+            " one of them"
         )
     found = "is not a run of train_vae.py" if Path(source).exists() else "does not exist here"
     raise ConfigError(f"--autoencoder {source} {found}, so the config must have a data section")

@@ -20,16 +20,10 @@ from ldm.batch import NULL, LatentBatch
 from ldm.data.batches import BatchSampler
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, Subset, open_dataset
-from ldm.diffusion.config import (
-    DenoiserConfig,
-    DenoisingObjectiveConfig,
-    GaussianSkipConfig,
-    LogNormalConfig,
-    SamplingConfig,
-    ScalarSkipConfig,
-)
+from ldm.diffusion.config import DenoiserConfig, GaussianSkipConfig, SamplingConfig, ScalarSkipConfig
 from ldm.diffusion.gaussian import fit_gaussian
-from ldm.diffusion.noise import sample_sigmas
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig, LogNormalConfig
+from ldm.diffusion.losses.noise_distribution import sample_sigmas
 from ldm.errors import CheckpointError
 from ldm.latents import (
     LatentBatches,

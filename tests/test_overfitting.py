@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.batch import Condition, ConditionSchema, LatentBatch
-from ldm.diffusion.config import DenoiserConfig, LogNormalConfig, SamplingConfig, UNetConfig
-from ldm.diffusion.noise import karras_sigmas, sample_sigmas
+from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
+from ldm.diffusion.losses.config import LogNormalConfig
+from ldm.diffusion.losses.noise_distribution import sample_sigmas
+from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.diffusion.samplers import starting_noise
 from ldm.evaluation.memorization import find_neighbors

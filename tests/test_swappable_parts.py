@@ -1,7 +1,7 @@
 """Swappable parts: one new part of every kind in a copy of the project; the files it takes, its training, its checks.
 
-This is CONTRIBUTING's recipe, executed. All ten share one copy: one training of an autoencoder, one of a denoiser, one
-set of samples, and one `ldm verify` of the miniatures.
+This is CONTRIBUTING's recipe, executed. All of them share one copy: one training of an autoencoder, one of a
+denoiser, one set of samples, and one `ldm verify` of the miniatures.
 """
 
 import os
@@ -17,6 +17,7 @@ from tests.support.scripts import ROOT, metrics
 
 CONFIG = "ldm/autoencoder/config.py"
 DIFFUSION = "ldm/diffusion/config.py"
+LOSSES = "ldm/diffusion/losses/config.py"
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ V = Parametrization(
 
 NOISE_DISTRIBUTION = [
     Edit(
-        DIFFUSION,
+        LOSSES,
         '''@dataclass(frozen=True)
 class ConstantNoiseConfig(Checked):
     """One noise level."""
@@ -289,20 +290,53 @@ NoiseDistributionConfig: TypeAlias = ConstantNoiseConfig | ''',
         "NoiseDistributionConfig: TypeAlias = ",
     ),
     Edit(
-        DIFFUSION,
-        'NOISE_DISTRIBUTIONS = {\n    "constant": Part("ldm.diffusion.noise:constant"),',
+        LOSSES,
+        'NOISE_DISTRIBUTIONS = {\n    "constant": Part("ldm.diffusion.losses.noise_distribution:Constant"),',
         "NOISE_DISTRIBUTIONS = {",
     ),
     Edit(
-        "ldm/diffusion/noise.py",
+        "ldm/diffusion/losses/noise_distribution.py",
         '''
 
-def constant(config: ConstantNoiseConfig, count: int, generator: torch.Generator) -> NoiseLevels:
+class Constant(NoiseDistribution):
     """The same level every time."""
-    return torch.full((count,), config.sigma)
+
+    def quantile(self, share: Tensor) -> NoiseLevels:
+        return torch.full_like(share, self.config.sigma)
 ''',
     ),
-    Edit("ldm/diffusion/noise.py", "import NOISE_DISTRIBUTIONS, ConstantNoiseConfig,", "import NOISE_DISTRIBUTIONS,"),
+]
+
+WEIGHTING = [
+    Edit(
+        LOSSES,
+        '''@dataclass(frozen=True)
+class MediumWeightingConfig(Checked):
+    """A weight that falls faster than 1 / σ² at large σ."""
+
+    kind: Literal["medium"] = "medium"
+    power: Annotated[float, Above(0)] = 3.0  # of σ
+
+
+WeightingConfig: TypeAlias = (
+    MediumWeightingConfig
+    | PredictionWeightingConfig''',
+        "WeightingConfig: TypeAlias = (\n    PredictionWeightingConfig",
+    ),
+    Edit(
+        LOSSES,
+        'WEIGHTINGS = {\n    "medium": WeightingFacts("ldm.diffusion.losses.weighting:medium", formula="1 / σ^power"),',
+        "WEIGHTINGS = {",
+    ),
+    Edit(
+        "ldm/diffusion/losses/weighting.py",
+        '''
+
+def medium(config: WeightingConfig, denoiser: Denoiser, sigma: Tensor) -> Tensor:
+    """σ^(power / 2)."""
+    return sigma ** (config.power / 2)
+''',
+    ),
 ]
 
 DENOISER_NETWORK = [
@@ -370,6 +404,7 @@ PARTS = {
     "sampler": (SAMPLER, 2),
     "parametrization": (PARAMETRIZATION, 2),
     "noise distribution": (NOISE_DISTRIBUTION, 2),
+    "weighting": (WEIGHTING, 2),
     "denoiser network": (DENOISER_NETWORK, 2),
 }
 
@@ -387,7 +422,7 @@ run: {steps: 2, batch_size: 8, log_every: 1, precision: fp32}
 """
 DENOISER = """
 denoiser: {network: {kind: perceptron}, parametrization: v}
-objective: {noise_distribution: {kind: constant, sigma: 0.3}}
+objective: {noise_distribution: {kind: constant, sigma: 0.3}, weighting: {kind: medium}}
 optim: {warmup: 1}
 run: {steps: 2, batch_size: 8, log_every: 1, precision: fp32}
 """
@@ -448,6 +483,7 @@ def test_parts_are_verified_by_their_tables(project: Path) -> None:
         "penalty quiet",
         "denoiser network perceptron",
         "noise distribution constant",
+        "weighting medium",
         "midpoint, order 2",
         "v: variance of the target",
     ):
@@ -460,7 +496,7 @@ def test_parts_are_in_the_help_without_torch(project: Path) -> None:
     code += "except SystemExit: pass\nassert 'torch' not in sys.modules"
     for script, words in (
         ("train_vae.py", ("charbonnier", "bounded", "patches", "stripes", "negative", "penalties.quiet.weight")),
-        ("train_diffusion.py", ("perceptron", "constant", "edm", "v|")),
+        ("train_diffusion.py", ("perceptron", "constant", "medium", "edm", "v|")),
         ("sample.py", ("midpoint",)),
     ):
         printed = typed(project, "-c", code.format(script, script))

@@ -13,10 +13,10 @@ from ldm.errors import ConfigError
 
 SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
-SWEEPS = ("guidance", "steps", "sampler")
+SWEEPS = ("guidance", "steps", "sampler", "ema")
 NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
 OF_AUTOENCODERS = ("split", "lpips", "lpips_weights", "probe")
-OF_SAMPLING = ("sampler", "steps", "guidance", "seed", "sweep", "values", "memorization_sheet")
+OF_SAMPLING = ("sampler", "steps", "guidance", "ema", "seed", "sweep", "values", "memorization_sheet")
 
 
 def parser() -> Parser:
@@ -63,6 +63,7 @@ def add_generation_options(parser: Parser) -> None:
     add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun)")
     add("--steps", metavar="N", type=int, help="noise levels (18)")
     add("--guidance", metavar="X", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
+    add("--ema", metavar="X", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     sheet = "where the samples that are most like training images are drawn above these"
     add("--memorization-sheet", type=Path, metavar="FILE.png", help=sheet)
     add("--seed", metavar="N", type=int, help="image i depends on the seed alone, not on the batch (0)")

@@ -36,7 +36,7 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError("--fid none leaves nothing to compare images by: leave it out for a classifier's features")
     if options.fid_weights and options.fid is None:
         raise ConfigError("--fid-weights is for a network that has weights: name it with --fid")
-    for name in () if options.generate is not None else ("sampler", "steps", "guidance", "seed", "sweep"):
+    for name in () if options.generate is not None else ("sampler", "steps", "guidance", "ema", "seed", "sweep"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} is for --generate, and not for --samples: leave it out")
     for flag in ("save_images", "memorization_sheet") if options.sweep else ():
@@ -59,7 +59,7 @@ def sweep_values(options: argparse.Namespace) -> list[Any]:
         raise ConfigError(f"--sweep {options.sweep} needs --values, separated by commas")
     if getattr(options, options.sweep) is not None:
         raise ConfigError(f"--{options.sweep} is what is swept over: leave it out, or out of --sweep")
-    read: dict[str, Any] = {"guidance": float, "steps": int, "sampler": str}
+    read: dict[str, Any] = {"guidance": float, "steps": int, "sampler": str, "ema": float}
     values = []
     for text in options.values.split(","):
         try:

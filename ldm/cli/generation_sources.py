@@ -83,6 +83,7 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     """How the samples are drawn, or RequestError in the words of the command line."""
     from ldm.evaluation.image_sets import SamplingSettings
     from ldm.pipeline import check_request, checked_guidance
+    from ldm.training.snapshots import check_length, load_average, usable_steps
 
     try:
         check_request(options.generate, options.steps, options.sampler, options.batch_size, options.seed)
@@ -90,9 +91,13 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
         guidance = checked_guidance(options.guidance, len(model.classes), dropout)
         for value in options.values if options.sweep == "guidance" else ():
             checked_guidance(value, len(model.classes), dropout)
+        for value in options.values if options.sweep == "ema" else ():
+            check_length(options.run, usable_steps(Path(options.run)), value)
+        if options.ema is not None:
+            load_average(model.denoiser, options.run, options.ema)
     except RequestError as error:
         raise error.as_flag() from None
-    return SamplingSettings(options.sampler, options.steps, guidance, options.seed)
+    return SamplingSettings(options.sampler, options.steps, guidance, options.seed, options.ema)
 
 
 def data_config(

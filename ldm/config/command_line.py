@@ -86,7 +86,8 @@ def parse(
     """
     if not {"-h", "--help"}.isdisjoint(arguments):
         rows = [(f"--{name} {option.metavar or ''}", option.help) for name, option in options.items()]
-        print("\n\n".join([_usage(prog, options), description, _table(rows), describe(cls)]))
+        usage = textwrap.fill(_usage(prog, options), 120, subsequent_indent=" " * 7, break_on_hyphens=False)
+        print("\n\n".join([usage, description, _table(rows), describe(cls)]))
         raise SystemExit(0)
     files, given = _split(list(map(expand_user, arguments)), options, reader.setting_names(cls))
     if len(files) != 1:

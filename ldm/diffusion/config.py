@@ -42,11 +42,6 @@ SAMPLERS = {
 
 DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}
 
-NOISE_DISTRIBUTIONS = {
-    "log-normal": Part("ldm.diffusion.noise:log_normal"),
-    "log-uniform": Part("ldm.diffusion.noise:log_uniform"),
-}
-
 
 @dataclass(frozen=True)
 class UNetConfig(Checked):
@@ -105,42 +100,6 @@ class DenoiserConfig(Checked):
                 f"skip.kind gaussian is a skip of parametrization edm, not of {self.parametrization}: choose edm, or"
                 " skip.kind scalar"
             )
-
-
-@dataclass(frozen=True)
-class LogNormalConfig(Checked):
-    """ln σ is normal: the noise distribution of EDM; logit-normal t of flow matching is the same thing."""
-
-    kind: Literal["log-normal"] = "log-normal"
-    mean: float = -0.4  # of ln σ
-    std: Annotated[float, Above(0)] = 1.2  # of ln σ
-
-
-@dataclass(frozen=True)
-class LogUniformConfig(Checked):
-    """ln σ is uniform between two bounds."""
-
-    kind: Literal["log-uniform"] = "log-uniform"
-    low: Annotated[float, Above(0)] = 0.01  # smallest σ
-    high: Annotated[float, Above(0)] = 80.0  # largest σ
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
-
-
-NoiseDistributionConfig: TypeAlias = LogNormalConfig | LogUniformConfig
-
-
-@dataclass(frozen=True)
-class DenoisingObjectiveConfig(Checked):
-    """The multi-scale denoising loss: E over σ and noise of weight(σ) (D(x + σ n; σ) - x)²."""
-
-    noise_distribution: NoiseDistributionConfig = field(default_factory=LogNormalConfig)
-    condition_dropout: Annotated[float, Between(0, 1)] = (
-        0.1  # how often the condition (the class) is left out, for guidance
-    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Noise levels: the distributions they are drawn from in training, and the schedule they are sampled along.
+"""Noise levels: the schedule they are sampled along.
 
 The noise level σ is the one axis of all diffusion here: noisy = clean + σ · noise. Other people's axes are this one
 under another name: the t of flow matching is σ / (1 + σ), so logit-normal t is log-normal σ, and a shift by α adds
@@ -8,14 +8,7 @@ ln α to the mean of ln σ.
 import torch
 from torch import Tensor
 
-from ldm.diffusion.config import NOISE_DISTRIBUTIONS, LogNormalConfig, LogUniformConfig, NoiseDistributionConfig
 from ldm.shapes import NoiseLevels
-
-
-def sample_sigmas(distribution: NoiseDistributionConfig, count: int, generator: torch.Generator) -> NoiseLevels:
-    """`count` independent noise levels to train on, float32 on the CPU."""
-    sigmas: NoiseLevels = NOISE_DISTRIBUTIONS[distribution.kind].load()(distribution, count, generator)
-    return sigmas
 
 
 def karras_sigmas(
@@ -36,13 +29,3 @@ def karras_sigmas(
 def broadcast_sigma(sigma: NoiseLevels, over: Tensor) -> Tensor:
     """`sigma` with trailing axes of length one, so that it multiplies `over` sample by sample."""
     return sigma.reshape(-1, *[1] * (over.ndim - 1))
-
-
-def log_normal(config: LogNormalConfig, count: int, generator: torch.Generator) -> NoiseLevels:
-    """exp(mean + std · n) for a standard normal n (Karras et al. 2022, table 1)."""
-    return (config.mean + config.std * torch.randn(count, generator=generator)).exp()
-
-
-def log_uniform(config: LogUniformConfig, count: int, generator: torch.Generator) -> NoiseLevels:
-    """low · (high / low)^u for u uniform between 0 and 1."""
-    return config.low * (config.high / config.low) ** torch.rand(count, generator=generator)

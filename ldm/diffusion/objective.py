@@ -5,36 +5,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
-from ldm.diffusion.config import DenoisingObjectiveConfig
 from ldm.diffusion.denoiser import EDM, Denoiser
-from ldm.diffusion.noise import broadcast_sigma, sample_sigmas
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig, PredictionWeightingConfig, WeightingConfig
+from ldm.diffusion.losses.weighting import Uncertainty, error_scale
+from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
-from ldm.shapes import Latents, NoiseLevels
+from ldm.shapes import Latents
 
 
 class DenoisingObjective(nn.Module):
-    """E ‖D(x + σ n; σ) - x‖² / c_out(σ)², the mean over the batch and the latent.
+    """E weight(σ) ‖D(x + σ n; σ) - x‖², the mean over the batch and the latent.
 
-    The multi-scale denoising objective (Karras et al. 2022, equation 8): dividing by c_out makes it the plain squared
-    error of the network's own output, so that an untrained EDM network scores 1 at every noise level. σ, n and the
-    dropped conditions come with the batch, which draws them by `draw_sigma` and `drop_condition` below.
+    The multi-scale denoising objective (Karras et al. 2022, equation 8). Its weight, if nothing else is said, is 1 /
+    c_out²: the plain squared error of the network's own output, so that an untrained EDM network scores 1 at every
+    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw_sigma` of
+    `losses.noise_distribution` and by `drop_condition` below. An `uncertainty` divides the weight further; it is held,
+    not owned, and learns by an objective of its own from the losses in `outputs`, one for each latent.
     """
 
-    def __init__(self, denoiser: Denoiser):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        weighting: WeightingConfig | None = None,
+        uncertainty: Uncertainty | None = None,
+    ):
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.weighting = denoiser, weighting or PredictionWeightingConfig()
+        self.held_uncertainty = [uncertainty]  # in a list, or it would become a part of this module
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
         sigma = broadcast_sigma(batch.sigma, batch.latents)
         denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.condition)
-        scale = self.denoiser.c_out(sigma)
-        loss = F.mse_loss(denoised / scale, batch.latents / scale)
-        return Losses(loss, {"denoising": loss})
-
-
-def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
-    """The noise levels of a part of a global batch, from the config's noise distribution."""
-    return rng.rows(sample_sigmas(config.noise_distribution, rng.total, rng.generator("sigma")))
+        scale = error_scale(self.weighting, self.denoiser, sigma)
+        (uncertainty,) = self.held_uncertainty
+        if uncertainty is None:
+            loss = F.mse_loss(denoised / scale, batch.latents / scale)
+            return Losses(loss, {"denoising": loss})
+        losses = F.mse_loss(denoised / scale, batch.latents / scale, reduction="none").flatten(1).mean(1)
+        with torch.no_grad():
+            weights = (-uncertainty(batch.sigma)).exp()
+        outputs = {"sigma": batch.sigma, "losses": losses.detach()}
+        return Losses((weights * losses).mean(), {"denoising": losses.mean()}, outputs)
 
 
 def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:

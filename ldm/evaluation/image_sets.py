@@ -77,6 +77,7 @@ class SamplingSettings:
     steps: int = 18
     guidance: float = 1.0
     seed: int = 0
+    ema: float | None = None  # length of the average of the weights; None: the one that was exported
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ldm.evaluation.image_sets import ImageSetReader, SamplingSettings
 from ldm.evaluation.samples import draw_samples, held_out_denoising, measure
 from ldm.pictures import import_matplotlib
 from ldm.pipeline import LatentDiffusion
+from ldm.training.snapshots import load_average
 
 COLUMNS = {
     "Fréchet": ("against_training", "samples", "frechet"),
@@ -65,15 +66,20 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Measure at each value that the file does not hold yet, and write the file after each: ready for JSON."""
     settings = [swept(sampling, sweep.setting, value) for value in sweep.values]
-    headers = [header(real, num, model, each, source) for each in settings]
-    measured = next(reader.processes.map(1, lambda _: rows_in_file(sweep, headers[0])))
+    head = header(real, num, model, settings[0], source)
+    measured = next(reader.processes.map(1, lambda _: rows_in_file(sweep, head)))
     denoising = held_out_denoising(real, model, reader)
     rows = []
-    for value, each, head in zip(sweep.values, settings, headers, strict=True):
+    for value, each in zip(sweep.values, settings, strict=True):
         row = next((row for row in measured if row.get("value") == value), None)
         if row is None:
+            if sweep.setting == "ema":
+                load_average(model.denoiser, source, float(value))
             samples = draw_samples(model, real, each, num, reader)
-            row = {"value": value, **report(head, samples, measure(real, samples, reader))}
+            metrics = measure(real, samples, reader)
+            if sweep.setting == "ema":
+                metrics["denoising"] = held_out_denoising(real, model, reader)
+            row = {"value": value, **report(header(real, num, model, each, source), samples, metrics)}
             measured.append(row)
         rows.append(row)
         found = {"sweep": sweep.setting, "denoising": denoising, "rows": measured}
@@ -106,7 +112,7 @@ def rows_in_file(sweep: Sweep, expected: dict[str, Any]) -> list[dict[str, Any]]
 def comparable(row: dict[str, Any], setting: str) -> dict[str, Any]:
     """All that must be the same in the rows of a sweep, as JSON has it, by dotted name."""
     kept = {name: row.get(name) for name in ("samples", "protocol", "data")}
-    varying = ("samples.sha256", f"protocol.sampling.{setting}")
+    varying = ["samples.sha256", f"protocol.sampling.{setting}", *["samples.denoiser"] * (setting == "ema")]
     return {name: value for name, value in flat(json.loads(json.dumps(kept))).items() if name not in varying}
 
 

@@ -54,6 +54,7 @@ class RunConfig(Checked):
     log_every: Annotated[int, AtLeast(1)] = 10  # steps between lines of metrics.jsonl, and between reads of the device
     sample_every: Annotated[int, AtLeast(0)] = 0  # steps between panels; 0 means a tenth of the run
     checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: a tenth of the run, at most 1000
+    snapshots: Annotated[int, Between(0, 16)] = 0  # of both averages, for one of any length later; 0: none (stage two)
     workers: Annotated[int, AtLeast(0)] = 0  # processes that decode images
     report_to: str = ""  # an Accelerate tracker beside metrics.jsonl: tensorboard, wandb, ...
 

@@ -11,6 +11,7 @@ from ldm.config import reader
 from ldm.data.datasets import Subset
 from ldm.data.near_duplicates import describe_near_duplicates
 from ldm.training.config import RunConfig
+from ldm.training.snapshots import bytes_of
 
 STEPS = 4  # the last ones of the run, in which everything takes part that starts late
 
@@ -46,4 +47,6 @@ def report(
     yield f"near-duplicates    {describe_near_duplicates(training, held_out)}"
     yield f"steps              {run.steps:,} of {run.batch_size} images"
     yield f"time               about {seconds * run.steps / 60:.1f} minutes: {seconds:.3f} s per step"
+    if run.snapshots:
+        yield f"snapshots          at most {run.snapshots}: {bytes_of(run, modules['']) / 2**30:.2f} GiB of disk"
     yield f"memory             {measured.bytes_per_process / 2**30:.2f} GiB per process"

@@ -22,10 +22,12 @@ WRITES = {
     "metrics.jsonl",
     "moments.npy",
     "model_index.json",
+    "objective.png",
     "pipeline.py",
     "report.json",
     "samples",
     "scheduler",
+    "snapshots",
     "unet",
     "vae",
 }

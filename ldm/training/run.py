@@ -196,9 +196,8 @@ class Run:
     def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:
         """After the steps of a dry run: print what the whole run would take, for images and latents of these shapes."""
         modules = {name: state.module for name, state in self.states.items()}
-        lines = dry_run.report(self.config, self.measured, modules, image, latent, training, held_out)
-        for line in lines if self.is_main else ():
-            self.print(line)
+        sizes = (image, latent, training, held_out)
+        self.on_main(lambda: self.print("\n".join(dry_run.report(self.config, self.measured, modules, *sizes))))
 
     def begin_step(self, number: int) -> None:
         """Whatever is due before a step: phases that begin, and the seed of dropout."""
@@ -238,6 +237,8 @@ class Run:
             self.read_metrics(done)
         if done == self.first_step + 1:
             self.on_main(lambda: self.folder.record(self.config))
+        if (snapshots := self.checkpoints.snapshots).is_due(done):  # before the checkpoint, which is resumed after it
+            self.on_main(lambda: snapshots.write(done, self.states[""].ema_by_name()))
         if saves:
             self.save(done)
         if stop:

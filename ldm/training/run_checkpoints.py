@@ -12,6 +12,7 @@ from ldm.checkpoint import Checkpoint
 from ldm.pictures import drawn
 from ldm.training.config import RunConfig
 from ldm.training.run_folder import RunFolder
+from ldm.training.snapshots import Snapshots
 
 CURVES_EVERY = 30.0  # seconds, at least: drawing them takes longer than a small checkpoint
 
@@ -38,6 +39,7 @@ class RunCheckpoints:
     def __init__(self, folder: RunFolder, config: RunConfig, warn: Callable[[str], None]):
         self.folder, self.config, self.warn = folder, config, warn
         self.parts: list[Resumable] = []
+        self.snapshots = Snapshots(folder, config)
         self.curves_drawn_at = time.monotonic()
 
     def newest(self) -> Path | None:

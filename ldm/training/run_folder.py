@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "run.log_every",
     "run.sample_every",
     "run.checkpoint_every",
+    "run.snapshots",
     "run.workers",
     "run.report_to",
     "data.cache_gb",
@@ -50,6 +51,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        self.snapshots = path / "snapshots"
         self.metrics, self.finished = path / "metrics.jsonl", path / "finished.json"
         self.lock: FileLock | None = None
 
@@ -199,9 +201,11 @@ class RunFolder:
         curves(self.lines(), self.path / "curves.png")
 
     def forget_after(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run will log it again."""
+        """Drop what was logged, and the snapshots made, after `step`: a resumed run will log and make them again."""
         kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
         write_atomically(self.metrics, "".join(kept).encode())
+        made = checkpoint.steps(self.snapshots)
+        checkpoint.prune(self.snapshots, [each for each in made if each <= step], keep_newest=False)
 
     def mark_finished(self, config: Any) -> None:
         """Remember that everything up to and including the final export is on disk."""

@@ -29,14 +29,12 @@ from ldm.config.reader import sections_of
 from ldm.corruption import Corruption
 from ldm.data.config import SOURCES, DataSourceConfig
 from ldm.data.datasets import open_dataset
-from ldm.diffusion.config import (
-    DENOISER_NETWORKS,
-    NOISE_DISTRIBUTIONS,
-    DenoiserNetworkConfig,
-    NoiseDistributionConfig,
-)
+from ldm.diffusion.config import DENOISER_NETWORKS, DenoiserNetworkConfig
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.losses.config import NOISE_DISTRIBUTIONS, WEIGHTINGS, NoiseDistributionConfig, WeightingConfig
+from ldm.diffusion.losses.noise_distribution import create_noise_distribution, sample_sigmas
+from ldm.diffusion.losses.weighting import error_scale
 from ldm.diffusion.network import DenoiserNetwork
-from ldm.diffusion.noise import sample_sigmas
 from ldm.errors import DataError
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import Images
@@ -65,6 +63,8 @@ def checks(*, small: bool = False) -> Iterator[Check]:
         yield from of_denoiser_network(kind)
     for kind in NOISE_DISTRIBUTIONS:
         yield from of_noise_distribution(kind)
+    for kind in WEIGHTINGS:
+        yield of_weighting(kind)
 
 
 def config_of(union: Any, kind: str) -> Any:
@@ -225,9 +225,12 @@ def of_denoiser_network(kind: str) -> list[Check]:
 
 
 def of_noise_distribution(kind: str) -> list[Check]:
-    """Positive, finite noise levels, as many as asked for, the same from the same generator."""
+    """Positive, finite noise levels, as many as asked for, the same from the same generator, with its quantiles."""
     config = config_of(NoiseDistributionConfig, kind)()
     sigmas, again = (sample_sigmas(config, 1000, generator(0, "verify parts sigma")) for _ in range(2))
+    shares = torch.tensor([0.1, 0.5, 0.9])
+    stated = create_noise_distribution(config).quantile(shares).double()
+    many = sample_sigmas(config, 20_000, generator(0, "verify parts sigma")).double()
     return [
         at_least(f"noise distribution {kind}: smallest of 1000 levels", sigmas.min(), 1e-30),
         at_most(
@@ -236,4 +239,17 @@ def of_noise_distribution(kind: str) -> list[Check]:
             0,
         ),
         at_most(f"noise distribution {kind}: drawn again, largest difference", largest(sigmas - again), 0),
+        at_most(
+            f"noise distribution {kind}: ln σ of quantiles of 20,000 levels, furthest from those stated",
+            largest(many.quantile(shares.double()).log() - stated.log()),
+            0.15,
+        ),
     ]
+
+
+def of_weighting(kind: str) -> Check:
+    """A weight is positive and finite at every noise level."""
+    config, sigma = config_of(WeightingConfig, kind)(), torch.logspace(-3, 3, 61)
+    weight = error_scale(config, Denoiser(torch.nn.Identity()), sigma) ** -2
+    wrong = (~weight.isfinite() | (weight <= 0)).sum() + abs(len(weight) - len(sigma))
+    return at_most(f"weighting {kind}: weights from σ = 0.001 to 1000 that are not positive", int(wrong), 0)

@@ -9,12 +9,27 @@ from torch import Tensor, nn
 from ldm.batch import Condition, LatentBatch
 from ldm.diffusion.config import PARAMETRIZATIONS, ParametrizationFacts
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.losses.config import (
+    EDMWeightingConfig,
+    EpsWeightingConfig,
+    FlowWeightingConfig,
+    UniformWeightingConfig,
+    WeightingConfig,
+)
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.randomness import generator
 from ldm.verify.check import Check, at_most
 from ldm.verify.training import reproducible
 
+OWN_WEIGHTINGS: dict[
+    str, WeightingConfig
+] = {  # the weight that goes with each parametrization where nothing is weighted
+    "edm": EDMWeightingConfig(),
+    "x0": UniformWeightingConfig(),
+    "eps": EpsWeightingConfig(),
+    "flow": FlowWeightingConfig(),
+}
 LEVELS = (0.05, 0.1, 0.3, 1.0, 2.5, 10.0, 80.0)
 COUNT = 64
 
@@ -58,6 +73,8 @@ def checks(*, small: bool = False) -> Iterator[Check]:
         yield from of_variances(name, facts)
         if facts.keeps_clean_input:
             yield of_no_noise(name)
+    for name, weighting in OWN_WEIGHTINGS.items():
+        yield of_weight(name, weighting)
     yield from of_conversion()
     yield of_velocity()
 
@@ -92,6 +109,19 @@ def of_no_noise(name: str) -> Check:
     noisy = torch.randn(COUNT, 2, generator=generator(0, "truth denoiser noisy"))
     answer = Denoiser(Recording(0.5), parametrization=name)(noisy, torch.full((COUNT,), 1e-6))
     return at_most(f"{name}: |D - noisy| at σ = 1e-6, largest", (answer - noisy).abs().max(), 1e-5)
+
+
+@reproducible("truth denoiser weight")
+def of_weight(name: str, weighting: WeightingConfig) -> Check:
+    """The loss of one parametrization in the weight of that name, given to all others: only the answer counts."""
+    (clean, noise), sigma = unit_pair(), torch.logspace(-1, 1, COUNT)
+    batch = LatentBatch(clean, noise, sigma, Condition({}))
+    start = Denoiser(Wave(), parametrization=name)
+    plain = DenoisingObjective(start)(batch).total
+    others = [Denoiser(Converted(start, other), parametrization=other) for other in PARAMETRIZATIONS]
+    losses = torch.stack([DenoisingObjective(other, weighting)(batch).total for other in others])
+    kind = f"weighting {weighting.kind}: loss of other parametrizations over the plain loss of {name}"
+    return at_most(f"{kind}, furthest from 1", furthest((losses / plain).tolist()), 1e-10)
 
 
 @reproducible("truth denoiser conversion")

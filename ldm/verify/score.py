@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from ldm.autoencoder.config import AutoencoderConfig, IdentityConfig, LinearNetworkConfig, ReconstructionObjectiveConfig
 from ldm.batch import Condition, LatentBatch
 from ldm.corruption import GaussianNoise
-from ldm.diffusion.config import PARAMETRIZATIONS, LogUniformConfig
+from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.noise import broadcast_sigma, sample_sigmas
+from ldm.diffusion.losses.config import LogUniformConfig
+from ldm.diffusion.losses.noise_distribution import sample_sigmas
+from ldm.diffusion.noise import broadcast_sigma
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.randomness import generator
 from ldm.verify.check import Check, at_least, at_most

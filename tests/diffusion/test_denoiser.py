@@ -16,6 +16,7 @@ from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import fit_gaussian
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig
 from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.errors import ConfigError
@@ -258,7 +259,7 @@ def test_a_noise_level_is_one_number_or_one_per_sample_and_positive() -> None:
         (config.UNetConfig, {"head_channels": 0}),
         (config.UNetConfig, {"dropout": 1.0}),
         (config.UNetConfig, {"dropout": math.nan}),
-        (config.DenoisingObjectiveConfig, {"condition_dropout": 1.1}),
+        (DenoisingObjectiveConfig, {"condition_dropout": 1.1}),
     ],
 )
 def test_configs_outside_their_range_are_refused_by_name(cls: type, values: dict[str, object]) -> None:

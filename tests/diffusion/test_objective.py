@@ -13,11 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema, LatentBatch
 from ldm.diffusion.conditioning import ConditionEmbedding
-from ldm.diffusion.config import PARAMETRIZATIONS, LogNormalConfig, UNetConfig
+from ldm.diffusion.config import PARAMETRIZATIONS, UNetConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, fit_gaussian
+from ldm.diffusion.losses.config import LogNormalConfig
+from ldm.diffusion.losses.noise_distribution import sample_sigmas
 from ldm.diffusion.networks.unet import UNet
-from ldm.diffusion.noise import sample_sigmas
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.randomness import generator
 from ldm.script_configs import TrainDiffusionConfig
