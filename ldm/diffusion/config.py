@@ -38,6 +38,7 @@ class SamplerFacts(Part):
 
 CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
 RESTART = ("restarts", "restart_min", "restart_max")  # each goes a part of the way again, with calls of its own
+START = ("gaussian_start",)
 FAMILIES = "ldm.diffusion.samplers"
 
 SAMPLERS = {
@@ -49,8 +50,10 @@ SAMPLERS = {
     "ab2": SamplerFacts(f"{FAMILIES}.multistep:ab2", order=2, calls=1),
     "ab3": SamplerFacts(f"{FAMILIES}.multistep:ab3", order=3, calls=1),
     "ab4": SamplerFacts(f"{FAMILIES}.multistep:ab4", order=4, calls=1),
-    "gaussian": SamplerFacts(f"{FAMILIES}.gaussian_steps:gaussian_1s", order=1, calls=1, gaussian=True),
-    "gaussian2m": SamplerFacts(f"{FAMILIES}.gaussian_steps:gaussian_2m", order=2, calls=1, gaussian=True),
+    "gaussian": SamplerFacts(f"{FAMILIES}.gaussian_steps:gaussian_1s", order=1, calls=1, gaussian=True, options=START),
+    "gaussian2m": SamplerFacts(
+        f"{FAMILIES}.gaussian_steps:gaussian_2m", order=2, calls=1, gaussian=True, options=START
+    ),
     "euler_ancestral": SamplerFacts(f"{FAMILIES}.stochastic:euler_ancestral", order=1, calls=1, stochastic=True),
     "ddim": SamplerFacts(f"{FAMILIES}.stochastic:ddim", order=1, calls=1, stochastic=True, options=("eta",)),
     "dpm++2m_sde": SamplerFacts(
@@ -77,6 +80,7 @@ SAMPLER_OPTIONS = {
     "churn_min": SamplerOption("lowest noise level at which it does (0.1)"),
     "churn_max": SamplerOption("highest noise level at which it does (100)"),
     "churn_noise": SamplerOption("standard deviation of that noise (1.003)"),
+    "gaussian_start": SamplerOption("noise level at which gaussian and gaussian2m begin (the highest)"),
     "restarts": SamplerOption("how often restart goes a part of the way again (2)", whole=True),
     "restart_min": SamplerOption("where that part ends (0.1)"),
     "restart_max": SamplerOption("where it begins (0.6)"),

@@ -22,14 +22,13 @@ from ldm.randomness import generator
 from ldm.verify import samplers
 from ldm.verify.samplers import STD
 
-
 # Of some schedulers of diffusers.
 NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 ONCE = {name: samplers.without_restarts(name) for name in SAMPLERS}  # goes every part of the way once
 
 
 def sampled(name: str, denoise: Denoise, start: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
-    """The result of a sampler of the table, with noise of a fixed seed and the Gaussian N(0, 1) where it asks for them."""
+    """The result of a sampler of the table, with fixed noise and the Gaussian N(0, 1) where it asks."""
     facts = SAMPLERS[name]
 
     def noise(step: int) -> Tensor:
