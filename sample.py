@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm.cli.sampling_options import GUIDANCE, add_sampling_options, requested_guidance, requested_options
 from ldm.config.command_line import Parser
 from ldm.data.image_formats import IMAGE_ENDINGS
-from ldm.diffusion.config import SAMPLERS
+from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS
 from ldm.errors import ConfigError, RequestError
 from ldm.terminal import exit_code_of, writing
 
@@ -31,7 +32,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--steps", type=int, default=18, help="noise levels (%(default)s)")
     parser.add_argument("--sampler", default="heun", help=f"{', '.join(SAMPLERS)} (%(default)s)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
+    add_sampling_options(parser)
     parser.add_argument("--ema", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     parser.add_argument(
         "--seed", type=int, default=0, help="image i depends on the seed alone, not on the batch (%(default)s)"
@@ -78,6 +79,7 @@ def main(arguments: list[str]) -> None:
         if options.ema is not None:
             load_average(model.denoiser, options.run, options.ema)
         names = model.config.schema.names(labels)
+        guidance = requested_guidance(options, model)
     with writing(options.out):  # now, and not after the work
         check_out(options.out, file_names(options.num, names))
         (options.out.parent if is_grid(options.out) else options.out).mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,8 @@ def main(arguments: list[str]) -> None:
             labels,
             steps=options.steps,
             sampler=options.sampler,
-            guidance=options.guidance,
+            sampler_options=requested_options(options),
+            guidance=guidance,
             seed=options.seed,
             batch_size=options.batch_size,
             on_step=bar.update,
@@ -106,6 +109,8 @@ def save(images: "Images", names: list[str], options: argparse.Namespace) -> Non
     from ldm.shapes import to_uint8
 
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
+    unasked = {*SAMPLER_OPTIONS, *GUIDANCE[1:]}
+    settings = {key: value for key, value in settings.items() if value is not None or key not in unasked}
     if is_grid(options.out):
         columns = options.columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
         return save_png(upscaled(grid(images, columns)), options.out, settings)

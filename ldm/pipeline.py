@@ -1,8 +1,7 @@
 """A trained latent diffusion model: from noise, condition and seed to images."""
 
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -21,10 +20,11 @@ from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, rank_of
-from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
 from ldm.diffusion.network import DenoiserNetwork
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
+from ldm.diffusion.samplers.options import check_sampler, checked_options
 from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
 from ldm.shapes import Images, Latents
 
@@ -94,7 +94,8 @@ class LatentDiffusion:
         *,
         steps: int = 18,
         sampler: str = "heun",
-        guidance: float | None = None,
+        sampler_options: Mapping[str, float] | None = None,
+        guidance: float | Guidance | None = None,
         seed: int = 0,
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
@@ -102,13 +103,17 @@ class LatentDiffusion:
         """`num` images, float B C H W in [-1, 1], on the CPU.
 
         `labels` are classes by name or index (one, several, a tensor, one-hot rows), repeated as often as needed; None
-        takes all classes in turn. `guidance` 1 means none; left out it is 2 for a model that saw its classes and none.
+        takes all classes in turn. `guidance` is a weight of classifier-free guidance, or what `checked_guidance` gives;
+        1 means none; left out it is 2 for a model that saw its classes and none. `sampler_options` are those of
+        SAMPLER_OPTIONS that the sampler takes.
         Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
         batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
         """
         requested = self.config.schema.request(labels)
-        guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
+        if not isinstance(guidance, Guidance):
+            guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
         check_request(num, steps, sampler, batch_size, seed)
+        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, self.config.sampling)
         images = []
         for numbers in torch.arange(num).split(batch_size):
             latents = self.sample_latents(
@@ -116,6 +121,7 @@ class LatentDiffusion:
                 requested.repeated(numbers),
                 steps=steps,
                 sampler=sampler,
+                sampler_options=options,
                 guidance=guidance,
                 seed=seed,
                 on_step=on_step,
@@ -131,13 +137,13 @@ class LatentDiffusion:
         *,
         steps: int,
         sampler: str,
-        guidance: float,
+        sampler_options: Mapping[str, float] | None = None,
+        guidance: float | Guidance,
         seed: int,
         on_step: Callable[[int], object] | None = None,
     ) -> Latents:
         """The latents of the images with these numbers, each of which depends on (seed, number) and its condition."""
-        grid = self.config.sampling
-        sigmas = karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
+        options = sampler_options or {}
         device, shape = next(self.denoiser.parameters()).device, self.config.latent_shape
 
         def step_done(step: int, noisy: Latents) -> None:
@@ -147,8 +153,10 @@ class LatentDiffusion:
         return sample_latents(
             self.guided(guidance, condition.to(device)),
             starting_noise(shape, numbers, seed).to(device),
-            sigmas,
+            noise_levels(self.config.sampling, steps, options),
             sampler=sampler,
+            options=options,
+            gaussian=self.denoiser.gaussian,
             noise=lambda step: step_noise(shape, numbers, seed, step).to(device),
             on_step=step_done,
         )
@@ -158,10 +166,17 @@ class LatentDiffusion:
         """The images of latents, in [-1, 1], on the CPU; DivergedError for images that are not numbers."""
         return finite(self.autoencoder.decode(latents).clamp(-1, 1)).cpu()
 
-    def guided(self, guidance: float, condition: Condition) -> Denoise:
+    def guided(self, guidance: float | Guidance, condition: Condition) -> Denoise:
         """The denoiser as a function of noisy latents and noise level alone, which is what samplers call."""
-        guided = classifier_free(self.denoiser, guidance=guidance)
+        if not isinstance(guidance, Guidance):
+            guidance = ClassifierFreeGuidance(guidance)
+        guided = guidance.around(self.denoiser)
         return lambda noisy, sigma: guided(noisy, sigma, condition)
+
+
+def noise_levels(grid: SamplingConfig, steps: int, options: Mapping[str, float]) -> Tensor:
+    """The grid of noise levels of a model, from where a sampler begins."""
+    return karras_sigmas(steps, grid.sigma_min, options.get("gaussian_start", grid.sigma_max), grid.rho)
 
 
 def sample_latents(
@@ -171,15 +186,23 @@ def sample_latents(
     *,
     sampler: str,
     noise: StepNoise,
+    options: Mapping[str, float] | None = None,
+    gaussian: LatentGaussian | None = None,
     on_step: OnStep | None = None,
 ) -> Latents:
     """The latents that a sampler of the table makes of unit Gaussian noise along a grid of noise levels.
 
-    `noise` is for the samplers that draw some in every step.
+    `noise` is for the samplers that draw some in every step, and the Gaussian of the latents for those that know it:
+    they start at exactly its noisy latents.
     """
-    facts = SAMPLERS[sampler]
-    options: dict[str, Any] = {"noise": noise} if facts.stochastic else {}
-    latents: Latents = facts.load()(denoise, unit_noise * sigmas[0].item(), sigmas, on_step=on_step, **options)
+    facts, highest = SAMPLERS[sampler], sigmas[0].item()
+    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name != "gaussian_start"}
+    if facts.stochastic:
+        more["noise"] = noise
+    start = unit_noise * highest
+    if facts.gaussian and gaussian is not None:
+        more["gaussian"], start = gaussian, gaussian.noised(unit_noise, highest)
+    latents: Latents = facts.load()(denoise, start, sigmas, on_step=on_step, **more)
     return finite(latents)
 
 
@@ -200,28 +223,7 @@ def check_request(num: int, steps: int, sampler: str, batch_size: int = 1, seed:
             raise RequestError(name, f"{value!r} is not an integer")
         if value < 1 and name != "seed":
             raise RequestError(name, f"{value} must be at least 1")
-    if sampler not in SAMPLERS:
-        raise RequestError("sampler", f"{sampler} is not one of {', '.join(SAMPLERS)}")
-
-
-def checked_guidance(guidance: float | None, classes: int, dropout: bool) -> float:
-    """The guidance that is asked for, or else 2 where it is possible; RequestError for one that the model cannot give.
-
-    It needs classes, and that in training the class was sometimes left out (`dropout`).
-    """
-    if guidance is None:
-        return 2.0 if classes and dropout else 1.0
-    try:
-        finite_guidance = math.isfinite(guidance)
-    except (TypeError, ValueError):  # a string, a tensor of several
-        raise RequestError("guidance", f"{guidance!r} is not a number") from None
-    if not finite_guidance:
-        raise RequestError("guidance", f"{guidance} must be a finite number")
-    if guidance != 1 and not classes:
-        raise RequestError("guidance", "needs a model with classes, and this one has none")
-    if guidance != 1 and not dropout:
-        raise RequestError("guidance", "needs a model trained with objective.condition_dropout, and this one had none")
-    return guidance
+    check_sampler(sampler)
 
 
 def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path, variant: str | None = None) -> None:

@@ -56,7 +56,7 @@ def test_walk_from_the_training_script_to_the_l1_loss_takes_two_jumps(capsys: py
 @pytest.mark.parametrize(
     ("page", "table"),
     [
-        ("README.md", SAMPLERS),
+        ("docs/samplers.md", SAMPLERS),
         ("docs/glossary.md", PARAMETRIZATIONS),
         ("docs/objective.md", PARAMETRIZATIONS),
         ("docs/objective.md", NOISE_DISTRIBUTIONS),

@@ -23,6 +23,8 @@ from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_d
 
 LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
 
+WITHOUT_GAUSSIAN = [name for name, facts in SAMPLERS.items() if not facts.gaussian]
+
 
 @pytest.fixture(scope="module")
 def model(finished_diffusion: Path) -> LatentDiffusion:
@@ -62,7 +64,7 @@ def test_a_run_remembers_the_names_of_its_classes_and_its_shape(finished_diffusi
     assert not found.denoiser.training and not found.autoencoder.training
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", WITHOUT_GAUSSIAN)
 def test_images_agree_for_any_batch_size_and_any_number_of_them(model: LatentDiffusion, sampler: str) -> None:
     whole = model.sample(8, steps=5, sampler=sampler, batch_size=8)
     for num, batch_size in [(8, 1), (8, 3), (3, 8), (11, 4)]:
@@ -165,7 +167,7 @@ def test_guidance_one_is_the_conditional_model_and_zero_the_unconditional_one(mo
     assert model.sample(2, steps=3).equal(model.sample(2, steps=3, guidance=2.0)), "2 is what a model with classes gets"
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", WITHOUT_GAUSSIAN)
 def test_every_number_of_steps_gives_finite_images_in_range(model: LatentDiffusion, sampler: str) -> None:
     for steps in range(1, 21):
         done: list[int] = []
@@ -220,7 +222,7 @@ def test_a_model_without_classes_refuses_what_needs_them(
 
 def test_the_possible_classes_and_samplers_are_named(model: LatentDiffusion) -> None:
     assert "disc, square" in refused(lambda: model.sample(2, ["circle"]))
-    assert ", ".join(SAMPLERS) in refused(lambda: model.sample(2, sampler="ddim"))
+    assert ", ".join(SAMPLERS) in refused(lambda: model.sample(2, sampler="dpm"))
 
 
 def test_what_is_saved_comes_back_bit_for_bit(model: LatentDiffusion, tmp_path: Path) -> None:

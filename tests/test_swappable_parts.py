@@ -231,11 +231,11 @@ def stripes(config: StripesConfig) -> Dataset:
 SAMPLER = [
     Edit(
         DIFFUSION,
-        'SAMPLERS = {\n    "midpoint": SamplerFacts("ldm.diffusion.samplers:midpoint", order=2, calls=2),',
+        'SAMPLERS = {\n    "midpoint": SamplerFacts("ldm.diffusion.samplers.multistep:midpoint", order=2, calls=2),',
         "SAMPLERS = {",
     ),
     Edit(
-        "ldm/diffusion/samplers.py",
+        "ldm/diffusion/samplers/multistep.py",
         '''
 
 def midpoint(denoise: Denoise, start: Latents, sigmas: Tensor, *, on_step: OnStep | None = None) -> Latents:

@@ -7,8 +7,9 @@ from typing import get_args, get_type_hints
 from ldm.autoencoder.losses.config import PerceptualConfig
 from ldm.cli import evaluate_autoencoder, evaluate_generation
 from ldm.cli.options import check_at_least_one
+from ldm.cli.sampling_options import GUIDANCE, add_sampling_options
 from ldm.config.command_line import Parser
-from ldm.diffusion.config import SAMPLERS
+from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS
 from ldm.errors import ConfigError
 
 SPLITS = ("held-out", "training", "all")
@@ -16,7 +17,7 @@ PROBES = ("mean", "flat", "none")
 SWEEPS = ("guidance", "steps", "sampler", "ema")
 NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
 OF_AUTOENCODERS = ("split", "lpips", "lpips_weights", "probe")
-OF_SAMPLING = ("sampler", "steps", "guidance", "ema", "seed", "sweep", "values", "memorization_sheet")
+OF_SAMPLING = ("sampler", "steps", *GUIDANCE, *SAMPLER_OPTIONS, "ema", "seed", "sweep", "values", "memorization_sheet")
 
 
 def parser() -> Parser:
@@ -57,12 +58,13 @@ def add_autoencoder_options(parser: Parser) -> None:
 
 def add_generation_options(parser: Parser) -> None:
     """What only generated images take."""
-    add = parser.add_argument_group("of generated images").add_argument
+    group = parser.add_argument_group("of generated images")
+    add = group.add_argument
     add("--generate", metavar="N", type=int, help="draw so many images from a run of train_diffusion.py")
     add("--samples", metavar="PATH", help="a folder of generated images, from anywhere, instead")
     add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun)")
     add("--steps", metavar="N", type=int, help="noise levels (18)")
-    add("--guidance", metavar="X", type=float, help="classifier-free guidance; 1 means none (2 with classes)")
+    add_sampling_options(group)
     add("--ema", metavar="X", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     sheet = "where the samples that are most like training images are drawn above these"
     add("--memorization-sheet", type=Path, metavar="FILE.png", help=sheet)

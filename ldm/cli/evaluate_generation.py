@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.generation_sources import Sources, open_sources
-from ldm.diffusion.config import SAMPLERS
+from ldm.cli.sampling_options import GUIDANCE
+from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS
 from ldm.errors import CheckpointError, ConfigError, StopRequested
 from ldm.script_configs import data_of_run
 
 if TYPE_CHECKING:
     from ldm.evaluation.generation import RealImages
     from ldm.evaluation.image_sets import ImageSetReader
+
+OF_DRAWING = ("sampler", "steps", *GUIDANCE, *SAMPLER_OPTIONS, "ema", "seed", "sweep")
 
 
 def checked(options: argparse.Namespace) -> argparse.Namespace:
@@ -36,9 +39,9 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError("--fid none leaves nothing to compare images by: leave it out for a classifier's features")
     if options.fid_weights and options.fid is None:
         raise ConfigError("--fid-weights is for a network that has weights: name it with --fid")
-    for name in () if options.generate is not None else ("sampler", "steps", "guidance", "ema", "seed", "sweep"):
+    for name in () if options.generate is not None else OF_DRAWING:
         if getattr(options, name) is not None:
-            raise ConfigError(f"--{name} is for --generate, and not for --samples: leave it out")
+            raise ConfigError(f"--{name.replace('_', '-')} is for --generate, and not for --samples: leave it out")
     for flag in ("save_images", "memorization_sheet") if options.sweep else ():
         if getattr(options, flag):
             name = flag.replace("_", "-")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.options import images_as_in_run, size_of
+from ldm.cli.sampling_options import requested_guidance, requested_interval, requested_options
 from ldm.data.config import DataConfig, DataSourceConfig, FolderConfig
 from ldm.errors import CheckpointError, ConfigError, DataError, RequestError
 
@@ -81,23 +82,39 @@ def is_diffusion_model(run: str) -> bool:
 
 def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> "SamplingSettings":
     """How the samples are drawn, or RequestError in the words of the command line."""
+    from ldm.diffusion.guidance import checked_guidance
+    from ldm.diffusion.samplers.options import checked_options
     from ldm.evaluation.image_sets import SamplingSettings
-    from ldm.pipeline import check_request, checked_guidance
+    from ldm.pipeline import check_request
     from ldm.training.snapshots import check_length, load_average, usable_steps
 
     try:
         check_request(options.generate, options.steps, options.sampler, options.batch_size, options.seed)
-        dropout = model.config.trained_with_condition_dropout
-        guidance = checked_guidance(options.guidance, len(model.classes), dropout)
+        guidance, given = requested_guidance(options, model), requested_options(options)
+        guide = guidance.guide if guidance.kind == "autoguidance" else None
         for value in options.values if options.sweep == "guidance" else ():
-            checked_guidance(value, len(model.classes), dropout)
+            dropout = model.config.trained_with_condition_dropout
+            checked_guidance(value, len(model.classes), dropout, guide=guide)
+        for sampler in options.values if options.sweep == "sampler" else (options.sampler,):
+            given = checked_options(sampler, given, model.config.denoiser, model.config.sampling)
         for value in options.values if options.sweep == "ema" else ():
             check_length(options.run, usable_steps(Path(options.run)), value)
         if options.ema is not None:
             load_average(model.denoiser, options.run, options.ema)
     except RequestError as error:
         raise error.as_flag() from None
-    return SamplingSettings(options.sampler, options.steps, guidance, options.seed, options.ema)
+    return SamplingSettings(
+        options.sampler,
+        options.steps,
+        guidance.weight,
+        options.seed,
+        requested_interval(options),
+        guidance.rescale,
+        options.guide,
+        tuple(given.items()),
+        guide,
+        options.ema,
+    )
 
 
 def data_config(

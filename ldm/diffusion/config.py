@@ -1,5 +1,6 @@
 """Config of the denoiser, its training and its sampling, with the tables of the parts to choose from."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
@@ -30,14 +31,59 @@ class SamplerFacts(Part):
 
     order: int  # halving the steps divides the error by 2 ** order
     calls: int  # of the denoiser per step
-    stochastic: bool = False  # whether it draws noise at every step
+    stochastic: bool = False  # whether it may draw noise on the way
+    gaussian: bool = False  # whether it needs the Gaussian of the latents, which a skip of kind gaussian has
+    options: tuple[str, ...] = ()  # which of SAMPLER_OPTIONS it takes
 
+
+CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
+RESTART = ("restarts", "restart_min", "restart_max")  # each goes a part of the way again, with calls of its own
+START = ("gaussian_start",)
+FAMILIES = "ldm.diffusion.samplers"
 
 SAMPLERS = {
-    "euler": SamplerFacts("ldm.diffusion.samplers:euler", order=1, calls=1),
-    "heun": SamplerFacts("ldm.diffusion.samplers:heun", order=2, calls=2),
-    "dpm++2m": SamplerFacts("ldm.diffusion.samplers:dpmpp_2m", order=2, calls=1),
-    "euler_ancestral": SamplerFacts("ldm.diffusion.samplers:euler_ancestral", order=1, calls=1, stochastic=True),
+    "euler": SamplerFacts(f"{FAMILIES}.one_step:euler", order=1, calls=1),
+    "heun": SamplerFacts(f"{FAMILIES}.one_step:heun", order=2, calls=2),
+    "dpm++2m": SamplerFacts(f"{FAMILIES}.multistep:dpmpp_2m", order=2, calls=1),
+    "dpm++3m": SamplerFacts(f"{FAMILIES}.multistep:dpmpp_3m", order=3, calls=1),
+    "unipc": SamplerFacts(f"{FAMILIES}.multistep:unipc", order=3, calls=1),
+    "ab2": SamplerFacts(f"{FAMILIES}.multistep:ab2", order=2, calls=1),
+    "ab3": SamplerFacts(f"{FAMILIES}.multistep:ab3", order=3, calls=1),
+    "ab4": SamplerFacts(f"{FAMILIES}.multistep:ab4", order=4, calls=1),
+    "gaussian": SamplerFacts(f"{FAMILIES}.gaussian_steps:gaussian_1s", order=1, calls=1, gaussian=True, options=START),
+    "gaussian2m": SamplerFacts(
+        f"{FAMILIES}.gaussian_steps:gaussian_2m", order=2, calls=1, gaussian=True, options=START
+    ),
+    "euler_ancestral": SamplerFacts(f"{FAMILIES}.stochastic:euler_ancestral", order=1, calls=1, stochastic=True),
+    "ddim": SamplerFacts(f"{FAMILIES}.stochastic:ddim", order=1, calls=1, stochastic=True, options=("eta",)),
+    "dpm++2m_sde": SamplerFacts(
+        f"{FAMILIES}.multistep:dpmpp_2m_sde", order=2, calls=1, stochastic=True, options=("eta",)
+    ),
+    "heun_churn": SamplerFacts(f"{FAMILIES}.stochastic:heun_churn", order=2, calls=2, stochastic=True, options=CHURN),
+    "restart": SamplerFacts(f"{FAMILIES}.stochastic:restart", order=2, calls=2, stochastic=True, options=RESTART),
+}
+
+
+@dataclass(frozen=True)
+class SamplerOption:
+    """A number that some samplers take, whose default is in the signature of each."""
+
+    meaning: str
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False  # whether it is a count
+
+
+SAMPLER_OPTIONS = {
+    "eta": SamplerOption("share of fresh noise in a step of ddim (0) and dpm++2m_sde (1), 0 to 1", high=1.0),
+    "churn": SamplerOption("noise that heun_churn adds over all steps, EDM's S_churn (40)"),
+    "churn_min": SamplerOption("lowest noise level at which it does (0.1)"),
+    "churn_max": SamplerOption("highest noise level at which it does (100)"),
+    "churn_noise": SamplerOption("standard deviation of that noise (1.003)"),
+    "gaussian_start": SamplerOption("noise level at which gaussian and gaussian2m begin (the highest)"),
+    "restarts": SamplerOption("how often restart goes a part of the way again (2)", whole=True),
+    "restart_min": SamplerOption("where that part ends (0.1)"),
+    "restart_max": SamplerOption("where it begins (0.6)"),
 }
 
 DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}

@@ -1,7 +1,7 @@
 """The Gaussian denoiser: the best linear denoiser of latents, from their mean and their principal components."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,17 @@ class LatentGaussian(nn.Module):
         excess = self.eigenvalues.to(unit_noise.dtype).sqrt() - rest
         flat = unit_noise.flatten(1)
         return (rest * flat + ((flat @ basis) * excess) @ basis.mT).view_as(unit_noise) + self.mean.to(unit_noise.dtype)
+
+    def noised(self, unit_noise: Latents, sigma: float) -> Latents:
+        """Latents of this Gaussian with noise of level `sigma`, made of unit Gaussian noise of their shape."""
+        return self.scaled(unit_noise, lambda variance: (variance + sigma**2).sqrt()) + self.mean.to(unit_noise.dtype)
+
+    def scaled(self, vectors: Latents, factor: Callable[[Tensor], Tensor]) -> Latents:
+        """Vectors times a factor in each direction, which is a function of the variance λ there: V f(λ) Vᵀ."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            basis, rest = self.basis.to(vectors.dtype), factor(self.rest.to(vectors.dtype))
+            flat, excess = vectors.flatten(1), factor(self.eigenvalues.to(vectors.dtype)) - rest
+            return (rest * flat + ((flat @ basis) * excess) @ basis.mT).view_as(vectors)
 
 
 @torch.no_grad()

@@ -1,22 +1,67 @@
-"""Classifier-free guidance and autoguidance, as functions from denoiser to denoiser.
+"""Guidance, as functions from denoiser to denoiser: classifier-free guidance and autoguidance.
 
-Both move the answer away from that of a worse denoiser, D_worse + guidance · (D − D_worse): guidance 1 is D itself,
-0 is the worse one, and above 1 the samples become more typical and less varied.
+Both move the answer away from that of a worse denoiser, D_worse + weight · (D − D_worse): weight 1 is D itself, 0 is
+the worse one, and above 1 the samples become more typical and less varied.
 """
 
+import math
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ldm.batch import Condition
+from ldm.errors import RequestError
 from ldm.shapes import Latents, NoiseLevels
 
 ConditionalDenoise: TypeAlias = Callable[[Latents, NoiseLevels, Condition | None], Latents]
+Interval: TypeAlias = tuple[float, float]
+
+EVERYWHERE: Interval = (0.0, math.inf)
 
 
-def classifier_free(denoiser: ConditionalDenoise, *, guidance: float) -> ConditionalDenoise:
-    """Classifier-free guidance: by the same denoiser without its condition (Ho and Salimans 2022).
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """Guidance by the same denoiser without its condition (Ho and Salimans 2022).
+
+    Outside the interval of noise levels the denoiser is left alone (Kynkäänniemi et al. 2024). `rescale` is the share
+    in which the answer gets back the standard deviation that it has without guidance (Lin et al. 2024).
+    """
+
+    weight: float
+    interval: Interval = EVERYWHERE  # lowest and highest σ
+    rescale: float = 0.0
+    kind: Literal["classifier-free"] = "classifier-free"
+
+    def around(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
+        """The guided denoiser."""
+        guided = classifier_free(denoiser, guidance=self.weight, rescale=self.rescale)
+        return within(self.interval, guided, denoiser)
+
+
+@dataclass(frozen=True)
+class Autoguidance:
+    """Guidance by a weaker version of the denoiser, smaller or less trained (Karras et al. 2024)."""
+
+    weight: float
+    guide: ConditionalDenoise
+    interval: Interval = EVERYWHERE
+    rescale: float = 0.0
+    kind: Literal["autoguidance"] = "autoguidance"
+
+    def around(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
+        """The guided denoiser."""
+        guided = autoguidance(denoiser, self.guide, guidance=self.weight, rescale=self.rescale)
+        return within(self.interval, guided, denoiser)
+
+
+Guidance: TypeAlias = ClassifierFreeGuidance | Autoguidance
+
+
+def classifier_free(denoiser: ConditionalDenoise, *, guidance: float, rescale: float = 0.0) -> ConditionalDenoise:
+    """Classifier-free guidance.
 
     Both answers come from one call with a batch of twice the size; guidance 0 and 1 need one answer and compute only
     that.
@@ -27,23 +72,99 @@ def classifier_free(denoiser: ConditionalDenoise, *, guidance: float) -> Conditi
     def guided(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
         if condition is None:
             raise ValueError("classifier-free guidance needs a condition, and there is none")
-        if guidance == 0:
+        if guidance == 0 and not rescale:
             return denoiser(noisy, sigma, condition.null())
         sigmas = torch.as_tensor(sigma, device=noisy.device).reshape(-1).expand(len(noisy))
         both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigmas, sigmas]), condition.joined(condition.null()))
         conditional, unconditional = both.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        return rescaled(unconditional + guidance * (conditional - unconditional), conditional, rescale)
 
     return guided
 
 
-def autoguidance(denoiser: ConditionalDenoise, weaker: ConditionalDenoise, *, guidance: float) -> ConditionalDenoise:
-    """Guidance by a weaker version of the denoiser, smaller or less trained (Karras et al. 2024)."""
+def autoguidance(
+    denoiser: ConditionalDenoise, weaker: ConditionalDenoise, *, guidance: float, rescale: float = 0.0
+) -> ConditionalDenoise:
+    """Guidance by a weaker version of the denoiser, of which guidance 1 takes nothing."""
     if guidance == 1:
         return denoiser
 
     def guided(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
-        worse = weaker(noisy, sigma, condition)
-        return worse + guidance * (denoiser(noisy, sigma, condition) - worse)
+        worse, better = weaker(noisy, sigma, condition), denoiser(noisy, sigma, condition)
+        return rescaled(worse + guidance * (better - worse), better, rescale)
 
     return guided
+
+
+def within(interval: Interval, guided: ConditionalDenoise, denoiser: ConditionalDenoise) -> ConditionalDenoise:
+    """`guided` at the noise levels of an interval, its ends included, and outside it `denoiser` and nothing else."""
+    low, high = interval
+    if guided is denoiser or (low <= 0 and high == math.inf):
+        return guided
+
+    def limited(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
+        levels = torch.as_tensor(sigma, device=noisy.device).reshape(-1).expand(len(noisy))
+        inside = (levels >= low) & (levels <= high)
+        if not inside.any():
+            return denoiser(noisy, sigma, condition)
+        if inside.all():
+            return guided(noisy, sigma, condition)
+        chosen = inside.view(-1, *[1] * (noisy.ndim - 1))
+        return torch.where(chosen, guided(noisy, sigma, condition), denoiser(noisy, sigma, condition))
+
+    return limited
+
+
+def rescaled(guided: Tensor, plain: Tensor, share: float) -> Tensor:
+    """The guided answer with the standard deviation of the plain one, image by image, in that share."""
+    if not share:
+        return guided
+    over = tuple(range(1, guided.ndim))
+    factor = plain.std(over, keepdim=True) / guided.std(over, keepdim=True)
+    return guided * (1 + share * (factor - 1))
+
+
+def checked_guidance(
+    guidance: float | None,
+    classes: int,
+    dropout: bool,
+    *,
+    interval: Interval | None = None,
+    rescale: float | None = None,
+    guide: ConditionalDenoise | None = None,
+) -> Guidance:
+    """The guidance that is asked for, or else 2 where it is possible; RequestError for one that the model cannot give.
+
+    By itself a model needs classes, and that in training the class was sometimes left out (`dropout`); a `guide` needs
+    neither.
+    """
+    weight = checked_number(
+        "guidance", guidance if guidance is not None else 2.0 if guide or (classes and dropout) else 1.0
+    )
+    if guide is None and weight != 1 and not classes:
+        raise RequestError("guidance", "needs a model with classes, and this one has none")
+    if guide is None and weight != 1 and not dropout:
+        raise RequestError("guidance", "needs a model trained with objective.condition_dropout, and this one had none")
+    for name, given in (("guidance_interval", interval), ("guidance_rescale", rescale)):
+        if given is not None and weight == 1:
+            raise RequestError(name, "says nothing without guidance: give a guidance other than 1, or leave it out")
+    low, high = interval or EVERYWHERE
+    if not 0 <= low < high:
+        raise RequestError("guidance_interval", f"{low:g},{high:g} must be two noise levels, the lower one first")
+    share = checked_number("guidance_rescale", rescale or 0.0)
+    if not 0 <= share <= 1:
+        raise RequestError("guidance_rescale", f"{share:g} must be at least 0 and at most 1")
+    if guide is None:
+        return ClassifierFreeGuidance(weight, (low, high), share)
+    return Autoguidance(weight, guide, (low, high), share)
+
+
+def checked_number(name: str, value: float) -> float:
+    """The same; RequestError for what is no finite number."""
+    try:
+        is_finite = math.isfinite(value)
+    except (TypeError, ValueError):  # a string, a tensor of several
+        raise RequestError(name, f"{value!r} is not a number") from None
+    if not is_finite:
+        raise RequestError(name, f"{value} must be a finite number")
+    return value

@@ -87,7 +87,7 @@ def protocol(
         "training_images": len(real.training),
         "held_out_images": len(real.held_out),
         "held_out": held_out,
-        "sampling": settings and dict(vars(settings)),
+        "sampling": settings and settings.entry(),
         "labels": None if model is None or settings is None else labels_note(model, real.data),
         **features_entry(real, num),
         "classifier": protocol_entry(real.classifiers[0], real.task, len(real.training)) if real.classifiers else None,

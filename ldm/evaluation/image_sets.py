@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.data.datasets import Subset
+from ldm.diffusion.guidance import ConditionalDenoise, Interval, checked_guidance
 from ldm.evaluation.feature_networks import FeatureExtractor
 from ldm.pipeline import LatentDiffusion, finite
 from ldm.shapes import Labels, Latents, to_float, to_uint8
@@ -77,7 +78,38 @@ class SamplingSettings:
     steps: int = 18
     guidance: float = 1.0
     seed: int = 0
+    guidance_interval: Interval | None = None
+    guidance_rescale: float = 0.0
+    guide: str | None = None  # where the guide of autoguidance comes from
+    sampler_options: tuple[tuple[str, float], ...] = ()
+    guide_denoiser: ConditionalDenoise | None = None  # that guide
     ema: float | None = None  # length of the average of the weights; None: the one that was exported
+
+    def entry(self) -> dict[str, Any]:
+        """What a report says of them; of the later ones only what is not as it always was."""
+        entry: dict[str, Any] = {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "seed")}
+        later = ("guidance_interval", "guidance_rescale", "guide", "ema")
+        entry |= {name: getattr(self, name) for name in later if getattr(self, name)}
+        return entry | dict(self.sampler_options)
+
+    def of(self, model: LatentDiffusion) -> dict[str, Any]:
+        """The same as arguments of `model.sample_latents`."""
+        guidance = checked_guidance(
+            self.guidance,
+            len(model.classes),
+            model.config.trained_with_condition_dropout,
+            interval=None if self.guidance == 1 else self.guidance_interval,
+            rescale=None if self.guidance == 1 else self.guidance_rescale,
+            guide=self.guide_denoiser,
+        )
+        options = dict(self.sampler_options)
+        return {
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "seed": self.seed,
+            "guidance": guidance,
+            "sampler_options": options,
+        }
 
 
 @dataclass(frozen=True)
@@ -109,16 +141,14 @@ class ImageSetReader:
 
     def draw(self, model: LatentDiffusion, num: int, labels: Labels, settings: SamplingSettings) -> ImageSet:
         """Samples of the model, numbered from 0, of these classes."""
-        condition = model.config.schema.condition(labels)
+        condition, arguments = model.config.schema.condition(labels), settings.of(model)
         parts = torch.arange(num).split(self.batch_size)
         own_steps = -(-len(parts) // self.processes.count) * settings.steps  # those of the process that has the bar
         with self.progress("sampling", own_steps, "step") as bar:
 
             def of_part(number: int) -> tuple[Tensor, Tensor]:
                 numbers = parts[number]
-                latents = model.sample_latents(
-                    numbers.tolist(), condition[numbers], **vars(settings), on_step=bar.update
-                )
+                latents = model.sample_latents(numbers.tolist(), condition[numbers], **arguments, on_step=bar.update)
                 return to_uint8(model.decode(latents)), latents.float().cpu()
 
             found = list(self.processes.map(len(parts), of_part))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import autoguidance, classifier_free
+from ldm.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, autoguidance, checked_guidance, classifier_free
+from ldm.errors import RequestError
 from ldm.randomness import generator
 
 SCHEMA = ConditionSchema((ClassAttribute("label", ("a", "b", "c", "d")),))
@@ -109,3 +110,56 @@ def test_guidances_compose(denoiser: Denoiser) -> None:
     guided = autoguidance(with_labels, weaker, guidance=1.5)(NOISY, SIGMA, LABELS)
     strong = 2 * denoiser(NOISY, SIGMA, LABELS) - denoiser(NOISY, SIGMA, LABELS.null())
     assert torch.allclose(guided, 1.5 * strong - 0.5 * weaker(NOISY, SIGMA, LABELS), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["classifier-free", "autoguidance"])
+def test_outside_its_interval_only_the_conditional_model_is_called(denoiser: Denoiser, kind: str) -> None:
+    weaker = denoiser_of(1)
+    guidance = (
+        ClassifierFreeGuidance(3.0, (0.5, 2.0)) if kind == "classifier-free" else Autoguidance(3.0, weaker, (0.5, 2.0))
+    )
+    everywhere = (ClassifierFreeGuidance(3.0) if kind == "classifier-free" else Autoguidance(3.0, weaker)).around(
+        denoiser
+    )
+    plain, guided = denoiser(NOISY, 4.0, LABELS), everywhere(NOISY, torch.tensor([1.0]), LABELS)
+    mixed, calls, of_weaker = everywhere(NOISY, SIGMA, LABELS), calls_of(denoiser), calls_of(weaker)
+    assert guidance.around(denoiser)(NOISY, torch.tensor([4.0]), LABELS).equal(plain)
+    assert calls == [[2, 0, 3]] and not of_weaker, "one call with the labels"
+    assert guidance.around(denoiser)(NOISY, torch.tensor([1.0]), LABELS).equal(guided)
+    each = guidance.around(denoiser)(NOISY, SIGMA, LABELS)
+    assert each[1].equal(mixed[1]) and each[::2].equal(denoiser(NOISY, SIGMA, LABELS)[::2])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_rescaled_answers_get_back_that_share_of_the_standard_deviation(denoiser: Denoiser, share: float) -> None:
+    plain = ClassifierFreeGuidance(4.0).around(denoiser)(NOISY, SIGMA, LABELS)
+    found = ClassifierFreeGuidance(4.0, rescale=share).around(denoiser)(NOISY, SIGMA, LABELS)
+    stds = [each.std((1, 2, 3)) for each in (plain, denoiser(NOISY, SIGMA, LABELS), found)]
+    assert torch.allclose(stds[2], (1 - share) * stds[0] + share * stds[1], rtol=1e-12)
+    assert torch.allclose(found / plain, (found / plain)[:, :1, :1, :1].expand_as(found), rtol=1e-9)
+
+
+def test_guidance_1_with_everything_else_is_the_denoiser_itself(denoiser: Denoiser) -> None:
+    for guidance in (ClassifierFreeGuidance(1.0, (0.1, 1.0), 0.5), Autoguidance(1.0, denoiser_of(1), (0.1, 1.0), 0.5)):
+        assert guidance.around(denoiser) is denoiser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((2.0, 0, True), {}, "guidance needs a model with classes"),
+        ((2.0, 2, False), {}, "guidance needs a model trained with objective.condition_dropout"),
+        ((2.0, 2, True), {"interval": (2.0, 1.0)}, "guidance_interval 2,1 must be two noise levels"),
+        ((2.0, 2, True), {"rescale": 1.5}, "guidance_rescale 1.5 must be at least 0"),
+        ((1.0, 2, True), {"rescale": 0.5}, "guidance_rescale says nothing without guidance"),
+    ],
+)
+def test_impossible_guidance_is_refused(arguments: tuple[float, int, bool], options: dict, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        checked_guidance(*arguments, **options)
+
+
+def test_a_guide_needs_neither_classes_nor_dropout(denoiser: Denoiser) -> None:
+    assert checked_guidance(None, 0, False, guide=denoiser) == Autoguidance(2.0, denoiser)
+    assert checked_guidance(None, 2, True) == ClassifierFreeGuidance(2.0)
+    assert checked_guidance(None, 2, False) == ClassifierFreeGuidance(1.0)

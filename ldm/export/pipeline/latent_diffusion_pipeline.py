@@ -19,14 +19,14 @@ from torch import Tensor
 from ldm.autoencoder.formats.diffusers import statistics
 from ldm.batch import ClassLabels, Condition
 from ldm.component.code_file import own_code
-from ldm.diffusion.guidance import classifier_free
-from ldm.diffusion.noise import karras_sigmas
+from ldm.diffusion.guidance import Guidance, checked_guidance
 from ldm.diffusion.samplers import Denoise, OnStep
+from ldm.diffusion.samplers.options import checked_options
 from ldm.errors import ConfigError, RequestError
 from ldm.export.pipeline.noise_source import Generators, NoiseSource
 from ldm.export.pipeline.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
 from ldm.pictures import picture
-from ldm.pipeline import check_request, checked_guidance, finite, sample_latents
+from ldm.pipeline import check_request, finite, noise_levels, sample_latents
 from ldm.shapes import Images, Latents, to_uint8
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]  # diffusers' callback_on_step_end
@@ -104,6 +104,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             count = number_of_images(num_images, named, latents, num_images_per_prompt)
             check_request(count, num_inference_steps, "heun" if sampler == SCHEDULER else sampler, seed=seed)
             check_call(output_type, callback_on_step_end_tensor_inputs)
+            if sampler != SCHEDULER:
+                checked_options(sampler, {}, config.denoiser, config.sampling)
             guidance = checked_guidance(guidance_scale, classes, config.trained_with_condition_dropout)
             condition = requested.repeated(torch.arange(count) // num_images_per_prompt)
             noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
@@ -126,7 +128,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         images = converted(torch.cat(results), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def guided(self, guidance: float, condition: Condition) -> Denoise:
+    def guided(self, guidance: Guidance, condition: Condition) -> Denoise:
         """The denoiser as a function of noisy latents and noise level alone."""
 
         def denoise(noisy: Latents, sigma: Tensor, condition: Condition | None) -> Latents:
@@ -134,7 +136,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             denoised: Latents = self.unet(noisy, sigma, labels)
             return denoised
 
-        guided = classifier_free(denoise, guidance=guidance)
+        guided = guidance.around(denoise)
         return lambda noisy, sigma: guided(noisy, sigma, condition)
 
     def sampled(
@@ -145,12 +147,19 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             return sample_by_scheduler(
                 denoise, start, self.scheduler, steps, generator=noise.generator, on_step=on_step
             )
-        return sample_latents(denoise, start, self.sigmas(steps), sampler=sampler, noise=noise.step, on_step=on_step)
+        return sample_latents(
+            denoise,
+            start,
+            self.sigmas(steps),
+            sampler=sampler,
+            gaussian=self.unet.model.gaussian,
+            noise=noise.step,
+            on_step=on_step,
+        )
 
     def sigmas(self, steps: int) -> Tensor:
         """The noise levels of our samplers."""
-        grid = self.unet.model_config.sampling
-        return karras_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho)
+        return noise_levels(self.unet.model_config.sampling, steps, {})
 
     def decoded(self, latents: Latents) -> Images:
         """The images of standardized latents, by `vae.decode`, whatever scaling and shift its config states."""

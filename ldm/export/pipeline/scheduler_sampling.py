@@ -1,5 +1,6 @@
 """Sampling by a scheduler of diffusers that works on noise levels σ, for a denoiser D(x; σ) of ours."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def sample_by_scheduler(
     timesteps = timesteps_of(scheduler, steps, unit_noise.device)
     noisy = unit_noise * scheduler.sigmas[0].item()
     # Schedulers that draw noise take the generator; of several, which belong to single images, they know nothing.
-    options = {"generator": generator} if isinstance(generator, torch.Generator) else {}
+    takes = isinstance(generator, torch.Generator) and "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": generator} if takes else {}
     for step, timestep in enumerate(timesteps, start=1):
         scaled = scheduler.scale_model_input(noisy, timestep)
         index = getattr(scheduler, "step_index", None)
