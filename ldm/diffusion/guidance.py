@@ -17,9 +17,9 @@ from ldm.errors import RequestError
 from ldm.shapes import Latents, NoiseLevels
 
 ConditionalDenoise: TypeAlias = Callable[[Latents, NoiseLevels, Condition | None], Latents]
-Interval: TypeAlias = tuple[float, float]
+GuidanceInterval: TypeAlias = tuple[float, float]
 
-EVERYWHERE: Interval = (0.0, math.inf)
+EVERYWHERE: GuidanceInterval = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClassifierFreeGuidance:
     """
 
     weight: float
-    interval: Interval = EVERYWHERE  # lowest and highest σ
+    interval: GuidanceInterval = EVERYWHERE  # lowest and highest σ
     rescale: float = 0.0
     kind: Literal["classifier-free"] = "classifier-free"
 
@@ -47,7 +47,7 @@ class Autoguidance:
 
     weight: float
     guide: ConditionalDenoise
-    interval: Interval = EVERYWHERE
+    interval: GuidanceInterval = EVERYWHERE
     rescale: float = 0.0
     kind: Literal["autoguidance"] = "autoguidance"
 
@@ -96,7 +96,7 @@ def autoguidance(
     return guided
 
 
-def within(interval: Interval, guided: ConditionalDenoise, denoiser: ConditionalDenoise) -> ConditionalDenoise:
+def within(interval: GuidanceInterval, guided: ConditionalDenoise, denoiser: ConditionalDenoise) -> ConditionalDenoise:
     """`guided` at the noise levels of an interval, its ends included, and outside it `denoiser` and nothing else."""
     low, high = interval
     if guided is denoiser or (low <= 0 and high == math.inf):
@@ -129,7 +129,7 @@ def checked_guidance(
     classes: int,
     dropout: bool,
     *,
-    interval: Interval | None = None,
+    interval: GuidanceInterval | None = None,
     rescale: float | None = None,
     guide: ConditionalDenoise | None = None,
 ) -> Guidance:

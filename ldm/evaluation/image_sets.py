@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.data.datasets import Subset
-from ldm.diffusion.guidance import ConditionalDenoise, Interval, checked_guidance
+from ldm.diffusion.guidance import ConditionalDenoise, GuidanceInterval, checked_guidance
 from ldm.evaluation.feature_networks import FeatureExtractor
 from ldm.pipeline import LatentDiffusion, finite
 from ldm.shapes import Labels, Latents, to_float, to_uint8
@@ -78,7 +78,7 @@ class SamplingSettings:
     steps: int = 18
     guidance: float = 1.0
     seed: int = 0
-    guidance_interval: Interval | None = None
+    guidance_interval: GuidanceInterval | None = None
     guidance_rescale: float = 0.0
     guide: str | None = None  # where the guide of autoguidance comes from
     sampler_options: tuple[tuple[str, float], ...] = ()
