@@ -39,28 +39,35 @@ class SamplerFacts(Part):
 CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
 RESTART = ("restarts", "restart_min", "restart_max")  # each goes a part of the way again, with calls of its own
 START = ("gaussian_start",)
-FAMILIES = "ldm.diffusion.samplers"
 
 SAMPLERS = {
-    "euler": SamplerFacts(f"{FAMILIES}.one_step:euler", order=1, calls=1),
-    "heun": SamplerFacts(f"{FAMILIES}.one_step:heun", order=2, calls=2),
-    "dpm++2m": SamplerFacts(f"{FAMILIES}.multistep:dpmpp_2m", order=2, calls=1),
-    "dpm++3m": SamplerFacts(f"{FAMILIES}.multistep:dpmpp_3m", order=3, calls=1),
-    "unipc": SamplerFacts(f"{FAMILIES}.multistep:unipc", order=3, calls=1),
-    "ab2": SamplerFacts(f"{FAMILIES}.multistep:ab2", order=2, calls=1),
-    "ab3": SamplerFacts(f"{FAMILIES}.multistep:ab3", order=3, calls=1),
-    "ab4": SamplerFacts(f"{FAMILIES}.multistep:ab4", order=4, calls=1),
-    "gaussian": SamplerFacts(f"{FAMILIES}.gaussian_steps:gaussian_1s", order=1, calls=1, gaussian=True, options=START),
+    "euler": SamplerFacts("ldm.diffusion.samplers.one_step:euler", order=1, calls=1),
+    "heun": SamplerFacts("ldm.diffusion.samplers.one_step:heun", order=2, calls=2),
+    "dpm++2m": SamplerFacts("ldm.diffusion.samplers.multistep:dpmpp_2m", order=2, calls=1),
+    "dpm++3m": SamplerFacts("ldm.diffusion.samplers.multistep:dpmpp_3m", order=3, calls=1),
+    "unipc": SamplerFacts("ldm.diffusion.samplers.multistep:unipc", order=3, calls=1),
+    "ab2": SamplerFacts("ldm.diffusion.samplers.multistep:ab2", order=2, calls=1),
+    "ab3": SamplerFacts("ldm.diffusion.samplers.multistep:ab3", order=3, calls=1),
+    "ab4": SamplerFacts("ldm.diffusion.samplers.multistep:ab4", order=4, calls=1),
+    "gaussian": SamplerFacts(
+        "ldm.diffusion.samplers.gaussian_steps:gaussian_1s", order=1, calls=1, gaussian=True, options=START
+    ),
     "gaussian2m": SamplerFacts(
-        f"{FAMILIES}.gaussian_steps:gaussian_2m", order=2, calls=1, gaussian=True, options=START
+        "ldm.diffusion.samplers.gaussian_steps:gaussian_2m", order=2, calls=1, gaussian=True, options=START
     ),
-    "euler_ancestral": SamplerFacts(f"{FAMILIES}.stochastic:euler_ancestral", order=1, calls=1, stochastic=True),
-    "ddim": SamplerFacts(f"{FAMILIES}.stochastic:ddim", order=1, calls=1, stochastic=True, options=("eta",)),
+    "euler_ancestral": SamplerFacts(
+        "ldm.diffusion.samplers.stochastic:euler_ancestral", order=1, calls=1, stochastic=True
+    ),
+    "ddim": SamplerFacts("ldm.diffusion.samplers.stochastic:ddim", order=1, calls=1, stochastic=True, options=("eta",)),
     "dpm++2m_sde": SamplerFacts(
-        f"{FAMILIES}.multistep:dpmpp_2m_sde", order=2, calls=1, stochastic=True, options=("eta",)
+        "ldm.diffusion.samplers.multistep:dpmpp_2m_sde", order=2, calls=1, stochastic=True, options=("eta",)
     ),
-    "heun_churn": SamplerFacts(f"{FAMILIES}.stochastic:heun_churn", order=2, calls=2, stochastic=True, options=CHURN),
-    "restart": SamplerFacts(f"{FAMILIES}.stochastic:restart", order=2, calls=2, stochastic=True, options=RESTART),
+    "heun_churn": SamplerFacts(
+        "ldm.diffusion.samplers.stochastic:heun_churn", order=2, calls=2, stochastic=True, options=CHURN
+    ),
+    "restart": SamplerFacts(
+        "ldm.diffusion.samplers.stochastic:restart", order=2, calls=2, stochastic=True, options=RESTART
+    ),
 }
 
 
