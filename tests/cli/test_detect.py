@@ -17,7 +17,7 @@ from tests.support.anomaly_data import SIDE, mvtec_folder, pixels_of
 from tests.support.scripts import ROOT, Outcome, ran, script, together
 
 GRAY = ("--size", SIDE, "--channels", 1)
-SCORE_NAMES = ["reconstruction", "pixel-density"]  # of pca:4, by default
+SCORE_NAMES = ["reconstruction", "pixel-density"]  # as asked for
 TWO = ("--scores", ",".join(SCORE_NAMES))
 
 
