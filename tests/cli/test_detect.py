@@ -101,7 +101,8 @@ def test_scores_are_a_table_with_a_verdict_on_every_image(data: Path, scores: Pa
         assert row["pred_label"] == "1" or not name.startswith("scratch/")
     assert protocol["anomalies"] == sum(row["pred_label"] == "1" for row in rows.values()) >= 6
     facts = protocol["detector"]
-    assert facts["alpha"] == 0.05 and facts["scores"] == ["reconstruction", "pixel-density"] and facts["pool"] == "mean"
+    assert facts["scores"] == ["reconstruction", "reconstruction-ssim", "pixel-density"]
+    assert facts["alpha"] == 0.05 and facts["pool"] == "mean"
     assert facts["model"] == "pca:4" and "0.05 at most" in facts["guarantee"] and protocol["versions"]["torch"]
 
 
@@ -154,6 +155,7 @@ def test_evaluate_measures_images_and_pixels_of_mvtecs_layout(data: Path, detect
     assert metrics["image_auroc"] > 0.9 and metrics["pixel_auroc"] > 0.8 and metrics["aupro"] > 0.5
     assert report["by_kind"]["scratch"]["count"] == 6 and set(report["by_score"]) == {
         "reconstruction",
+        "reconstruction-ssim",
         "pixel-density",
     }
     rows = rows_of(table)
