@@ -47,7 +47,7 @@ def test_a_config_with_data_of_its_own_is_mixed_with_the_data_of_the_run(run: Pa
 
 
 def test_without_a_run_a_flag_is_said_to_lack_a_kind_only_where_that_is_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.kind is missing; expected mnist5k\|folder\|torchvision"):
+    with pytest.raises(ConfigError, match=r"data\.kind is missing; expected mnist5k\|folder\|mvtec\|torchvision"):
         data(None, "--data.path", "new")
     assert data(None, "--data.kind", "folder", "--data.path", "new") == FolderConfig(path="new")
     assert data(tmp_path) is None
