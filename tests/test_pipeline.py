@@ -22,6 +22,7 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_denoiser
 
 LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
+from tests.support.diffusion_models import diffusion_model
 
 WITHOUT_GAUSSIAN = [name for name, facts in SAMPLERS.items() if not facts.gaussian]
 
@@ -187,7 +188,7 @@ def test_an_unconditional_model_samples_without_labels(unconditional: LatentDiff
         ({"num": -3}, "num -3"),
         ({"steps": 0}, "steps 0"),
         ({"batch_size": 0}, "batch_size 0"),
-        ({"sampler": "ddim"}, "sampler ddim"),
+        ({"sampler": "dpm"}, "sampler dpm"),
         ({"labels": ["circle"]}, "labels circle"),
         ({"labels": [2]}, "labels 2"),
         ({"labels": [-1]}, "labels -1"),
@@ -335,3 +336,9 @@ def test_a_model_without_condition_dropout_is_not_guided(stage_two, tmp_path) ->
     assert model.sample(2, steps=2).equal(model.sample(2, steps=2, guidance=1))
     with pytest.raises(ConfigError, match=r"objective\.condition_dropout"):
         model.sample(2, steps=2, guidance=2)
+
+
+def test_a_gaussian_step_for_a_model_without_a_gaussian_skip_is_refused() -> None:
+    model = diffusion_model("tiny")
+    with pytest.raises(ConfigError, match="sampler gaussian needs a model with denoiser"):
+        model.sample(2, sampler="gaussian")

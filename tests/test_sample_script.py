@@ -123,7 +123,7 @@ def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number
         (("--eta", 1), "--eta is an option of ddim, dpm++2m_sde, and not of heun"),
         (("--sampler", "ddim", "--eta", 2), "--eta 2 must be at least 0 and at most 1"),
         (("--sampler", "restart", "--restarts", 1.5), "--restarts 1.5 must be a whole number"),
-        (("--sampler", "gaussian"), "--sampler gaussian needs a model with denoiser.skip.kind gaussian"),
+        (("--sampler", "gaussian", "--gaussian-start", 99), "--gaussian-start 99 must be above 0.01 and at most"),
         (("--device", "quantum"), "--device quantum cannot be used"),
         (("--device", "cuda:99"), "--device cuda:99 cannot be used"),
     ],

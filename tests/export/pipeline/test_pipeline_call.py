@@ -190,7 +190,7 @@ def test_a_request_that_cannot_be_met_is_refused_in_the_words_of_diffusers(share
         ({"num_inference_steps": 0}, "num_inference_steps 0 must be at least 1"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan must be a finite number"),
-        ({"sampler": "ddim"}, "sampler ddim is not one of euler"),
+        ({"sampler": "dpm"}, "sampler dpm is not one of euler"),
         ({"output_type": "jpeg"}, "output_type jpeg is not one of pil, np, pt, latent"),
         ({"latents": torch.zeros(2, 3, 8, 8)}, "latents of shape [2, 3, 8, 8] should be of [2, 2, 8, 8]"),
         ({"num_images": 3, "generator": [torch.Generator()]}, "generator is a list of 1 for 3 images"),
