@@ -196,9 +196,13 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns of together at most 120 characters."""
-    width = min(48, max(len(left) for left, _ in rows))
-    return "\n".join(
-        textwrap.fill(right, 120, initial_indent=f"  {left:{width}}  ", subsequent_indent=" " * (width + 4))
-        for left, right in rows
-    )
+    """Two aligned columns of together at most 120 characters; what is too long for the left one has its own line."""
+    width = min(50, max(len(left) for left, _ in rows))
+    indent, lines = " " * (width + 4), []
+    for left, right in rows:
+        fits = len(left) <= width
+        lines += [] if fits else [f"  {left}"]
+        lines.append(
+            textwrap.fill(right, 120, initial_indent=f"  {left if fits else '':{width}}  ", subsequent_indent=indent)
+        )
+    return "\n".join(lines)

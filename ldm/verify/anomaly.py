@@ -149,7 +149,7 @@ def of_false_alarms(count: int) -> list[Check]:
         error = rates.std() / math.sqrt(SPLITS)
         found += [
             at_most(
-                f"conformal threshold at {alpha:g}: |false alarms - alpha| in standard errors over {SPLITS} splits",
+                f"conformal threshold at {alpha:g}: |false alarms - alpha| in standard errors",
                 (rates.mean() - alpha).abs() / error,
                 3,
             ),

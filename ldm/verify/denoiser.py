@@ -120,7 +120,7 @@ def of_weight(name: str, weighting: WeightingConfig) -> Check:
     plain = DenoisingObjective(start)(batch).total
     others = [Denoiser(Converted(start, other), parametrization=other) for other in PARAMETRIZATIONS]
     losses = torch.stack([DenoisingObjective(other, weighting)(batch).total for other in others])
-    kind = f"weighting {weighting.kind}: loss of other parametrizations over the plain loss of {name}"
+    kind = f"weighting {weighting.kind}: loss of others over the plain loss of {name}"
     return at_most(f"{kind}, furthest from 1", furthest((losses / plain).tolist()), 1e-10)
 
 

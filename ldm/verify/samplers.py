@@ -74,7 +74,7 @@ def of_variance(name: str, options: dict[str, float]) -> Check:
     title = " ".join([name, *(f"{option} {value:g}" for option, value in options.items())])
     order = SAMPLERS[name].order
     return at_least(
-        f"{title}, order {order}: error of the variance over that with twice the steps",
+        f"{title}, order {order}: error of variance over that in 2x steps",
         least_fall(errors),
         LEAST[order],
     )
@@ -115,7 +115,7 @@ def of_exactness(name: str, most: int) -> Check:
         start = gaussian.noised(unit, sigmas[0].item())
         final = sampled(name, gaussian.denoise, start, sigmas, gaussian=gaussian)
         off = max(off, float((final - gaussian.sample(unit)).abs().max()))
-    return at_most(f"{name}, 1 to {most} steps: distance from the exact sample of Gaussian data, largest", off, 1e-10)
+    return at_most(f"{name}, 1 to {most} steps: |sample - exact sample of Gaussian data|", off, 1e-10)
 
 
 @reproducible("truth samplers calls")

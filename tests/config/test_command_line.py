@@ -110,7 +110,10 @@ def test_the_description_is_aligned_and_fits_120_columns() -> None:
     starts = {len(line) - len(line.lstrip()) for line in lines if not line.lstrip().startswith("--")}
     assert len(starts) == 1, "continued explanations stand below each other"
     (column,) = starts
-    assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines)
+    beside = [line for line in lines if not (line.lstrip().startswith("--") and "  " not in line.lstrip())]
+    assert all(line[column - 2 : column] == "  " and line[column] != " " for line in beside)
+    alone = [line for line in lines if line not in beside]
+    assert all(len(line) > column - 2 for line in alone), "a flag that has room stands beside its explanation"
 
 
 @pytest.mark.parametrize("words", [("--out=~/runs/a",), ("--out", "~/runs/a")])
