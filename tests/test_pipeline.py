@@ -22,7 +22,6 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_denoiser
 
 LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
-from tests.support.diffusion_models import diffusion_model
 
 WITHOUT_GAUSSIAN = [name for name, facts in SAMPLERS.items() if not facts.gaussian]
 
