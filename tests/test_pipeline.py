@@ -20,9 +20,9 @@ from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import starting_noise, step_noise
 from ldm.errors import CheckpointError, ConfigError
 from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_denoiser
+from tests.support.diffusion_models import diffusion_model
 
 LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]
-from tests.support.diffusion_models import diffusion_model
 
 WITHOUT_GAUSSIAN = [name for name, facts in SAMPLERS.items() if not facts.gaussian]
 
