@@ -74,7 +74,7 @@ def of_variance(name: str, options: dict[str, float]) -> Check:
     title = " ".join([name, *(f"{option} {value:g}" for option, value in options.items())])
     order = SAMPLERS[name].order
     return at_least(
-        f"{title}, order {order}: error of variance over that in 2x steps",
+        f"{title}, order {order}: variance error, n over 2n steps",
         least_fall(errors),
         LEAST[order],
     )
