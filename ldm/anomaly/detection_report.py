@@ -1,5 +1,5 @@
-"""What a detector is worth on labeled images: metrics of images, of pixels where there are masks, of each kind of
-anomaly, and of each score."""
+"""Report of a detector on labeled images: metrics of images, of pixels where there are masks, of each kind of anomaly
+and of each score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is searched for anomalies with: a trained run, principal components of pixels, or a pretrained network."""
+"""Models that anomaly scores are made with: a trained run, principal components of pixels, a pretrained network."""
 
 from functools import cached_property
 from pathlib import Path

@@ -1,10 +1,8 @@
 """The `ldm` command: `ldm VERB ...`."""
 
-import importlib
 import sys
-from difflib import get_close_matches
 
-from ldm.errors import ConfigError
+from ldm.cli.commands import run_command
 from ldm.terminal import exit_code_of
 
 VERBS = {
@@ -22,15 +20,7 @@ VERBS = {
 
 def main(arguments: list[str]) -> None:
     """Hand the arguments to the verb's own `main`, which is imported only now."""
-    verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
-        rows = "\n".join(f"  {name:12} {what}" for name, what in VERBS.items())
-        print(f"usage: ldm VERB ...\n\n{rows}\n\n`ldm VERB --help` says more.")
-    elif verb in VERBS:
-        importlib.import_module(f"ldm.cli.{verb}").main(arguments[1:])
-    else:
-        near = get_close_matches(verb, VERBS, n=1)
-        raise ConfigError(f"{verb} is not a verb of ldm; {f'did you mean {near[0]}?' if near else 'see ldm --help'}")
+    run_command("ldm", "verb", VERBS, "ldm.cli.", arguments)
 
 
 def entry() -> None:

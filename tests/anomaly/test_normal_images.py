@@ -1,4 +1,4 @@
-"""What a detector remembers of its normal images: how others are read, and which ones it knows."""
+"""The record of a detector's normal images: how others are read, and which ones it knows."""
 
 from pathlib import Path
 
