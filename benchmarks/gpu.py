@@ -7,18 +7,23 @@
 Parts: `peak` measures what the chip reaches (matrix products, copies); `steps` times a step of stage two at 10 M and 74
 M parameters and of stage one, each beside the same network in the loop of diffusers' examples, as shipped and tuned by
 us (fused AdamW, averages by foreach, nothing read back, bf16 autocast, TF32); `cached` compares a step on cached
-latents with one that encodes its images; `sampling` times 50 Euler steps and decoding beside LDMPipeline with the same
-network; `checkpoints` the share of a training that saving takes. Times are medians over rounds in which the
-rows take turns.
+latents with one that encodes its images; `sampling` times 50 Euler steps and decoding beside LDMPipeline's loop with
+the same network. Times are medians over rounds in which the rows take turns. `precisions` trains both stages of the
+digits in every precision, with and without a graph, and compares what came out; `exact` trains the same twice.
 Everything is written to OUT/gpu.json, and printed as tables.
 """
 
 import argparse
+import hashlib
 import json
+import shlex
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +48,7 @@ from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
 # isort: off
 from runs import ROOT, print_table
@@ -72,14 +78,17 @@ class Effort:
     sizes: dict[str, Size]
     sampling_steps: int
     side: int  # of the images of stage one
+    training_steps: int
 
 
 SIZES = {
     "10 M, 16 x 16, batch 64": Size((96, 192), 2, (1,), (4, 16, 16), 64),
     "74 M, 32 x 32, batch 256": Size((160, 320, 480), 2, (1, 2), (4, 32, 32), 256),
 }
-FULL = Effort(rounds=5, steps=20, sizes=SIZES, sampling_steps=50, side=64)
-SMOKE = Effort(rounds=1, steps=1, sizes={"tiny": Size((8, 16), 1, (1,), (4, 8, 8), 4)}, sampling_steps=2, side=16)
+FULL = Effort(rounds=5, steps=20, sizes=SIZES, sampling_steps=50, side=64, training_steps=300)
+SMOKE = Effort(
+    rounds=1, steps=1, sizes={"tiny": Size((8, 16), 1, (1,), (4, 8, 8), 4)}, sampling_steps=2, side=16, training_steps=2
+)
 
 
 # Timing
@@ -180,25 +189,33 @@ def created_run(config: TrainDiffusionConfig | TrainVAEConfig) -> Run:
     return Run(config, Path(tempfile.mkdtemp()), dry=True)
 
 
+def ours(run: Run, batch: object, body: Callable[[TrainingStep], None]) -> Action:
+    """A step of the run, as a training script's loop makes it."""
+    learn = run.graphed(body)
+
+    def action() -> None:
+        run.begin_step(0)
+        learn(run.step(0, 0, batch))
+        run.metrics.rows.clear()
+        run.metrics.names.clear()
+
+    return action
+
+
 def our_denoising_step(size: Size, batch: LatentBatch, **run_settings: Any) -> Action:
     """The body of train_diffusion.py's loop."""
-    run_config = RunConfig(batch_size=size.batch, **run_settings)
-    run = created_run(TrainDiffusionConfig(run=run_config))
+    run = created_run(TrainDiffusionConfig(run=RunConfig(batch_size=size.batch, **run_settings)))
     seed_weights(0)
     denoiser = create_denoiser(diffusion_model(size))
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume("")
 
-    def action() -> None:
-        run.begin_step(0)
-        step = run.step(0, 0, batch)
+    def body(step: TrainingStep) -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
         step.log(losses.terms)
-        run.metrics.rows.clear()
-        run.metrics.names.clear()
 
-    return action
+    return ours(run, batch, body)
 
 
 def their_denoising_step(size: Size, batch: LatentBatch, *, tuned: bool) -> Action:
@@ -217,7 +234,14 @@ def their_denoising_step(size: Size, batch: LatentBatch, *, tuned: bool) -> Acti
     return action
 
 
-OURS: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}, "bf16": {"precision": "bf16"}}
+BF16_WEIGHTS = {"precision": "bf16-weights"}
+EAGER: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "bf16 weights": BF16_WEIGHTS,
+}
+GRAPHED = {f"{name}, graph": {**run, "graph": "on"} for name, run in EAGER.items()}
+OURS = EAGER | (GRAPHED if DEVICE == "cuda" else {})
 
 
 def stage_two_steps(effort: Effort) -> Rows:
@@ -275,16 +299,12 @@ def our_autoencoder_step(file: str, images: Tensor, **run_settings: Any) -> Acti
     run.resume("")
     batch = ImageBatch(images, torch.zeros(len(images), dtype=torch.int64, device=DEVICE))
 
-    def action() -> None:
-        run.begin_step(0)
-        step = run.step(0, 0, batch)
+    def body(step: TrainingStep) -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
         step.log(losses.terms)
-        run.metrics.rows.clear()
-        run.metrics.names.clear()
 
-    return action
+    return ours(run, batch, body)
 
 
 def their_autoencoder_step(config: TrainVAEConfig, images: Tensor, *, tuned: bool) -> Action:
@@ -342,7 +362,90 @@ def sampling(effort: Effort) -> Rows:
     return rows
 
 
-PARTS: dict[str, Callable[[Effort], Rows]] = {"peak": peak, "steps": steps, "sampling": sampling}
+def cached(effort: Effort) -> Rows:
+    """A step on cached latents, and one that encodes its images first."""
+    size = next(iter(effort.sizes.values()))
+    autoencoder = our_autoencoder(autoencoder_config("kl-f4.yaml"), 4 * size.latent[1]).to(DEVICE)
+    images = torch.rand(size.batch, 3, 4 * size.latent[1], 4 * size.latent[2], device=DEVICE) * 2 - 1
+    step = our_denoising_step(size, latent_batch(size), precision="bf16")
+
+    @torch.no_grad()
+    def encode() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            autoencoder.encode(images).sample()
+
+    actions: dict[str, Action] = {"cached latents": step, "encoding at every step": lambda: (encode(), step())}
+    return {name: {"ms": took} for name, took in milliseconds(actions, effort).items()}
+
+
+# Whole trainings
+
+
+def trained(out: Path, effort: Effort, *settings: str) -> tuple[dict[str, Any], str]:
+    """Both stages of the digits; held-out PSNR, held-out loss, images per second, and a hash of both weights."""
+    flags = f"--run.steps {effort.training_steps} {' '.join(settings)}"
+    stages = {
+        "vae": f"train_vae.py configs/vae/mnist5k.yaml --out {out}/vae {flags}",
+        "diffusion": f"train_diffusion.py configs/diffusion/mnist5k.yaml --autoencoder {out}/vae --out {out}/diffusion {flags}",
+    }
+    row: dict[str, Any] = {}
+    digest = hashlib.sha256()
+    for stage, command in stages.items():
+        subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, capture_output=True)
+        lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+        rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+        row[f"{stage}, images/s"] = statistics.median(rates)
+        report = json.loads((out / stage / "report.json").read_text())
+        row |= {name: report[name] for name in ("held_out_psnr_of_sample", "held_out_loss") if name in report}
+        for file in sorted((out / stage / ("vae" if stage == "vae" else "unet")).glob("*.safetensors")):
+            digest.update(file.read_bytes())
+    return row, digest.hexdigest()
+
+
+def precisions(effort: Effort) -> Rows:
+    """What both stages reach in every precision, with and without a graph."""
+    with tempfile.TemporaryDirectory() as folder:
+        modes = {name: [f"--run.{key} {value}" for key, value in run.items()] for name, run in OURS.items()}
+        with ThreadPoolExecutor(len(modes)) as pool:  # beside one another: images/s are lower than alone
+            found = pool.map(
+                lambda item: trained(Path(folder) / str(item[0]), effort, *item[1]), enumerate(modes.values())
+            )
+            return dict(zip(modes, (row for row, _ in found), strict=True))
+
+
+def exact(effort: Effort) -> Rows:
+    """Whether the same command gives the same weights again, and a graph the same as none."""
+    kinds = {
+        "twice, deterministic": ["--run.deterministic on"],
+        "graph": ["--run.deterministic on", "--run.graph on"] if DEVICE == "cuda" else ["--run.deterministic on"],
+        "as it comes": [],
+    }
+    rows: Rows = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(4) as pool:
+        runs = [(name, number) for name in kinds for number in range(2)]
+        found = pool.map(
+            lambda run: trained(
+                Path(folder) / f"{run[0]}{run[1]}".replace(" ", "-").replace(",", ""), effort, *kinds[run[0]]
+            )[1],
+            runs,
+        )
+        digests = dict(zip(runs, found, strict=True))
+    for name in kinds:
+        rows[name] = {
+            "same again": float(digests[name, 0] == digests[name, 1]),
+            "same as deterministic": float(digests[name, 0] == digests["twice, deterministic", 0]),
+        }
+    return rows
+
+
+PARTS: dict[str, Callable[[Effort], Rows]] = {
+    "peak": peak,
+    "steps": steps,
+    "cached": cached,
+    "sampling": sampling,
+    "precisions": precisions,
+    "exact": exact,
+}
 
 
 def show(rows: Rows) -> None:
