@@ -23,12 +23,14 @@ from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision, to_device
+from ldm.training.graph import GraphedStep, check_graph
+from ldm.training.master_weights import lower_weights
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag, catch_signals
-from ldm.training.step import Panel, Schedule, TrainingStep, WholeRun
+from ldm.training.step import Learn, Panel, Schedule, TrainingStep, WholeRun
 from ldm.training.train_state import TrainState
 from ldm.training.validation import HeldOutLosses, Validation
 
@@ -50,6 +52,7 @@ class Run:
         self.accelerator = create_accelerator(self.run_config, out, find_unused_parameters=find_unused_parameters)
         self.device = self.accelerator.device
         self.processes = Processes(self.device)
+        check_graph(self.run_config, self.device, self.processes.count)
         self.is_main = self.processes.is_main
         self.folder = RunFolder(out)
         self.states: dict[str, TrainState] = {}
@@ -120,8 +123,15 @@ class Run:
         scaler = self.accelerator.scaler
         scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
         schedule = schedule or WholeRun(self.run_config.steps)
+        lowers = self.run_config.precision == "bf16-weights" and not name
         self.states[name] = TrainState(
-            trains, optim or self.config.optim, scaler, name=name, keeps_ema=not name, window=schedule.window
+            trains,
+            optim or self.config.optim,
+            scaler,
+            name=name,
+            keeps_ema=not name,
+            window=schedule.window,
+            masters=lower_weights(trains, "network") if lowers else None,
         )
         self.checkpoints.parts = [*self.states.values(), self.validation]
         self.schedules.append(schedule)
@@ -150,6 +160,12 @@ class Run:
         return None if self.dry else self.on_main(self.checkpoints.newest)
 
     # ---- the loop
+
+    def graphed(self, learn: Learn) -> Learn:
+        """What a training loop does with each step; with `run.graph on` the same as one graph."""
+        if self.run_config.graph == "off":
+            return learn
+        return GraphedStep(learn, lambda step: tuple(each.phase(step) for each in self.schedules), self.device)
 
     def steps(self, batches: Any) -> Iterator[TrainingStep]:
         """Every step from where the run stands to its end, with its batch; a step comes once per micro-batch.
@@ -211,7 +227,8 @@ class Run:
         parts, part = config.accumulation * processes.count, micro_step * processes.count + processes.rank
         rng = StepRandom.of_part(config.seed, number, total=config.batch_size, parts=parts, part=part)
         samples = self.folder.samples if self.is_main and not self.dry else None
-        return TrainingStep(to_device(batch, self.device), rng, micro_step, config, self.states, self.metrics, samples)
+        kept = (self.states, self.metrics, self.metrics, samples)
+        return TrainingStep(to_device(batch, self.device), rng, micro_step, config, *kept)
 
     def add_monitor(self, monitor: Callable[[dict[str, Any]], str | None]) -> None:
         """Let `monitor` read every line of the log; what it returns is printed as a warning, once."""
