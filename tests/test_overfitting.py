@@ -17,8 +17,8 @@ from ldm.evaluation.panels import HeldOutLatents
 from ldm.pipeline import DiffusionModelConfig, create_denoiser, sample_latents
 from ldm.randomness import generator
 from ldm.training.config import AdamWConfig
-from ldm.training.processes import Processes
 from ldm.training.ema import ema_shares
+from ldm.training.processes import Processes
 from ldm.training.step import WholeRun
 from ldm.training.train_state import TrainState
 from ldm.training.validation import Validation

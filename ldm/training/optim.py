@@ -53,14 +53,13 @@ class GuardedOptimizer:
         self.device = next(module.parameters()).device
         matrices = self.parameters.keys() & hidden_weights(module) if isinstance(config, MuonConfig) else set()
         others = [p for name, p in self.trained.items() if name not in matrices]
-        shared = {"lr": config.lr, "weight_decay": config.weight_decay}
-        on_gpu = self.device.type == "cuda"
+        lr, decay, on_gpu = config.lr, config.weight_decay, self.device.type == "cuda"
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, betas=config.betas, fused=True, capturable=on_gpu, **shared)
+            torch.optim.AdamW(others, lr, config.betas, weight_decay=decay, fused=True, capturable=on_gpu)
         ]
         if isinstance(config, MuonConfig) and matrices:
             chosen = [p for name, p in self.trained.items() if name in matrices]
-            self.optimizers.append(Muon(chosen, momentum=config.momentum, **shared))
+            self.optimizers.append(Muon(chosen, lr=lr, momentum=config.momentum, weight_decay=decay))
         self.all_finite = torch.ones((), dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
