@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ldm.latents import LatentCache
     from ldm.pipeline import DiffusionModelConfig
     from ldm.training.run import Run
+    from ldm.training.step import TrainingStep
 
 OPTIONS = {
     "autoencoder": Option(
@@ -97,7 +98,8 @@ def train(
     weight = EffectiveWeight(config.objective, denoiser)
     run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))
 
-    for step in run.steps(batches):
+    @run.graphed
+    def learn(step: "TrainingStep") -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
         if uncertainty is not None:
@@ -105,6 +107,9 @@ def train(
             step.update(learned.total, of="uncertainty")
             losses.terms.update(learned.terms)
         step.log(losses.terms)
+
+    for step in run.steps(batches):
+        learn(step)
         if step.draws_panel:
             run.draw_panel(panel, step)
             run.validate(validation, step)

@@ -117,7 +117,7 @@ class Ours:
         for step in self.run.steps(self.batches):
             losses = self.objective(step.batch, step)
             step.update(losses.total)
-            self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number, is_last=step.is_last)
+            self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.now, is_last=step.is_last)
             step.log(losses.terms)
             yield
 

@@ -4,7 +4,7 @@ On the way from data to network nobody looks into a `Condition`: a batch carries
 and `ldm.diffusion.conditioning.ConditionEmbedding` turns it into what a network takes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -152,8 +152,17 @@ class Step:
 
     @property
     def number(self) -> int:
-        """The number of the step in the run, from 0."""
+        """The number of the step in the run, from 0. It tells one phase of a run from another."""
         return self.rng.step
+
+    @property
+    def now(self) -> float | Tensor:
+        """The number of the step as a value to compute with."""
+        return self.value("number", int)
+
+    def value(self, name: str, of: Callable[[int], float]) -> float | Tensor:
+        """`of(number)`, which changes with every step: of a step that is replayed, a float64 scalar on the device."""
+        return of(self.number)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Denoiser(nn.Module):
         level = broadcast_sigma(sigma, noisy)
         vector, tokens = self.embedding(condition, sigma)
         scaled = (self.c_in(level) * noisy).to(self.network_dtype or level.dtype)
+        vector, tokens = (None if each is None else each.to(scaled.dtype) for each in (vector, tokens))
         output: Tensor = self.network(scaled, sigma.log() / 4, vector, tokens)
         return self.skip(noisy, level) + self.c_out(level) * output.to(level.dtype)
 
