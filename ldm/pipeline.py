@@ -59,7 +59,13 @@ def create_denoiser(config: DiffusionModelConfig) -> Denoiser:
     skip, gaussian = config.denoiser.skip, None
     if skip.kind == "gaussian":
         gaussian = LatentGaussian(config.latent_shape, rank_of(config.latent_shape, skip.rank))
-    return Denoiser(network, embedding, parametrization=config.denoiser.parametrization, gaussian=gaussian)
+    return Denoiser(
+        network,
+        embedding,
+        parametrization=config.denoiser.parametrization,
+        gaussian=gaussian,
+        consistency=SAMPLERS[config.sampling.sampler].consistency,
+    )
 
 
 class LatentDiffusion:

@@ -1,7 +1,7 @@
 """Warm start of stage two: a new run that begins with the denoiser of a finished one (fine-tuning)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ class WarmStart:
         denoiser.load_state_dict(own)
 
     def guide(self, model: DiffusionModelConfig) -> Denoiser:
-        """The same denoiser as a run begins with, once more, which stays as it is."""
-        guide = create_denoiser(model)
+        """The same denoiser once more, for the classes of a model that starts with it; it stays as it is."""
+        guide = create_denoiser(replace(model, sampling=self.config.sampling))
         self.initialize(guide, model.schema, lambda _: None)
         return guide.eval().requires_grad_(False)
 
