@@ -55,10 +55,7 @@ class LatentGaussian(nn.Module):
             return linear.view_as(noisy) + self.mean.to(noisy.dtype)
 
     def path_end(self, noisy: Latents, sigma: float | NoiseLevels) -> Latents:
-        """Where the paths of noisy latents end, were the data this Gaussian: m + V diag(√(λ_i / (λ_i + σ²))) Vᵀ (y − m).
-
-        That is the consistency function of the Gaussian.
-        """
+        """m + V diag(√(λ_i / (λ_i + σ²))) Vᵀ (y − m): where the path of y ends, the Gaussian's consistency function."""
         self.check_size(noisy)
         mean = self.mean.to(noisy.dtype)
         noise = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1) ** 2
