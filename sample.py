@@ -30,8 +30,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--labels", help='classes, by name or number, separated by commas; "a, b" is one; repeated as needed (all)'
     )
-    parser.add_argument("--steps", type=int, default=18, help="noise levels (%(default)s)")
-    parser.add_argument("--sampler", default="heun", help=f"{', '.join(SAMPLERS)} (%(default)s)")
+    parser.add_argument("--steps", type=int, help="noise levels (18; of a model tuned for few steps, 2)")
+    parser.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (heun; of a model tuned for few steps, consistency)")
     add_sampling_options(parser)
     parser.add_argument("--ema", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     parser.add_argument(
@@ -75,6 +75,9 @@ def main(arguments: list[str]) -> None:
     from ldm.training.snapshots import load_average
 
     model = LatentDiffusion.load(options.run, choose_device(options.device))
+    grid = model.config.sampling
+    options.sampler = options.sampler or grid.sampler
+    options.steps = grid.steps if options.steps is None else options.steps
     with flags_named():
         if options.ema is not None:
             load_average(model.denoiser, options.run, options.ema)

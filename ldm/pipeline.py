@@ -22,12 +22,13 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, rank_of
 from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
 from ldm.diffusion.network import DenoiserNetwork
-from ldm.diffusion.noise import karras_sigmas
+from ldm.diffusion.noise import consistency_sigmas, karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
 from ldm.diffusion.samplers.options import check_sampler, checked_options
 from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
 from ldm.shapes import Images, Latents
 
+OF_GRID = ("gaussian_start", "second_sigma")  # options that the noise levels depend on, and the sampler itself does not
 FORMAT = 2  # of the folder of a denoiser; 1 was that of version 0.1
 
 
@@ -58,7 +59,13 @@ def create_denoiser(config: DiffusionModelConfig) -> Denoiser:
     skip, gaussian = config.denoiser.skip, None
     if skip.kind == "gaussian":
         gaussian = LatentGaussian(config.latent_shape, rank_of(config.latent_shape, skip.rank))
-    return Denoiser(network, embedding, parametrization=config.denoiser.parametrization, gaussian=gaussian)
+    return Denoiser(
+        network,
+        embedding,
+        parametrization=config.denoiser.parametrization,
+        gaussian=gaussian,
+        consistency=SAMPLERS[config.sampling.sampler].consistency,
+    )
 
 
 class LatentDiffusion:
@@ -92,8 +99,8 @@ class LatentDiffusion:
         num: int = 16,
         labels: ClassLabels | None = None,
         *,
-        steps: int = 18,
-        sampler: str = "heun",
+        steps: int | None = None,
+        sampler: str | None = None,
         sampler_options: Mapping[str, float] | None = None,
         guidance: float | Guidance | None = None,
         seed: int = 0,
@@ -104,16 +111,17 @@ class LatentDiffusion:
 
         `labels` are classes by name or index (one, several, a tensor, one-hot rows), repeated as often as needed; None
         takes all classes in turn. `guidance` is a weight of classifier-free guidance, or what `checked_guidance` gives;
-        1 means none; left out it is 2 for a model that saw its classes and none. `sampler_options` are those of
-        SAMPLER_OPTIONS that the sampler takes.
+        1 means none; left out it is 2 for a model that saw its classes and none. `steps` and `sampler` are the model's
+        own where left out. `sampler_options` are those of SAMPLER_OPTIONS that the sampler takes.
         Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
         batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
         """
-        requested = self.config.schema.request(labels)
+        requested, grid = self.config.schema.request(labels), self.config.sampling
+        steps, sampler = grid.steps if steps is None else steps, sampler or grid.sampler
         if not isinstance(guidance, Guidance):
             guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
         check_request(num, steps, sampler, batch_size, seed)
-        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, self.config.sampling)
+        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, grid)
         images = []
         for numbers in torch.arange(num).split(batch_size):
             latents = self.sample_latents(
@@ -176,6 +184,8 @@ class LatentDiffusion:
 
 def noise_levels(grid: SamplingConfig, steps: int, options: Mapping[str, float]) -> Tensor:
     """The grid of noise levels of a model, from where a sampler begins."""
+    if SAMPLERS[grid.sampler].consistency:
+        return consistency_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho, options.get("second_sigma"))
     return karras_sigmas(steps, grid.sigma_min, options.get("gaussian_start", grid.sigma_max), grid.rho)
 
 
@@ -196,7 +206,7 @@ def sample_latents(
     they start at exactly its noisy latents.
     """
     facts, highest = SAMPLERS[sampler], sigmas[0].item()
-    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name != "gaussian_start"}
+    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name not in OF_GRID}
     if facts.stochastic:
         more["noise"] = noise
     start = unit_noise * highest

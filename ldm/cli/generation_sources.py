@@ -88,6 +88,8 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     from ldm.pipeline import check_request
     from ldm.training.snapshots import check_length, load_average, usable_steps
 
+    grid = model.config.sampling
+    options.sampler, options.steps = options.sampler or grid.sampler, options.steps or grid.steps
     try:
         check_request(options.generate, options.steps, options.sampler, options.batch_size, options.seed)
         guidance, given = requested_guidance(options, model), requested_options(options)

@@ -144,7 +144,11 @@ def checked_guidance(
     if guide is None and weight != 1 and not classes:
         raise RequestError("guidance", "needs a model with classes, and this one has none")
     if guide is None and weight != 1 and not dropout:
-        raise RequestError("guidance", "needs a model trained with objective.condition_dropout, and this one had none")
+        raise RequestError(
+            "guidance",
+            "needs a model trained with objective.condition_dropout, and this one had none (a model tuned for few steps"
+            " has its guidance baked in: objective.guidance)",
+        )
     for name, given in (("guidance_interval", interval), ("guidance_rescale", rescale)):
         if given is not None and weight == 1:
             raise RequestError(name, "says nothing without guidance: give a guidance other than 1, or leave it out")

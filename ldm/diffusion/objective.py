@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
-from ldm.diffusion.losses.config import DenoisingObjectiveConfig, PredictionWeightingConfig, WeightingConfig
+from ldm.diffusion.losses.config import ObjectiveConfig, PredictionWeightingConfig, WeightingConfig
 from ldm.diffusion.losses.weighting import Uncertainty, error_scale
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
@@ -48,7 +48,7 @@ class DenoisingObjective(nn.Module):
         return Losses((weights * losses).mean(), {"denoising": losses.mean()}, outputs)
 
 
-def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
+def drop_condition(config: ObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
     """The conditions of a part of a global batch, some of them left out, for classifier-free guidance."""
     return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
 

@@ -1,7 +1,7 @@
 """Warm start of stage two: a new run that begins with the denoiser of a finished one (fine-tuning)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.errors import CheckpointError, ConfigError
 from ldm.latents import LatentCache, open_autoencoder, open_latents
-from ldm.pipeline import DiffusionModelConfig, check_latent_shape, load_denoiser
+from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser, load_denoiser
 from ldm.shapes import Latents
 from ldm.training.run import Run
 
@@ -94,6 +95,12 @@ class WarmStart:
             say(f"{gone}: the embedding of {self.run} is left out, as the data have no such attribute")
         denoiser.load_state_dict(own)
 
+    def guide(self, model: DiffusionModelConfig) -> Denoiser:
+        """The same denoiser once more, for the classes of a model that starts with it; it stays as it is."""
+        guide = create_denoiser(replace(model, sampling=self.config.sampling))
+        self.initialize(guide, model.schema, lambda _: None)
+        return guide.eval().requires_grad_(False)
+
     def table(self, name: str, classes: tuple[str, ...], new: Tensor, say: Callable[[str], None]) -> Tensor:
         """The embeddings of an attribute's classes and null label: those of the same name, others as the null label.
 
@@ -120,6 +127,24 @@ class WarmStart:
 def open_warm_start(run: str | None, wanted: DenoiserConfig) -> WarmStart | None:
     """The denoiser that `--from` names, if it does."""
     return None if run is None else WarmStart.read(run, wanted)
+
+
+def check_objective(objective: ObjectiveConfig, schema: ConditionSchema, warm: WarmStart | None) -> None:
+    """Raise ConfigError for an objective that needs another start than it has."""
+    if objective.kind != "consistency":
+        return
+    if warm is None:
+        raise ConfigError("objective.kind consistency tunes a finished denoiser: name its run with --from RUN")
+    if objective.guidance == 1:
+        return
+    given = f"objective.guidance {objective.guidance:g} needs"
+    if not schema.attributes:
+        raise ConfigError(f"{given} data with classes, and these have none: leave it out")
+    if not warm.config.trained_with_condition_dropout:
+        raise ConfigError(
+            f"{given} a denoiser trained with objective.condition_dropout, and that of --from {warm.run} was not: leave"
+            " it out, or start from another"
+        )
 
 
 def open_latent_space(
