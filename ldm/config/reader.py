@@ -1,8 +1,8 @@
 """Reads a config, a frozen dataclass, from a YAML file and from flags of the same dotted names, both strictly.
 
 A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
-told apart by their `kind`, or a list of dataclasses, or several by name; `Annotated` declares its bounds (`ldm.config.bounds`). Whatever is
-wrong becomes a ConfigError of one line.
+told apart by their `kind`, or dataclasses in a list or by name; `Annotated` declares its bounds (`ldm.config.bounds`).
+Whatever is wrong becomes a ConfigError of one line.
 """
 
 import math

@@ -63,6 +63,7 @@ class TextConditionConfig(Checked):
     column: str | None = None  # of the metadata; null: that of the condition's name, or captions beside the images
     encoder: str = "wordllama"  # what embeds words: this package's, or a transformers text encoder by folder or hub id
     length: Annotated[int, AtLeast(1)] = 32  # tokens; longer texts are cut
+    channels: Annotated[int, AtLeast(1)] = 256  # of a token as the denoiser is given it
     layers: Annotated[int, AtLeast(0)] = 2  # trained transformer blocks between the encoder and the denoiser
 
 

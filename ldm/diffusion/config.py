@@ -93,6 +93,12 @@ SAMPLER_OPTIONS = {
     "restart_max": SamplerOption("where it begins (0.6)"),
 }
 
+# How conditions that are no classes are embedded, by kind; a class has a table of embeddings.
+ATTRIBUTE_EMBEDDINGS = {
+    "number": Part("ldm.diffusion.attribute_embeddings:NumberEmbedding"),
+    "text": Part("ldm.diffusion.attribute_embeddings:TextEmbedding"),
+}
+
 DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}
 
 

@@ -53,17 +53,20 @@ class ReconstructionPanel:
 
 
 class SamplePanel:
-    """The same seeds sampled again and again."""
+    """The same seeds sampled again and again: the classes in turn or, of other conditions, those of `images`."""
 
-    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig):
+    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig, images: Subset | None = None):
         self.autoencoder, self.config = autoencoder, config
+        has_more = images is not None and bool(images.dataset.columns)
+        self.condition = images.evenly_spaced(40).condition if images is not None and has_more else None
 
     def draw(self, denoiser: Denoiser, path: Path, num: int = 40, steps: int = 12) -> dict[str, float]:
         """Save a grid of samples, of which there are no metrics here."""
         model = LatentDiffusion(self.autoencoder, denoiser, self.config)
         columns = len(model.classes)
         columns = columns if 4 <= columns <= 16 else 8
-        images = model.sample(columns * (num // columns), steps=steps, sampler="dpm++2m")
+        count = columns * (num // columns)
+        images = model.sample(count, conditions=self.condition, steps=steps, sampler="dpm++2m")
         save_png(upscaled(grid(images, columns)), path)
         return {}
 
