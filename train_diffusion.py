@@ -58,13 +58,7 @@ def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
 
 
 def train(
-    config: TrainDiffusionConfig,
-    out: Path,
-    *,
-    source: str | None,
-    cache: Path,
-    start: str | None = None,
-    dry: bool = False,
+    config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, start: str | None, dry: bool
 ) -> None:
     data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
@@ -75,6 +69,7 @@ def train(
     from ldm.export.finalize import finalize_diffusion
     from ldm.export.warm_start import check_objective, open_latent_space, open_warm_start
     from ldm.latents import LatentBatches
+    from ldm.text.captions import embed_captions
     from ldm.training.run import Run
 
     run = Run(config, out, dry=dry)
@@ -87,11 +82,12 @@ def train(
     warm = open_warm_start(start, config.denoiser)
     check_objective(config.objective, dataset.schema, warm)
     autoencoder, latents = open_latent_space(run, cache, data, dataset, source=source, warm=warm)
+    embed_captions(run, cache, dataset)
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)
     objective, uncertainty = create_objective(run, config, model, denoiser, warm)
-    run.resume(latents.fingerprint, images=dataset.fingerprint)
+    run.resume(dataset.with_conditions(latents.fingerprint), images=dataset.fingerprint)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
-    panel, validation = SamplePanel(autoencoder, model), HeldOutLatents(latents, held_out)
+    panel, validation = SamplePanel(autoencoder, model, held_out or training), HeldOutLatents(latents, held_out)
     if weight := effective_weight(config.objective, denoiser):
         run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))
 
@@ -136,12 +132,13 @@ def create_model(
     guided = config.objective.kind == "denoising" and config.objective.condition_dropout > 0
     denoiser_config = config.denoiser if warm else possible_skip(config.denoiser, latents, training, run.print)
     sampling = above_noise(config.sampling, autoencoder.latent_noise, run.print)
-    model = DiffusionModelConfig(latents.shape, dataset.schema, denoiser_config, sampling, guided)
+    schema = warm.schema_of(dataset.schema) if warm else dataset.schema
+    model = DiffusionModelConfig(latents.shape, schema, denoiser_config, sampling, guided)
     denoiser = create_denoiser(model)
     if warm is None:
         initialize_skip(run, denoiser, latents, training)
     else:
-        run.initialize(denoiser, lambda: warm.initialize(denoiser, dataset.schema, run.print))
+        run.initialize(denoiser, lambda: warm.initialize(denoiser, schema, run.print))
     return model, denoiser
 
 

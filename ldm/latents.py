@@ -238,7 +238,7 @@ class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
 
     def __init__(self, cache: LatentCache, dataset: Dataset, config: ObjectiveConfig, sampler: BatchSampler):
         self.cache, self.config, self.sampler = cache, config, sampler
-        self.condition = dataset.condition(list(range(len(dataset))))  # and not the images, which workers would copy
+        self.condition = dataset.conditions  # and not the images, which workers would copy
 
     def __getitem__(self, micro_batch: int) -> LatentBatch:
         spec, shape = self.sampler.spec(micro_batch), self.cache.shape

@@ -96,7 +96,7 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
         guide = guidance.guide if guidance.kind == "autoguidance" else None
         for value in options.values if options.sweep == "guidance" else ():
             dropout = model.config.trained_with_condition_dropout
-            checked_guidance(value, len(model.classes), dropout, guide=guide)
+            checked_guidance(value, model.config.schema, dropout, guide=guide)
         for sampler in options.values if options.sweep == "sampler" else (options.sampler,):
             given = checked_options(sampler, given, model.config.denoiser, model.config.sampling)
         for value in options.values if options.sweep == "ema" else ():

@@ -104,6 +104,12 @@ SAMPLER_OPTIONS = {
     "second_sigma": SamplerOption("noise level of the second step of consistency (one of the grid)"),
 }
 
+# How conditions that are no classes are embedded, by kind; a class has a table of embeddings.
+ATTRIBUTE_EMBEDDINGS = {
+    "number": Part("ldm.diffusion.attribute_embeddings:NumberEmbedding"),
+    "text": Part("ldm.diffusion.attribute_embeddings:TextEmbedding"),
+}
+
 DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}
 
 

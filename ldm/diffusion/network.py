@@ -1,6 +1,6 @@
 """The contract of every network a denoiser can be made of."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -14,10 +14,17 @@ class DenoiserNetwork(nn.Module):
     """
 
     vector_channels: int  # of the vector that it is conditioned on
+    takes_tokens: ClassVar[bool] = False  # whether `create` takes `token_channels` and `forward` looks at `tokens`
 
     @classmethod
-    def create(cls, config: DenoiserNetworkConfig, *, latent_shape: tuple[int, int, int]) -> Self:
-        """An untrained network for latents of this shape: channels, height, width."""
+    def create(
+        cls, config: DenoiserNetworkConfig, *, latent_shape: tuple[int, int, int], token_channels: int = 0
+    ) -> Self:
+        """An untrained network for latents of this shape: channels, height, width.
+
+        `token_channels` is the width of the tokens, 0 for a model without text. Only a network that `takes_tokens` is
+        asked for another.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -28,7 +35,11 @@ class DenoiserNetwork(nn.Module):
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
     ) -> Tensor:
         """`x` is batch x c x h x w, `noise_condition` one number per sample, about -3 to 3; `vector` is batch x
-        vector_channels and `tokens` batch x length x channels, None where there is no such condition.
+        vector_channels and `tokens` batch x length x token_channels, None where there is no such condition.
+
+        Tokens are the words of a text, for cross-attention. There is no padding mask, and none is needed: every
+        position holds a meaningful token. What follows the last word is a learned embedding of "nothing", and a text
+        that is left out consists of it alone; order and context of the words are in the tokens already.
 
         `x`, `vector` and `tokens` come in the precision of the weights. `noise_condition` comes in float32 or float64,
         for its sines need that; what is made of it is cast to that of `x`.

@@ -49,8 +49,15 @@ class DenoisingObjective(nn.Module):
 
 
 def drop_condition(config: ObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
-    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance."""
-    return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance.
+
+    With the probability that the config gives all of an image is left out; of several conditions each, moreover, by
+    itself with the same probability.
+    """
+    dropped = condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+    for name in condition.values if len(condition.values) > 1 else ():
+        dropped = dropped.dropped(rng.uniform(f"dropout of {name}") < config.condition_dropout, name)
+    return dropped
 
 
 @torch.no_grad()

@@ -55,10 +55,12 @@ class ReconstructionPanel:
 
 
 class SamplePanel:
-    """The same seeds sampled again and again."""
+    """The same seeds sampled again and again: the classes in turn or, of other conditions, those of `images`."""
 
-    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig):
+    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig, images: Subset | None = None):
         self.autoencoder, self.config = autoencoder, config
+        has_more = images is not None and bool(images.dataset.columns)
+        self.condition = images.evenly_spaced(40).condition if images is not None and has_more else None
 
     def draw(self, denoiser: Denoiser, path: Path, num: int = 40) -> dict[str, float]:
         """Save a grid of samples, of which there are no metrics here."""
@@ -67,7 +69,7 @@ class SamplePanel:
         columns = columns if 4 <= columns <= 16 else 8
         own = SAMPLERS[self.config.sampling.sampler]
         how: dict[str, Any] = {} if own.consistency else {"steps": 12, "sampler": "dpm++2m"}
-        images = model.sample(columns * (num // columns), **how)
+        images = model.sample(columns * (num // columns), conditions=self.condition, **how)
         save_png(upscaled(grid(images, columns)), path)
         return {}
 

@@ -52,7 +52,8 @@ def export_diffusion_model(request: ExportRequest) -> dict[str, Any]:
 
     def write(folder: Path) -> None:
         dtype, variant = DTYPES[request.dtype], variant_of(request.dtype)
-        save_pipeline(folder, model.autoencoder, model.denoiser, model.config, dtype=dtype, variant=variant)
+        parts = (model.autoencoder, model.denoiser, model.config)
+        save_pipeline(folder, *parts, prompts=model.prompts, dtype=dtype, variant=variant)
         again = drawn(LatentDiffusion.load(folder, device), COMPARED)
         facts["sample_difference"] = (again - images[:COMPARED]).abs().max().item() / 2
         if not facts["sample_difference"] <= tolerance:

@@ -191,7 +191,7 @@ class DenoisingObjectiveConfig(Checked):
     noise_distribution: NoiseDistributionConfig = field(default_factory=LogNormalConfig)
     weighting: WeightingConfig = field(default_factory=PredictionWeightingConfig)
     condition_dropout: Annotated[float, Between(0, 1)] = (
-        0.1  # how often the condition (the class) is left out, for guidance
+        0.1  # how often all conditions (the class) are left out, and of several each by itself, for guidance
     )
 
 
