@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None]], Any]]
 
+PRESET_HELP = "a size that gives several of the settings below; what is given beside it wins"
 _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", NoneType: "null"}
 
 
@@ -167,6 +168,8 @@ def _rows(
         if field.name == "kind":
             yield flag, f"{(cls.__doc__ or '').splitlines()[0]}  {note}"
             indent += "  "
+            if presets := reader.presets_of(cls):
+                yield f"{indent}--{prefix}{reader.PRESET} {'|'.join(presets)}", PRESET_HELP
         elif sections := reader.sections_of(kind):
             for section in sections:
                 chosen = type(default) is section or len(sections) == 1

@@ -1,8 +1,9 @@
 """Reads a config, a frozen dataclass, from a YAML file and from flags of the same dotted names, both strictly.
 
 A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
-told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). Whatever is
-wrong becomes a ConfigError of one line.
+told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). A dataclass
+with `PRESETS`, settings by the name of a size, can be given one of them as `preset`, and single settings beside it.
+Whatever is wrong becomes a ConfigError of one line.
 """
 
 import math
@@ -88,8 +89,9 @@ class _Reader:
     def section(self, classes: list[Any], given: dict[str, Any], prefix: str, default: Any) -> Any:
         """One of `classes`, as `default` says, then as `given`, then as the flags that start with `prefix`."""
         cls, given = self.choose(classes, given, prefix, default)
+        given = self.with_preset(cls, given, prefix)
         kinds, own = types_of(cls), _field_names(cls)
-        flags = [flag for flag in self.flags if flag.startswith(prefix)]
+        flags = [flag for flag in self.flags if flag.startswith(prefix) and flag != f"{prefix}{PRESET}"]
         unknown = [f"{prefix}{name}" for name in given if name not in own]
         unknown += [flag for flag in flags if flag.removeprefix(prefix).split(".")[0] not in own]
         if unknown:
@@ -118,6 +120,15 @@ class _Reader:
         former = next((cls for cls in classes if cls.kind == before), chosen)
         left_out = set(_field_names(former)) - set(_field_names(chosen))
         return chosen, {name: value for name, value in given.items() if name not in left_out}
+
+    def with_preset(self, cls: Any, given: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """The settings of a preset with those given, which win; but a preset that a flag names wins over the file."""
+        presets, path = presets_of(cls), f"{prefix}{PRESET}"
+        if not presets or not (PRESET in given or path in self.flags):
+            return given
+        settings = presets[self.leaf(Literal[tuple(presets)], given.get(PRESET), path)]
+        others = {name: value for name, value in given.items() if name != PRESET}
+        return others | settings if path in self.flags else settings | others
 
     def value(self, kind: Any, given: Any, path: str, default: Any) -> Any:
         """One field, whether a section or not; `given` is MISSING when the file does not name it."""
@@ -224,9 +235,17 @@ def sections_of(kind: Any) -> list[Any]:
     return [option for option in _options(kind) if is_dataclass(option)]
 
 
+PRESET = "preset"  # the name of a section's setting that stands for several of its others
+
+
+def presets_of(cls: Any) -> dict[str, dict[str, Any]]:
+    """The presets of a section by name; empty for one without any."""
+    return getattr(cls, "PRESETS", {})
+
+
 def setting_names(cls: Any, prefix: str = "") -> list[str]:
     """The dotted names of all settings and sections, of every kind."""
-    names = []
+    names = [prefix + PRESET] if presets_of(cls) else []
     for name, kind in types_of(cls).items():
         names.append(prefix + name)
         for section in sections_of(kind):

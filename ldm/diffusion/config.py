@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
@@ -93,7 +93,10 @@ SAMPLER_OPTIONS = {
     "restart_max": SamplerOption("where it begins (0.6)"),
 }
 
-DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}
+DENOISER_NETWORKS = {
+    "unet": Part("ldm.diffusion.networks.unet:UNet"),
+    "dit": Part("ldm.diffusion.networks.dit:DiT"),
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,36 @@ class UNetConfig(Checked):
             raise ValueError(f"attention must name levels from 0 to {len(self.widths) - 1}, not {self.attention}")
 
 
-DenoiserNetworkConfig: TypeAlias = UNetConfig
+@dataclass(frozen=True)
+class DiTConfig(Checked):
+    """A diffusion transformer: a ViT whose layer norms are scaled, shifted and gated by the condition (adaLN-zero)."""
+
+    kind: Literal["dit"] = "dit"
+    patch: Annotated[int, AtLeast(1)] = 2  # side of a token's square of the latent, whose height and width it divides
+    width: Annotated[int, AtLeast(1)] = 192  # channels of a token
+    depth: Annotated[int, AtLeast(1)] = 12  # blocks
+    heads: Annotated[int, AtLeast(1)] = 3  # attention heads
+    qk_norm: bool = True  # RMS norm of queries and keys, which keeps attention stable at large learning rates
+    positions: Literal["rotary", "sin-cos"] = "rotary"  # of rows and columns: in the attention, or added to the tokens
+    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside the MLPs
+
+    PRESETS: ClassVar = {
+        "Ti": {"width": 192, "depth": 12, "heads": 3},
+        "S": {"width": 384, "depth": 12, "heads": 6},
+        "B": {"width": 768, "depth": 12, "heads": 12},
+        "L": {"width": 1024, "depth": 24, "heads": 16},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width must be a multiple of 4 * heads, for cosine and sine of row and column, not {self.width} with"
+                f" {self.heads} heads"
+            )
+
+
+DenoiserNetworkConfig: TypeAlias = UNetConfig | DiTConfig
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """The contract of every network a denoiser can be made of."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
-
-from ldm.diffusion.config import DenoiserNetworkConfig
 
 
 class DenoiserNetwork(nn.Module):
@@ -17,10 +15,8 @@ class DenoiserNetwork(nn.Module):
     takes_tokens: ClassVar[bool] = False  # whether `create` takes `token_channels` and `forward` looks at `tokens`
 
     @classmethod
-    def create(
-        cls, config: DenoiserNetworkConfig, *, latent_shape: tuple[int, int, int], token_channels: int = 0
-    ) -> Self:
-        """An untrained network for latents of this shape: channels, height, width.
+    def create(cls, config: Any, *, latent_shape: tuple[int, int, int], token_channels: int = 0) -> Self:
+        """An untrained network for latents of this shape: channels, height, width; `config` is of its own class.
 
         `token_channels` is the width of the tokens, 0 for a model without text. Only a network that `takes_tokens` is
         asked for another.
@@ -28,7 +24,7 @@ class DenoiserNetwork(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def check(cls, config: DenoiserNetworkConfig, latent_shape: tuple[int, int, int]) -> None:
+    def check(cls, config: Any, latent_shape: tuple[int, int, int]) -> None:
         """Raise ConfigError, before any image is encoded, if it cannot take latents of this shape."""
 
     def forward(
