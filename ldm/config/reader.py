@@ -1,9 +1,8 @@
 """Reads a config, a frozen dataclass, from a YAML file and from flags of the same dotted names, both strictly.
 
 A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
-told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). A dataclass
-with `PRESETS`, settings by the name of a size, can be given one of them as `preset`, and single settings beside it.
-Whatever is wrong becomes a ConfigError of one line.
+told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). Whatever is
+wrong becomes a ConfigError of one line.
 """
 
 import math
@@ -16,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ldm.config.bounds import OneOf, bounds_of, declared_ranges, types_of
+from ldm.config.presets import PRESET, presets_of, with_preset
 from ldm.config.yaml_file import from_yaml, inline, read_yaml, shorten, to_yaml
 from ldm.errors import ConfigError
 
@@ -89,9 +89,9 @@ class _Reader:
     def section(self, classes: list[Any], given: dict[str, Any], prefix: str, default: Any) -> Any:
         """One of `classes`, as `default` says, then as `given`, then as the flags that start with `prefix`."""
         cls, given = self.choose(classes, given, prefix, default)
-        given = self.with_preset(cls, given, prefix)
-        kinds, own = types_of(cls), _field_names(cls)
-        flags = [flag for flag in self.flags if flag.startswith(prefix) and flag != f"{prefix}{PRESET}"]
+        given = with_preset(cls, given, f"{prefix}{PRESET}", self.flags, self.leaf)
+        kinds, own = types_of(cls), _field_names(cls) + [PRESET] * bool(presets_of(cls))
+        flags = [flag for flag in self.flags if flag.startswith(prefix)]
         unknown = [f"{prefix}{name}" for name in given if name not in own]
         unknown += [flag for flag in flags if flag.removeprefix(prefix).split(".")[0] not in own]
         if unknown:
@@ -118,17 +118,8 @@ class _Reader:
         kind = self.leaf(Literal[tuple(cls.kind for cls in classes)], before, f"{prefix}kind")
         chosen = next(cls for cls in classes if cls.kind == kind)
         former = next((cls for cls in classes if cls.kind == before), chosen)
-        left_out = set(_field_names(former)) - set(_field_names(chosen))
+        left_out = {*_field_names(former), PRESET} - set(_field_names(chosen)) if former is not chosen else set()
         return chosen, {name: value for name, value in given.items() if name not in left_out}
-
-    def with_preset(self, cls: Any, given: dict[str, Any], prefix: str) -> dict[str, Any]:
-        """The settings of a preset with those given, which win; but a preset that a flag names wins over the file."""
-        presets, path = presets_of(cls), f"{prefix}{PRESET}"
-        if not presets or not (PRESET in given or path in self.flags):
-            return given
-        settings = presets[self.leaf(Literal[tuple(presets)], given.get(PRESET), path)]
-        others = {name: value for name, value in given.items() if name != PRESET}
-        return others | settings if path in self.flags else settings | others
 
     def value(self, kind: Any, given: Any, path: str, default: Any) -> Any:
         """One field, whether a section or not; `given` is MISSING when the file does not name it."""
@@ -233,14 +224,6 @@ def _options(kind: Any) -> tuple[Any, ...]:
 def sections_of(kind: Any) -> list[Any]:
     """The dataclasses among the members of a type: empty for a value, several for a section of several kinds."""
     return [option for option in _options(kind) if is_dataclass(option)]
-
-
-PRESET = "preset"  # the name of a section's setting that stands for several of its others
-
-
-def presets_of(cls: Any) -> dict[str, dict[str, Any]]:
-    """The presets of a section by name; empty for one without any."""
-    return getattr(cls, "PRESETS", {})
 
 
 def setting_names(cls: Any, prefix: str = "") -> list[str]:

@@ -4,6 +4,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from ldm.errors import ConfigError
+
 
 class DenoiserNetwork(nn.Module):
     """F(x; noise, vector, tokens): a tensor of the shape of x.
@@ -41,3 +43,17 @@ class DenoiserNetwork(nn.Module):
         for its sines need that; what is made of it is cast to that of `x`.
         """
         raise NotImplementedError
+
+    def diffusers_config(self, classes: int) -> dict[str, Any] | None:
+        """The config.json of the class of diffusers that it is, with so many classes; None if diffusers has none."""
+        return None
+
+
+def check_halvings(widths: tuple[int, ...], latent_shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError if latents cannot be halved for each of a U-Net's levels after the first."""
+    halvings, (_, height, width) = len(widths) - 1, latent_shape
+    if height % 2**halvings or width % 2**halvings:
+        raise ConfigError(
+            f"latents of {height} x {width} cannot be halved {halvings} times: give denoiser.network.widths fewer"
+            " levels, and denoiser.network.attention none that are not there"
+        )

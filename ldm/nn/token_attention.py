@@ -1,28 +1,10 @@
 """Attention of a transformer's tokens, to each other and to the words of a text."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.nn.positions import rotated
-
-
-class HeadNorm(nn.Module):
-    """Queries and keys of each head divided by their root mean square and scaled: QK normalization (Henry et al. 2020).
-
-    Their products are bounded then, and attention cannot saturate (Dehghani et al. 2023, for vision transformers).
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.query_scale, self.key_scale = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.ones(channels))
-
-    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        # Under autocast the scales are wider than their inputs, and a fused kernel takes none of that kind.
-        return (
-            F.rms_norm(query, self.query_scale.shape, self.query_scale.to(query.dtype), 1e-6),
-            F.rms_norm(key, self.key_scale.shape, self.key_scale.to(key.dtype), 1e-6),
-        )
+from ldm.nn.qk_norm import QKNorm
 
 
 class TokenAttention(nn.Module):
@@ -36,14 +18,14 @@ class TokenAttention(nn.Module):
         self.heads = heads
         self.to_query = nn.Linear(width, width)
         self.to_key_value = nn.Linear(width if source_channels is None else source_channels, 2 * width)
-        self.norm = HeadNorm(width // heads) if qk_norm else None
+        self.qk_norm = QKNorm(width // heads) if qk_norm else None
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, source: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
         key, value = self.to_key_value(x if source is None else source).chunk(2, dim=-1)
         query, key, value = (self.by_head(part) for part in (self.to_query(x), key, value))
-        if self.norm is not None:
-            query, key = self.norm(query, key)
+        if self.qk_norm is not None:
+            query, key = self.qk_norm(query, key)
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         attended = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)

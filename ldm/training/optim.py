@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.magnitude_preserving import UnitWeight
 from ldm.training.config import MuonConfig, OptimConfig
 from ldm.training.muon import Muon, hidden_weights
 
@@ -46,6 +47,7 @@ class GuardedOptimizer:
             self.optimizers.append(
                 Muon(chosen, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
             )
+        self.unit_weights = [part for part in module.modules() if isinstance(part, UnitWeight)]
         self.all_finite = torch.ones((), dtype=torch.float32, device=next(module.parameters()).device)
 
     @torch.no_grad()
@@ -69,6 +71,8 @@ class GuardedOptimizer:
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        for part in self.unit_weights:
+            part.force_magnitude(applies)
         if self.scaler is not None:
             self.scaler.update()
         return norm

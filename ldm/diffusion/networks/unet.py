@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import UNetConfig
-from ldm.diffusion.network import DenoiserNetwork
+from ldm.diffusion.network import DenoiserNetwork, check_halvings
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
 from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
@@ -54,7 +54,9 @@ class UNet(DenoiserNetwork):
         def layer(inputs: int, level: int) -> Level:
             width = widths[level]
             attends = level in config.attention
-            attention = SelfAttention(width, config.head_channels) if attends else nn.Identity()
+            attention: SelfAttention | nn.Identity = nn.Identity()
+            if attends:
+                attention = SelfAttention(width, config.head_channels, qk_norm=config.qk_norm)
             return Level(ResidualBlock(inputs, width, condition, config.dropout), attention)
 
         self.first = OuterConv2d(channels, widths[0], 3, padding=1)
@@ -82,18 +84,13 @@ class UNet(DenoiserNetwork):
         self.last = zeroed(OuterConv2d(current, channels, 3, padding=1))
 
     @classmethod
-    def create(cls, config: UNetConfig, *, latent_shape: tuple[int, int, int]) -> Self:
+    def create(cls, config: UNetConfig, *, latent_shape: tuple[int, int, int], token_channels: int = 0) -> Self:
         return cls(config, channels=latent_shape[0])
 
     @classmethod
     def check(cls, config: UNetConfig, latent_shape: tuple[int, int, int]) -> None:
         """Every level after the first halves the latent."""
-        halvings, (_, height, width) = len(config.widths) - 1, latent_shape
-        if height % 2**halvings or width % 2**halvings:
-            raise ConfigError(
-                f"latents of {height} x {width} cannot be halved {halvings} times: give denoiser.network.widths fewer"
-                " levels, and denoiser.network.attention none that are not there"
-            )
+        check_halvings(config.widths, latent_shape)
 
     def forward(
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
