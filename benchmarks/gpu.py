@@ -386,7 +386,8 @@ def trained(out: Path, effort: Effort, *settings: str) -> tuple[dict[str, Any], 
     flags = f"--run.steps {effort.training_steps} {' '.join(settings)}"
     stages = {
         "vae": f"train_vae.py configs/vae/mnist5k.yaml --out {out}/vae {flags}",
-        "diffusion": f"train_diffusion.py configs/diffusion/mnist5k.yaml --autoencoder {out}/vae --out {out}/diffusion {flags}",
+        "diffusion": f"train_diffusion.py configs/diffusion/mnist5k.yaml --autoencoder {out}/vae --out {out}/diffusion"
+        f" {flags}",
     }
     row: dict[str, Any] = {}
     digest = hashlib.sha256()

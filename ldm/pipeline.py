@@ -19,6 +19,13 @@ from ldm.config.reader import to_dict
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.diffusers_format import (
+    config_of_diffusers,
+    our_config_in,
+    our_weights,
+    their_weights,
+    with_our_config,
+)
 from ldm.diffusion.gaussian import LatentGaussian, rank_of
 from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
 from ldm.diffusion.network import DenoiserNetwork
@@ -252,10 +259,14 @@ def check_request(num: int, steps: int, sampler: str, batch_size: int = 1, seed:
 
 
 def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path, variant: str | None = None) -> None:
-    """Write `config.json` and the weights as safetensors."""
+    """Write `config.json` and the weights as safetensors; as diffusers' own class has them, if it has one for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
-    save_weights(folder, denoiser.state_dict(), variant)
+    saved, weights = to_dict(config), denoiser.state_dict()
+    theirs = config_of_diffusers(denoiser, config.denoiser, config.schema)
+    if theirs is not None:
+        saved, weights = with_our_config(theirs, saved), their_weights(weights)
+    (folder / "config.json").write_text(json.dumps(saved, indent=2))
+    save_weights(folder, weights, variant, of_diffusers=theirs is not None)
 
 
 def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, DiffusionModelConfig]:
@@ -265,11 +276,14 @@ def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, D
             f"{folder.parent} is not a finished run of train_diffusion.py: it has no unet/config.json"
         )
     try:
-        saved = json.loads((folder / "config.json").read_text())
+        entries = json.loads((folder / "config.json").read_text())
+        saved = our_config_in(entries)
         check_format(saved, folder.parent)
         config: DiffusionModelConfig = from_plain(DiffusionModelConfig, saved)
-        denoiser = create_denoiser(config)
-        denoiser.load_state_dict(load_weights(folder, variant))
+        denoiser, weights = create_denoiser(config), load_weights(folder, variant)
+        if saved is not entries:
+            weights = our_weights(weights, config.schema)
+        denoiser.load_state_dict(weights)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError, ConfigError) as error:
         raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error
     return denoiser.eval(), config

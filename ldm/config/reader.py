@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ldm.config.bounds import OneOf, bounds_of, declared_ranges, types_of
+from ldm.config.presets import PRESET, presets_of, with_preset
 from ldm.config.yaml_file import from_yaml, inline, read_yaml, shorten, to_yaml
 from ldm.errors import ConfigError
 
@@ -91,7 +92,8 @@ class _Reader:
     def section(self, classes: list[Any], given: dict[str, Any], prefix: str, default: Any) -> Any:
         """One of `classes`, as `default` says, then as `given`, then as the flags that start with `prefix`."""
         cls, given = self.choose(classes, given, prefix, default)
-        kinds, own = types_of(cls), _field_names(cls)
+        given = with_preset(cls, given, f"{prefix}{PRESET}", self.flags, self.leaf)
+        kinds, own = types_of(cls), _field_names(cls) + [PRESET] * bool(presets_of(cls))
         flags = [flag for flag in self.flags if flag.startswith(prefix)]
         unknown = [f"{prefix}{name}" for name in given if name not in own]
         unknown += [flag for flag in flags if flag.removeprefix(prefix).split(".")[0] not in own]
@@ -119,7 +121,7 @@ class _Reader:
         kind = self.leaf(Literal[tuple(cls.kind for cls in classes)], before, f"{prefix}kind")
         chosen = next(cls for cls in classes if cls.kind == kind)
         former = next((cls for cls in classes if cls.kind == before), chosen)
-        left_out = set(_field_names(former)) - set(_field_names(chosen))
+        left_out = {*_field_names(former), PRESET} - set(_field_names(chosen)) if former is not chosen else set()
         return chosen, {name: value for name, value in given.items() if name not in left_out}
 
     def value(self, kind: Any, given: Any, path: str, default: Any) -> Any:
@@ -244,7 +246,7 @@ def sections_of(kind: Any) -> list[Any]:
 
 def setting_names(cls: Any, prefix: str = "") -> list[str]:
     """The dotted names of all settings and sections, of every kind."""
-    names = []
+    names = [prefix + PRESET] if presets_of(cls) else []
     for name, kind in types_of(cls).items():
         names.append(prefix + name)
         for section in sections_of(kind):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ldm.batch import NumberAttribute, TextAttribute
 from ldm.nn.convolution import zeroed
+from ldm.nn.cross_attention import TokenBlock
 from ldm.nn.embedding import FourierFeatures
-from ldm.nn.token_attention import TokenBlock
 
 HARMONICS = 8  # of a period
 NUMBER_FEATURES, HIGHEST = 32, 8.0  # of a number without one; radians per standard deviation

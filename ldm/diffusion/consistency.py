@@ -89,6 +89,10 @@ class ConsistencyStages:
         """The learning rate knows no stages."""
         return 0, self.steps
 
+    def phase(self, step: int) -> int:
+        """A stage is a number that comes with the step."""
+        return 0
+
     def begin_step(self, step: int) -> None:
         """Tell the objective its stage; nothing is drawn from, so a resumed run has the same."""
         config = self.objective.config

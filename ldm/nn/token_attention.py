@@ -1,57 +1,37 @@
-"""Attention to the tokens of a text: among themselves, and from the positions of a feature map."""
+"""Attention of a transformer's tokens, to each other and to the words of a text."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.nn.convolution import group_norm, zeroed
+from ldm.nn.positions import rotated
+from ldm.nn.qk_norm import QKNorm
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of every position of a feature map to every token, beside a skip; the output starts at zero.
+class TokenAttention(nn.Module):
+    """Multi-head attention, batch x positions x width, to other tokens or, where none are given, to each other.
 
-    There are as many heads as divide `channels` and have at least `head_channels` each, or one.
+    `angles` are those of `rotary_angles`: they turn queries and keys by their positions.
     """
 
-    def __init__(self, channels: int, token_channels: int, head_channels: int):
+    def __init__(self, width: int, heads: int, *, qk_norm: bool, source_channels: int | None = None):
         super().__init__()
-        self.heads = heads_of(channels, head_channels)
-        self.norm = group_norm(channels)
-        self.to_q = nn.Conv2d(channels, channels, 1)
-        self.to_kv = nn.Linear(token_channels, 2 * channels)
-        self.to_out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.heads = heads
+        self.to_query = nn.Linear(width, width)
+        self.to_key_value = nn.Linear(width if source_channels is None else source_channels, 2 * width)
+        self.qk_norm = QKNorm(width // heads) if qk_norm else None
+        self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        query = self.to_q(self.norm(x)).flatten(2).transpose(1, 2)
-        key, value = self.to_kv(tokens).chunk(2, dim=-1)
-        attended = attention(query, key, value, self.heads)
-        return x + self.to_out(attended.transpose(1, 2).reshape(batch, channels, height, width))
+    def forward(self, x: Tensor, source: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
+        key, value = self.to_key_value(x if source is None else source).chunk(2, dim=-1)
+        query, key, value = (self.by_head(part) for part in (self.to_query(x), key, value))
+        if self.qk_norm is not None:
+            query, key = self.qk_norm(query, key)
+        if angles is not None:
+            query, key = rotated(query, angles), rotated(key, angles)
+        attended = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
+        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        return out
 
-
-class TokenBlock(nn.Module):
-    """A transformer block: self-attention of tokens and a two-layer network, each behind a norm and beside a skip."""
-
-    def __init__(self, channels: int, head_channels: int = 64):
-        super().__init__()
-        self.heads = heads_of(channels, head_channels)
-        self.norms = nn.ModuleList([nn.LayerNorm(channels), nn.LayerNorm(channels)])
-        self.to_qkv = nn.Linear(channels, 3 * channels)
-        self.to_out = nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.to_qkv(self.norms[0](tokens)).chunk(3, dim=-1)
-        tokens = tokens + self.to_out(attention(query, key, value, self.heads))
-        mixed: Tensor = tokens + self.mlp(self.norms[1](tokens))
-        return mixed
-
-
-def heads_of(channels: int, head_channels: int) -> int:
-    """The most heads that divide `channels` and have at least `head_channels` each, or one."""
-    return next(heads for heads in range(max(channels // head_channels, 1), 0, -1) if channels % heads == 0)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention: batch x length x channels, whose channels are cut into heads."""
-    split = (each.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous() for each in (query, key, value))
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    def by_head(self, x: Tensor) -> Tensor:
+        """batch x positions x width -> batch x heads x positions x channels of a head."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nn.outer_convolution import OuterConv2d
+from ldm.nn.outer_linear import OuterLinear
 
 CHANNELS = 32  # on both sides, at least: those that face images, latents or labels are left to AdamW
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Newton-Schulz; it takes singular values to about 1
@@ -85,7 +86,7 @@ def update_sides(shape: torch.Size) -> tuple[int, int]:
 
 def is_hidden_weight(module: nn.Module) -> bool:
     """Whether a module's weight is a matrix between hidden layers."""
-    if isinstance(module, OuterConv2d):
+    if isinstance(module, OuterConv2d | OuterLinear):
         return False
     if isinstance(module, nn.Linear):
         return min(module.in_features, module.out_features) >= CHANNELS

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.magnitude_preserving import UnitWeight, force_magnitude
 from ldm.training.config import MuonConfig, OptimConfig
 from ldm.training.muon import Muon, hidden_weights
 
@@ -60,6 +61,9 @@ class GuardedOptimizer:
         if isinstance(config, MuonConfig) and matrices:
             chosen = [p for name, p in self.trained.items() if name in matrices]
             self.optimizers.append(Muon(chosen, lr=lr, momentum=config.momentum, weight_decay=decay))
+        self.unit_weights = [
+            self.trained[f"{name}.weight"] for name, part in module.named_modules() if isinstance(part, UnitWeight)
+        ]
         self.all_finite = torch.ones((), dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
@@ -87,6 +91,8 @@ class GuardedOptimizer:
             optimizer.param_groups[0]["lr"] = lr if isinstance(optimizer, Muon) else self.rate_for_kernel(lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        for weight in self.unit_weights:
+            force_magnitude(weight, applies)
         if self.rounded:
             names = [name for name in self.parameters if name in self.rounded]
             torch._foreach_copy_([self.parameters[n] for n in names], [self.trained[n] for n in names])

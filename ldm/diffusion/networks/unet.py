@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import UNetConfig
-from ldm.diffusion.network import DenoiserNetwork
+from ldm.diffusion.network import DenoiserNetwork, check_halvings
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
 from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
+from ldm.nn.cross_attention import CrossAttention
 from ldm.nn.embedding import FourierFeatures
 from ldm.nn.outer_convolution import OuterConv2d
-from ldm.nn.token_attention import CrossAttention
 
 
 class Level(nn.Module):
@@ -66,9 +66,11 @@ class UNet(DenoiserNetwork):
         def layer(inputs: int, level: int) -> Level:
             width = widths[level]
             attends = level in config.attention
-            attention = SelfAttention(width, config.head_channels) if attends else nn.Identity()
-            crosses = attends and token_channels > 0
-            cross = CrossAttention(width, token_channels, config.head_channels) if crosses else None
+            attention: SelfAttention | nn.Identity = nn.Identity()
+            cross = None
+            if attends:
+                attention = SelfAttention(width, config.head_channels, qk_norm=config.qk_norm)
+                cross = CrossAttention(width, token_channels, config.head_channels) if token_channels else None
             return Level(ResidualBlock(inputs, width, condition, config.dropout), attention, cross)
 
         self.first = OuterConv2d(channels, widths[0], 3, padding=1)
@@ -104,12 +106,7 @@ class UNet(DenoiserNetwork):
     @classmethod
     def check(cls, config: UNetConfig, latent_shape: tuple[int, int, int]) -> None:
         """Every level after the first halves the latent."""
-        halvings, (_, height, width) = len(config.widths) - 1, latent_shape
-        if height % 2**halvings or width % 2**halvings:
-            raise ConfigError(
-                f"latents of {height} x {width} cannot be halved {halvings} times: give denoiser.network.widths fewer"
-                " levels, and denoiser.network.attention none that are not there"
-            )
+        check_halvings(config.widths, latent_shape)
 
     def forward(
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
