@@ -56,13 +56,7 @@ def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
 
 
 def train(
-    config: TrainDiffusionConfig,
-    out: Path,
-    *,
-    source: str | None,
-    cache: Path,
-    start: str | None = None,
-    dry: bool = False,
+    config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, start: str | None, dry: bool = False
 ) -> None:
     data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
@@ -98,7 +92,6 @@ def train(
     weight = EffectiveWeight(config.objective, denoiser)
     run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))
 
-    @run.graphed
     def learn(step: "TrainingStep") -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
@@ -108,8 +101,7 @@ def train(
             losses.terms.update(learned.terms)
         step.log(losses.terms)
 
-    for step in run.steps(batches):
-        learn(step)
+    for step in run.steps(batches, learn):
         if step.draws_panel:
             run.draw_panel(panel, step)
             run.validate(validation, step)
