@@ -58,7 +58,7 @@ def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
 
 
 def train(
-    config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, start: str | None, dry: bool
+    config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, start: str | None, dry: bool = False
 ) -> None:
     data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
@@ -91,7 +91,6 @@ def train(
     if weight := effective_weight(config.objective, denoiser):
         run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))
 
-    @run.graphed
     def learn(step: "TrainingStep") -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
@@ -101,8 +100,7 @@ def train(
             losses.terms.update(learned.terms)
         step.log(losses.terms)
 
-    for step in run.steps(batches):
-        learn(step)
+    for step in run.steps(batches, learn):
         if step.draws_panel:
             run.draw_panel(panel, step)
             if config.objective.kind == "denoising":  # a consistency model is no denoiser

@@ -63,7 +63,6 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     batches = ImageBatches(dataset, run.batch_sampler(training))
     panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
-    @run.graphed
     def learn(step: "TrainingStep") -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
@@ -76,8 +75,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
             losses.terms.update(adversary.terms)
         step.log(losses.terms)
 
-    for step in run.steps(batches):
-        learn(step)
+    for step in run.steps(batches, learn):
         if step.draws_panel:
             run.draw_panel(panel, step)
 

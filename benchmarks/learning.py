@@ -49,6 +49,7 @@ from ldm.script_configs import TrainVAEConfig
 from ldm.shapes import rounded
 from ldm.training.devices import cpu_has_bf16
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 from runs import SHARED, from_root, print_table
 
 Row = dict[str, Any]
@@ -114,12 +115,14 @@ class Ours:
         self.batches = ImageBatches(dataset, run.batch_sampler(training))
 
     def steps(self) -> Iterator[None]:
-        for step in self.run.steps(self.batches):
-            losses = self.objective(step.batch, step)
-            step.update(losses.total)
-            self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.now, is_last=step.is_last)
-            step.log(losses.terms)
+        for _ in self.run.steps(self.batches, self.learn):
             yield
+
+    def learn(self, step: TrainingStep) -> None:
+        losses = self.objective(step.batch, step)
+        step.update(losses.total)
+        self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.now, is_last=step.is_last)
+        step.log(losses.terms)
 
     def averaged(self) -> Autoencoder:
         model: Autoencoder = self.run.ema_model()

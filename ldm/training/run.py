@@ -23,7 +23,7 @@ from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision, to_device
-from ldm.training.graph import GraphedStep, check_graph
+from ldm.training.graph import WARM_UP, GraphedStep, check_graph
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
@@ -143,21 +143,17 @@ class Run:
 
     # ---- the loop
 
-    def graphed(self, learn: Learn) -> Learn:
-        """What a training loop does with each step; with `run.graph on` the same as one graph."""
-        if self.run_config.graph == "off":
-            return learn
-        return GraphedStep(learn, self.trained.phase, self.device)
+    def steps(self, batches: Any, learn: Learn) -> Iterator[TrainingStep]:
+        """Every step from where the run stands to its end, after `learn` was called with it, once per micro-batch.
 
-    def steps(self, batches: Any) -> Iterator[TrainingStep]:
-        """Every step from where the run stands to its end, with its batch; a step comes once per micro-batch.
-
-        Between two steps the run logs, saves, and stops if it was asked to. A dry run makes its last few steps only, in
-        which everything takes part that starts late, and measures them.
+        With `run.graph on`, what `learn` computes is recorded and replayed. Between two steps the run logs, saves, and
+        stops if it was asked to. A dry run makes its last few steps only, in which everything takes part that starts
+        late, and measures them.
         """
         config = self.run_config
+        learn = learn if config.graph == "off" else GraphedStep(learn, self.trained.phase, self.device)
         if self.dry:
-            yield from self.dry_steps(batches)
+            yield from self.dry_steps(batches, learn)
             return
         loader = torch.utils.data.DataLoader(
             batches,
@@ -173,20 +169,23 @@ class Run:
                 for micro_step in range(config.accumulation):
                     is_last = micro_step == config.accumulation - 1
                     with nullcontext() if is_last else self.trained.gradients_stay_here():
-                        yield self.step(number, micro_step, next(incoming))
+                        learn(step := self.step(number, micro_step, next(incoming)))
+                        yield step
                 self.between_steps(number + 1)
 
-    def dry_steps(self, batches: Any) -> Iterator[TrainingStep]:
+    def dry_steps(self, batches: Any, learn: Learn) -> Iterator[TrainingStep]:
         """The last few steps of the run, on its first batches, and then the report."""
         accumulation, seconds = self.run_config.accumulation, []
-        for micro_batch in range(dry_run.STEPS * accumulation):
+        slower = 1 if self.run_config.graph == "off" else WARM_UP + 1  # the first ones
+        for micro_batch in range((dry_run.STEPS + slower - 1) * accumulation):
             began = time.monotonic()
             number = max(self.run_config.steps - 1 - micro_batch // accumulation, 0)
             self.begin_step(number)
-            yield self.step(number, micro_batch % accumulation, batches[micro_batch])
+            learn(step := self.step(number, micro_batch % accumulation, batches[micro_batch]))
+            yield step
             self.metrics.rows_on_host()  # waits for the device
             seconds.append(time.monotonic() - began)
-        per_step = mean(seconds[1:]) * accumulation  # the first is slower
+        per_step = mean(seconds[slower:]) * accumulation
         self.measured = dry_run.Measured(per_step, self.metrics.memory())
 
     def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:

@@ -25,6 +25,7 @@ from ldm.script_configs import TrainDiffusionConfig
 from ldm.training import dry_run
 from ldm.training.config import RunConfig
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 SCHEMA = ConditionSchema((ClassAttribute("label", ("a", "b", "c")),))
@@ -198,14 +199,20 @@ def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
     run = Run(config, out, dry=True)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume("")
-    for step in run.steps([batch_of(4)] * dry_run.STEPS):
+    made: list[Calls] = []
+
+    def learn(step: TrainingStep) -> None:
         with Calls(denoiser) as calls:
             losses = objective(step.batch, step)
             step.update(losses.total)
             step.log(losses.terms)
         for handle in calls.handles:
             handle.remove()
-    return calls
+        made.append(calls)
+
+    for _ in run.steps([batch_of(4)] * dry_run.STEPS, learn):
+        pass
+    return made[-1]
 
 
 @pytest.fixture
