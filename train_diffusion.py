@@ -80,7 +80,7 @@ def train(
     run.check_keep(held_out)
     warm = open_warm_start(start, config.denoiser)
     autoencoder, latents = open_latent_space(run, cache, data, dataset, source=source, warm=warm)
-    embed_captions(run, cache, dataset)
+    encoders = embed_captions(run, cache, dataset)
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)
     uncertainty = create_uncertainty(config.objective.weighting)
     objective = run.prepare(DenoisingObjective(denoiser, config.objective.weighting, uncertainty), trains=denoiser)
@@ -108,7 +108,7 @@ def train(
     if dry:
         run.report(data.shape, latents.shape, training, held_out)
         return run.print(weight.describe())
-    finalize_diffusion(run, autoencoder, model)
+    finalize_diffusion(run, autoencoder, model, encoders)
 
 
 def create_model(
