@@ -80,7 +80,7 @@ def train(
     training, held_out = dataset.split()
     run.check_keep(held_out)
     warm = open_warm_start(start, config.denoiser)
-    embed_captions(run, cache, dataset)
+    encoders = embed_captions(run, cache, dataset)
     check_objective(config.objective, dataset.schema, warm)
     autoencoder, latents = open_latent_space(run, cache, data, dataset, source=source, warm=warm)
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)
@@ -109,7 +109,7 @@ def train(
     if dry:
         run.report(data.shape, latents.shape, training, held_out)
         return run.print(weight.describe()) if weight else None
-    finalize_diffusion(run, autoencoder, model)
+    finalize_diffusion(run, autoencoder, model, encoders)
 
 
 def create_model(

@@ -1,6 +1,7 @@
 """The final export of a run: `vae/`, or all that sampling needs (`unet/`, `vae/`, ...), and report.json."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ldm.autoencoder.model import Autoencoder
@@ -18,6 +19,8 @@ from ldm.evaluation.held_out import (
 )
 from ldm.export.diffusers_pipeline import save_pipeline
 from ldm.pipeline import DiffusionModelConfig
+from ldm.text.encoder import TextEncoder
+from ldm.text.prompts import PromptEncoders
 from ldm.training.run import Run
 
 
@@ -55,15 +58,18 @@ def finalize_autoencoder(run: Run, training: Subset, held_out: Subset) -> None:
     run.finish()
 
 
-def finalize_diffusion(run: Run, autoencoder: Autoencoder, config: DiffusionModelConfig) -> None:
-    """Export the denoiser and the autoencoder together, ready for `sample.py` and for diffusers.
+def finalize_diffusion(
+    run: Run, autoencoder: Autoencoder, config: DiffusionModelConfig, encoders: Mapping[str, TextEncoder] | None = None
+) -> None:
+    """Export the denoiser, its text encoders and the autoencoder together, ready for `sample.py` and for diffusers.
 
     The denoiser is the average at the end, or the best one if that was kept; report.json says what the held-out loss
     was there.
     """
 
     def finalize() -> None:
-        save_pipeline(run.folder.path, autoencoder, run.final_model(), config)
+        prompts = PromptEncoders(config.schema, opened=encoders)
+        save_pipeline(run.folder.path, autoencoder, run.final_model(), config, prompts=prompts)
         validation, steps = run.validation, run.run_config.steps
         if not (metrics := validation.report()):
             return

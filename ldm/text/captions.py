@@ -21,19 +21,23 @@ from ldm.training.run import Run
 AT_A_TIME = 256  # texts
 
 
-def embed_captions(run: Run, folder: Path, dataset: Dataset) -> None:
+def embed_captions(run: Run, folder: Path, dataset: Dataset) -> dict[str, TextEncoder]:
     """Embed the texts among the conditions of a data set, and keep them in `folder`, where they may be already.
 
-    ConfigError for a text encoder that cannot be reached.
+    Returns the text encoders by condition. ConfigError for a text encoder that cannot be reached.
     """
+    encoders = {}
     for column in dataset.columns:
         if isinstance(column.config, TextConditionConfig):
-            dataset.captions[column.name] = embedded(run, folder, column, column.config)
+            encoders[column.name] = encoder = open_encoder(column.config.encoder)
+            dataset.captions[column.name] = embedded(run, folder, column, column.config, encoder)
+    return encoders
 
 
-def embedded(run: Run, folder: Path, column: ConditionColumn, config: TextConditionConfig) -> EmbeddedCaptions:
+def embedded(
+    run: Run, folder: Path, column: ConditionColumn, config: TextConditionConfig, encoder: TextEncoder
+) -> EmbeddedCaptions:
     """The tokens of the distinct captions of a condition."""
-    encoder = open_encoder(config.encoder)
     file = folder / f"captions-{fingerprint(encoder, config.length, column.names)[:16]}.npy"
     if not run.dry:
         run.on_main(

@@ -22,9 +22,11 @@ class PromptEncoders:
     One that an export brought along lies in the folder of the denoiser; another is found by its reference.
     """
 
-    def __init__(self, schema: ConditionSchema, folder: Path | None = None):
+    def __init__(
+        self, schema: ConditionSchema, folder: Path | None = None, opened: Mapping[str, TextEncoder] | None = None
+    ):
         self.schema, self.folder = schema, folder
-        self.opened: dict[str, TextEncoder] = {}
+        self.opened = dict(opened or {})
 
     def request(
         self,
