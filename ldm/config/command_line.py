@@ -27,7 +27,7 @@ from ldm.errors import ConfigError
 
 T = TypeVar("T")
 
-Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None]], Any]]
+Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None], Mapping[str, Any]], Any]]  # of options and file
 
 _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", NoneType: "null"}
 

@@ -1,8 +1,8 @@
 """Reads a config, a frozen dataclass, from a YAML file and from flags of the same dotted names, both strictly.
 
 A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
-told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). Whatever is
-wrong becomes a ConfigError of one line.
+told apart by their `kind`, or dataclasses in a list or by name; `Annotated` declares its bounds (`ldm.config.bounds`).
+Whatever is wrong becomes a ConfigError of one line.
 """
 
 import math
@@ -23,12 +23,15 @@ T = TypeVar("T")
 
 
 def load(
-    cls: type[T], file: Path | None, flags: dict[str, str], inherited: Mapping[str, Callable[[], Any]] | None = None
+    cls: type[T],
+    file: Path | None,
+    flags: dict[str, str],
+    inherited: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None,
 ) -> T:
     """The settings that `file` describes, changed by `flags`: dotted names and the text given for each.
 
-    `inherited` are sections that a file without them takes from elsewhere; each is a function, called if it is needed,
-    which returns the section as a dictionary, or None.
+    `inherited` are sections that a file without them takes from elsewhere; each is a function of what the file has,
+    called if it is needed, which returns the section as a dictionary, or None.
     """
     flags = {name.replace("-", "_"): text for name, text in flags.items()}
     names = setting_names(cls)
@@ -39,7 +42,7 @@ def load(
             raise ConfigError(f"--{name} and --{inner} cannot be given together")
     given = read_yaml(file) if file else {}
     for section, settings in (inherited or {}).items():
-        if isinstance(given, dict) and section not in given and (found := settings()) is not None:
+        if isinstance(given, dict) and section not in given and (found := settings(given)) is not None:
             given[section] = found
     config: T = _Reader(names, flags, str(file or "")).root(cls, given)
     return config
@@ -128,6 +131,8 @@ class _Reader:
             return default
         if items := sections_of(get_args(kind)[0]) if get_origin(kind) is tuple else []:
             return self.several(items, given, path)
+        if items := sections_of(get_args(kind)[1]) if get_origin(kind) is dict else []:
+            return self.named(items, given, path)
         sections = sections_of(kind)
         empty = given is MISSING or (given is None and (deeper or NoneType not in _options(kind)))
         if sections and path not in self.flags and (empty or isinstance(given, dict)):
@@ -145,6 +150,19 @@ class _Reader:
             shown, names = inline(given) if text is None else shorten(text), ", ".join(_field_names(classes[0]))
             raise self.error(path, f"is {shown}; expected a list of settings: {names}")
         return tuple(self.section(classes, each, f"{path}.{number}.", MISSING) for number, each in enumerate(given))
+
+    def named(self, classes: list[Any], given: Any, path: str) -> dict[str, Any]:
+        """Sections under names of a person's choice, which a flag gives as a whole, in YAML's braces."""
+        text = self.flags.get(path)
+        if text is not None:
+            given = None
+            with suppress(ValueError):
+                given = from_yaml(text)
+        if not isinstance(given, dict) or not all(isinstance(each, dict) for each in given.values()):
+            shown = inline(given) if text is None else shorten(text)
+            kinds = "|".join(cls.kind for cls in classes)
+            raise self.error(path, f"is {shown}; expected settings by name: {{NAME: {{kind: {kinds}, ...}}}}")
+        return {str(name): self.section(classes, each, f"{path}.{name}.", MISSING) for name, each in given.items()}
 
     def leaf(self, kind: Any, given: Any, path: str) -> Any:
         """One value that is not a section."""
@@ -252,6 +270,8 @@ def type_name(kind: Any, words: dict[Any, str]) -> str:
         return "|".join(inline(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return f"[{', '.join('...' if item is Ellipsis else type_name(item, words) for item in get_args(kind))}]"
+    if get_origin(kind) is dict:
+        return "{NAME: settings, ...}"
     if len(_options(kind)) > 1:
         names = dict.fromkeys(type_name(option, words) for option in _options(kind))
         return (" or " if words is NOUNS else "|").join(names)
@@ -275,4 +295,6 @@ def to_plain(value: Any) -> Any:
     """A field's value in dictionaries and lists."""
     if is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
     return [to_plain(item) for item in value] if isinstance(value, tuple) else value

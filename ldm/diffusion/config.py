@@ -33,12 +33,14 @@ class SamplerFacts(Part):
     calls: int  # of the denoiser per step
     stochastic: bool = False  # whether it may draw noise on the way
     gaussian: bool = False  # whether it needs the Gaussian of the latents, which a skip of kind gaussian has
+    consistency: bool = False  # whether it is for models that objective.kind consistency made, and for no others
     options: tuple[str, ...] = ()  # which of SAMPLER_OPTIONS it takes
 
 
 CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
 RESTART = ("restarts", "restart_min", "restart_max")  # each goes a part of the way again, with calls of its own
 START = ("gaussian_start",)
+SECOND = ("second_sigma",)
 
 SAMPLERS = {
     "euler": SamplerFacts("ldm.diffusion.samplers.one_step:euler", order=1, calls=1),
@@ -68,6 +70,14 @@ SAMPLERS = {
     "restart": SamplerFacts(
         "ldm.diffusion.samplers.stochastic:restart", order=2, calls=2, stochastic=True, options=RESTART
     ),
+    "consistency": SamplerFacts(
+        "ldm.diffusion.samplers.stochastic:consistency",
+        order=1,
+        calls=1,
+        stochastic=True,
+        consistency=True,
+        options=SECOND,
+    ),
 }
 
 
@@ -91,6 +101,13 @@ SAMPLER_OPTIONS = {
     "restarts": SamplerOption("how often restart goes a part of the way again (2)", whole=True),
     "restart_min": SamplerOption("where that part ends (0.1)"),
     "restart_max": SamplerOption("where it begins (0.6)"),
+    "second_sigma": SamplerOption("noise level of the second step of consistency (one of the grid)"),
+}
+
+# How conditions that are no classes are embedded, by kind; a class has a table of embeddings.
+ATTRIBUTE_EMBEDDINGS = {
+    "number": Part("ldm.diffusion.attribute_embeddings:NumberEmbedding"),
+    "text": Part("ldm.diffusion.attribute_embeddings:TextEmbedding"),
 }
 
 DENOISER_NETWORKS = {
@@ -249,11 +266,13 @@ class DenoiserConfig(Checked):
 
 @dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """The grid of noise levels along which a trained denoiser is sampled (Karras et al. 2022, equation 5)."""
+    """How a trained denoiser is sampled: the grid of noise levels (Karras et al. 2022, equation 5), and a sampler."""
 
     sigma_min: Annotated[float, Above(0)] = 0.01  # the last level before 0; latents have unit variance
     sigma_max: Annotated[float, Above(0)] = 40.0  # about 40, 80, 160 for latents 8, 16, 32 pixels wide
     rho: Annotated[float, Above(0)] = 7.0  # 1 spaces the levels evenly; the larger, the more of them are small
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "heun"  # where none is asked for; objective.kind consistency has its own
+    steps: Annotated[int, AtLeast(1)] = 18  # where no number of them is asked for
 
     def __post_init__(self) -> None:
         super().__post_init__()

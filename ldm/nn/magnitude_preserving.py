@@ -56,11 +56,12 @@ class UnitWeight(nn.Module):
         rows = unit_magnitude(weight, tuple(range(1, weight.ndim)))
         return rows / math.sqrt(weight[0].numel())
 
-    @torch.no_grad()
-    def force_magnitude(self, applies: Tensor) -> None:
-        """Give the stored rows a root mean square of 1, where `applies` is above 0."""
-        rows = unit_magnitude(self.weight, tuple(range(1, self.weight.ndim)))
-        self.weight.copy_(torch.where(applies > 0, rows, self.weight))
+
+@torch.no_grad()
+def force_magnitude(weight: Tensor, applies: Tensor) -> None:
+    """Give the rows of a stored weight a root mean square of 1, in place, where `applies` is above 0."""
+    rows = unit_magnitude(weight, tuple(range(1, weight.ndim)))
+    weight.copy_(torch.where(applies > 0, rows, weight))
 
 
 class UnitConv2d(UnitWeight, nn.Conv2d):
