@@ -35,6 +35,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
+from runs import SHARED, from_root, print_table
 from torch.nn import functional as F
 
 from ldm.autoencoder.model import Autoencoder, create_trainable

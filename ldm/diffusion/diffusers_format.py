@@ -14,8 +14,9 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.network import DenoiserNetwork
 
 OURS = "_ldm"  # diffusers passes over entries that begin with an underscore
-NETWORK, TABLE = "network.model.", "embedding.tables.{}.weight"  # names in the state of a denoiser
-CLASS_TABLE = "class_embedding.weight"  # and in that of diffusers' class
+NETWORK = "network.model."  # how its names begin in the state of a denoiser
+TABLE = "embedding.tables.{}.weight"  # of an attribute's classes there
+CLASS_TABLE = "class_embedding.weight"  # the same in diffusers' class
 
 
 def config_of_diffusers(denoiser: Denoiser, config: DenoiserConfig, schema: ConditionSchema) -> dict[str, Any] | None:
