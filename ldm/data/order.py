@@ -22,8 +22,8 @@ class KeyedPermutation:
 
     def __init__(self, count: int, key: int):
         self.count = count
-        self.left = np.uint64(max(math.isqrt(count - 1) + 1, 1)) if count else np.uint64(1)
-        self.right = np.uint64(-(-count // int(self.left)))
+        left = math.isqrt(max(count - 1, 0)) + 1
+        self.left, self.right = np.uint64(left), np.uint64(-(-count // left))
         self.keys = mixed(np.arange(1, ROUNDS + 1, dtype=np.uint64) * _GOLDEN + np.uint64(key))
 
     def __len__(self) -> int:
@@ -47,6 +47,8 @@ class KeyedPermutation:
         return found if isinstance(places, np.ndarray) else int(found)
 
     def _once(self, numbers: np.ndarray) -> np.ndarray:
+        left: np.ndarray
+        right: np.ndarray
         left, right = numbers // self.right, numbers % self.right
         for number, key in enumerate(self.keys):
             if number % 2:

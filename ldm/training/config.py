@@ -57,6 +57,7 @@ class RunConfig(Checked):
     checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: as `checkpoint_seconds` says
     snapshots: Annotated[int, Between(0, 16)] = 0  # of both averages, for one of any length later; 0: none (stage two)
     workers: Annotated[int, AtLeast(0)] = 0  # processes that decode images
+    latents: Literal["float32", "bfloat16"] = "float32"  # precision of the cached latents (stage two)
     report_to: str = ""  # an Accelerate tracker beside metrics.jsonl: tensorboard, wandb, ...
 
 

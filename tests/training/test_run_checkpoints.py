@@ -15,10 +15,10 @@ from ldm.checkpoint import Checkpoint
 from ldm.errors import CheckpointError
 from ldm.training.background_writer import BackgroundWriter, copies_on_host
 from ldm.training.config import RunConfig
-from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag
+from tests.support.runs import one_process
 
 
 class Weights:
@@ -91,13 +91,14 @@ def test_the_clock_asks_only_at_a_line_of_the_log_and_while_nothing_is_being_wri
 
 
 def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_its_next_step(tmp_path) -> None:
-    checkpoints, processes, stop = checkpoints_of(tmp_path), Processes("cpu"), StopFlag()
+    checkpoints, stop = checkpoints_of(tmp_path), StopFlag()
     checkpoints.folder.checkpoints.write_text("somebody's file where the folder should be")
     checkpoints.write(3, wait=False)
     checkpoints.writer.join()
-    with pytest.raises(CheckpointError, match=r"could not write .*step-00000003"):
-        checkpoints.agree(4, stop, processes)
-    assert checkpoints.agree(4, stop, processes) == (False, False)
+    with one_process() as processes:
+        with pytest.raises(CheckpointError, match=r"could not write .*step-00000003"):
+            checkpoints.agree(4, stop, processes)
+        assert checkpoints.agree(4, stop, processes) == (False, False)
     with pytest.raises(CheckpointError):
         checkpoints.write(4, wait=True)
 
@@ -105,7 +106,8 @@ def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_its_next_step(tm
 def test_a_stop_is_answered_only_when_the_checkpoint_is_on_the_disk(tmp_path) -> None:
     checkpoints, stop = checkpoints_of(tmp_path), StopFlag()
     stop.name = "SIGINT"
-    assert checkpoints.agree(4, stop, Processes("cpu")) == (True, True)
+    with one_process() as processes:
+        assert checkpoints.agree(4, stop, processes) == (True, True)
     checkpoints.write(4, wait=True)
     assert checkpoint.steps(checkpoints.folder.checkpoints) == [4] and not checkpoints.writer.is_busy
 
