@@ -16,6 +16,7 @@ from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.errors import CheckpointError, ConfigError
+from ldm.evaluation.held_out import MOST_MEASURED
 from ldm.latents import LatentCache, open_autoencoder, open_latents
 from ldm.pipeline import DiffusionModelConfig, check_latent_shape, load_denoiser
 from ldm.shapes import Latents
@@ -144,7 +145,7 @@ def open_latent_space(
     check_latent_shape(run.config.denoiser, autoencoder.latent_shape(data.sides))
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset)
     if warm is None and not standardized:
-        latents = latents.standardize(autoencoder, training.indices)
+        latents = latents.standardize(autoencoder, training.evenly_spaced(MOST_MEASURED).indices)
     return autoencoder, latents
 
 
