@@ -24,7 +24,7 @@ from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, ScalarSkipConfig
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian, folds_of
-from ldm.diffusion.losses.config import DenoisingObjectiveConfig
+from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.diffusion.losses.noise_distribution import draw_sigma
 from ldm.diffusion.objective import drop_condition
 from ldm.errors import CheckpointError, ConfigError
@@ -242,9 +242,9 @@ def above_noise(sampling: SamplingConfig, noise: Tensor | None, say: Callable[[s
 class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
     """Training latents by micro-batch number, with noise, noise levels and conditions drawn beside them."""
 
-    def __init__(self, cache: LatentCache, dataset: Dataset, config: DenoisingObjectiveConfig, sampler: BatchSampler):
+    def __init__(self, cache: LatentCache, dataset: Dataset, config: ObjectiveConfig, sampler: BatchSampler):
         self.cache, self.config, self.sampler = cache, config, sampler
-        self.condition = dataset.condition(list(range(len(dataset))))  # and not the images, which workers would copy
+        self.condition = dataset.conditions  # and not the images, which workers would copy
 
     def __getitem__(self, micro_batch: int) -> LatentBatch:
         spec, shape = self.sampler.spec(micro_batch), self.cache.shape

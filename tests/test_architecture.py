@@ -17,7 +17,7 @@ from tests.support.scripts import ROOT
 FLOORS = [
     ["config", "errors", "terminal", "shapes", "randomness", "distributed", "batch", "corruption"],  # the ground
     ["checkpoint", "pictures", "component", "nn", "data", "entropy"],  # tools
-    ["autoencoder", "diffusion", "training"],  # the two halves, and the bookkeeping of a run
+    ["autoencoder", "diffusion", "training", "text"],  # the two halves, the bookkeeping of a run, and text encoders
     [
         "script_configs",
         "latents",

@@ -117,7 +117,7 @@ class Bottleneck(nn.Module):
     def reset_usage(self, step: int) -> None:
         """A stage that trains the code begins with this step: all units count as alive."""
 
-    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
+    def update_usage(self, code: Tensor, step: float | Tensor, *, is_last: bool = True) -> None:
         """Note which units of the code were active in this step of training, after the update, or how it spreads.
 
         Called for every micro-batch; `is_last` says that the update came with this one.
@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
         """Which units are above 0 anywhere in this batch, on any process: one truth value each."""
         return mean_over_processes((code.detach() > 0).any(0).flatten(1).any(1).float()) > 0
 
-    def dead_units(self, step: int) -> Tensor:
+    def dead_units(self, step: float | Tensor) -> Tensor:
         """Which units count as dead at the beginning of a step: one truth value each."""
         return torch.zeros(self.channels, dtype=torch.bool)
 
@@ -174,7 +174,7 @@ class GaussianBottleneck(Bottleneck):
             self.moments.copy_(torch.stack([mean, torch.where(varies, square, mean.square() + 1)]))
 
     @torch.no_grad()
-    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
+    def update_usage(self, code: Tensor, step: float | Tensor, *, is_last: bool = True) -> None:
         if self.noise is None:
             return
         moments = moments_of(code * self.code_std)
@@ -228,8 +228,9 @@ class SparseBottleneck(Bottleneck):
         self.last_active.fill_(step)
 
     @torch.no_grad()
-    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
-        self.last_active.masked_fill_(self.active_units(code), step)
+    def update_usage(self, code: Tensor, step: float | Tensor, *, is_last: bool = True) -> None:
+        now = step.long() if isinstance(step, Tensor) else int(step)
+        self.last_active.copy_(torch.where(self.active_units(code), now, self.last_active))
 
-    def dead_units(self, step: int) -> Tensor:
+    def dead_units(self, step: float | Tensor) -> Tensor:
         return self.last_active < step - self.dead_after

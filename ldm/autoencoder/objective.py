@@ -40,6 +40,10 @@ class AdversarialLoss(Protocol):
         """How much of the adversarial loss counts in this step, from 0 to 1."""
         ...
 
+    def ramped_weight(self, step: int) -> float:
+        """Its weight in this step."""
+        ...
+
     def generator_terms(self, reconstruction: Images) -> dict[str, Tensor]:
         """The adversarial loss, whose gradient reaches the reconstruction alone."""
         ...
@@ -147,13 +151,13 @@ class ReconstructionObjective(nn.Module):
         logvar = self.autoencoder.output_logvar
         distances = partial(self.distance_terms, images, corrupted.elements)
         discriminator = self.held_discriminator[0]
-        ramp = 0.0 if discriminator is None else discriminator.ramp(step.number)
-        if discriminator is None or ramp == 0:
+        if discriminator is None or discriminator.ramp(step.number) == 0:
             terms = distances(reconstruction, logvar)
             return summed(terms), terms
         terms, (at_images, at_logvar) = gradients_at(distances, [reconstruction, logvar])
         adversarial, (adversarial_at_images,) = gradients_at(discriminator.generator_terms, [reconstruction])
-        weight = logvar.new_full((), discriminator.config.weight * ramp)
+        ramped = step.value("adversarial", discriminator.ramped_weight)
+        weight = ramped.to(logvar.dtype) if isinstance(ramped, Tensor) else logvar.new_full((), ramped)
         if discriminator.config.adaptive:
             network = self.autoencoder.network
             layer = network.output_layer
@@ -195,7 +199,7 @@ def code_statistics(
     mean image, 1 where reconstructions x' are as large as they should be, and less where they shrink (Rajamanoharan et
     al. 2024); shown up to 10.
     """
-    code, step = forward.code.detach(), forward.step.number
+    code = forward.code.detach()
     stds = latents.detach().transpose(0, 1).flatten(1).std(1, correction=0)
     statistics = {
         "latent_std": latents.detach().std(correction=0),
@@ -204,7 +208,7 @@ def code_statistics(
     }
     if not bottleneck.tracks_usage or not is_code:
         return statistics
-    dead = bottleneck.dead_units(step) & ~bottleneck.active_units(code)
+    dead = bottleneck.dead_units(forward.step.now) & ~bottleneck.active_units(code)
     mean = mean_over_processes(forward.images.mean(0))
     images, reconstruction = forward.images - mean, forward.reconstruction.detach() - mean
     products = [(images - reconstruction).square(), images.square(), reconstruction.square(), reconstruction * images]

@@ -62,8 +62,8 @@ def add_generation_options(parser: Parser) -> None:
     add = group.add_argument
     add("--generate", metavar="N", type=int, help="draw so many images from a run of train_diffusion.py")
     add("--samples", metavar="PATH", help="a folder of generated images, from anywhere, instead")
-    add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun)")
-    add("--steps", metavar="N", type=int, help="noise levels (18)")
+    add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun; tuned for few steps, consistency)")
+    add("--steps", metavar="N", type=int, help="noise levels (18; tuned for few steps, 2)")
     add_sampling_options(group)
     add("--ema", metavar="X", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     sheet = "where the samples that are most like training images are drawn above these"

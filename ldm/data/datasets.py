@@ -11,6 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
+from ldm.data.condition_columns import (
+    CLASSES,
+    ConditionColumn,
+    ConditionTable,
+    EmbeddedCaptions,
+    conditions_fingerprint,
+    schema_and_table,
+)
 from ldm.data.config import SOURCES, DataConfig, DataSourceConfig
 from ldm.data.decoding import UnreadableImage, center_crop, fit
 from ldm.data.split import explain_split, split_groups
@@ -37,6 +45,8 @@ class Dataset:
     source: Callable[[int], np.ndarray]  # the decoded image, [channels, height, width] of `depth`, or UnreadableImage
     held_out_split: str = ""  # the split of the data that is held out; empty: a fraction of the images
     is_held_out: np.ndarray | None = None  # bool, one per image, where a split is
+    columns: tuple[ConditionColumn, ...] = ()  # the conditions; without any, the classes are the only one
+    captions: dict[str, EmbeddedCaptions] = field(default_factory=dict)  # of the texts among them, once embedded
     passed_over: Mapping[str, int] = field(default_factory=dict)  # other files, counted by ending
     notes: tuple[str, ...] = ()  # what else was found that a person should know
     _reasons: dict[int, str] = field(default_factory=dict)
@@ -58,12 +68,31 @@ class Dataset:
     @property
     def schema(self) -> ConditionSchema:
         """What a model of these images can be conditioned on."""
-        return ConditionSchema((ClassAttribute("label", tuple(self.classes)),) if self.classes else ())
+        return self.schema_and_conditions()[0]
+
+    @property
+    def conditions(self) -> ConditionTable:
+        """The conditions of all images by index, without the images."""
+        return self.schema_and_conditions()[1]
+
+    def schema_and_conditions(self) -> tuple[ConditionSchema, ConditionTable]:
+        """Both, of the columns or else of the classes; texts must have been embedded (`ldm.text.captions`)."""
+        if self.columns:
+            return schema_and_table(self.columns, self.captions, self.split()[0].indices)
+        if not self.classes:
+            return ConditionSchema(), ConditionTable({}, {})
+        values = {CLASSES: torch.from_numpy(self.labels)}
+        return ConditionSchema((ClassAttribute(CLASSES, tuple(self.classes)),)), ConditionTable(values, {})
 
     def condition(self, indices: Sequence[int]) -> Condition:
         """The conditions of these images."""
-        labels = torch.from_numpy(self.labels[indices])
-        return Condition({attribute.name: labels for attribute in self.schema.attributes})
+        return self.conditions[indices]
+
+    def with_conditions(self, fingerprint: str) -> str:
+        """A fingerprint of what this and the conditions of all images are; the same if they are only the classes."""
+        if not self.columns:
+            return fingerprint
+        return f"{fingerprint} {conditions_fingerprint(self.columns, self.captions)}"
 
     def split(self) -> "tuple[Subset, Subset]":
         """The training images and the held-out ones: splits of the data, or as `data.held_out` and `split_seed` say."""

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
-from ldm.diffusion.losses.config import DenoisingObjectiveConfig, PredictionWeightingConfig, WeightingConfig
+from ldm.diffusion.losses.config import ObjectiveConfig, PredictionWeightingConfig, WeightingConfig
 from ldm.diffusion.losses.weighting import Uncertainty, error_scale
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
@@ -48,9 +48,16 @@ class DenoisingObjective(nn.Module):
         return Losses((weights * losses).mean(), {"denoising": losses.mean()}, outputs)
 
 
-def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
-    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance."""
-    return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+def drop_condition(config: ObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
+    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance.
+
+    With the probability that the config gives all of an image is left out; of several conditions each, moreover, by
+    itself with the same probability.
+    """
+    dropped = condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+    for name in condition.values if len(condition.values) > 1 else ():
+        dropped = dropped.dropped(rng.uniform(f"dropout of {name}") < config.condition_dropout, name)
+    return dropped
 
 
 @torch.no_grad()

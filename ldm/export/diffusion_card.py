@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import reader
+from ldm.diffusion.config import SAMPLERS
 from ldm.errors import LDMError
 from ldm.export.model_card import commands, images_of
 from ldm.pipeline import LatentDiffusion
@@ -78,9 +79,10 @@ def sampling(model: LatentDiffusion, steps: int) -> str:
     grid = model.config.sampling
     guided = model.classes and model.config.trained_with_condition_dropout
     guidance = "classifier-free guidance 2" if guided else "no guidance"
+    method = "multistep consistency sampling" if SAMPLERS[grid.sampler].consistency else "Heun's method"
     return (
         f"Noise levels from {grid.sigma_max:g} down to {grid.sigma_min:g} (ρ = {grid.rho:g}), in units of the latents'"
-        f" standard deviation. The picture is of seed 0, with Heun's method, {steps} steps and {guidance}."
+        f" standard deviation. The picture is of seed 0, with {method}, {steps} steps and {guidance}."
     )
 
 

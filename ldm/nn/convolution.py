@@ -1,9 +1,12 @@
 """Residual convolution blocks, and the layers that change resolution."""
 
 import math
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
@@ -11,11 +14,11 @@ def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, max(channels // 4, 1), channels), channels, affine=affine)
 
 
-def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:
+def zeroed(layer: Layer) -> Layer:
     """The same layer, starting as the zero function."""
-    for parameter in convolution.parameters():
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return convolution
+    return layer
 
 
 class ResidualBlock(nn.Module):

@@ -46,7 +46,8 @@ class RunConfig(Checked):
     batch_size: Annotated[int, AtLeast(1)] = 64  # images per update, over all processes and accumulated micro-batches
     accumulation: Annotated[int, AtLeast(1)] = 1  # micro-batches per update
     seed: Annotated[int, AtLeast(0)] = 0  # everything random follows from it
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
+    precision: Literal["auto", "fp32", "bf16", "fp16", "bf16-weights"] = "auto"  # auto: bf16 where the hardware has it
+    graph: Literal["off", "on"] = "off"  # a step as one CUDA graph
     ema: Literal["0.05", "0.10"] = "0.05"  # which of the two averages of the weights is exported, by its sigma_rel
     keep: Literal["last", "best"] = (
         "last"  # the exported model: the last, or that of the lowest held-out loss (stage two)

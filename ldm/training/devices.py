@@ -14,9 +14,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from ldm.errors import ConfigError
 from ldm.training.config import RunConfig
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "bf16-weights"]
 TIMEOUT = timedelta(days=1)  # the others wait while the main process encodes the images, or measures at the end
-MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "bf16-weights": "no"}  # what is cast during a step
 
 
 def resolve_precision(asked: str) -> Precision:

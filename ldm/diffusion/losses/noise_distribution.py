@@ -11,11 +11,11 @@ from ldm.diffusion.losses.config import (
     NOISE_DISTRIBUTIONS,
     CosineConfig,
     DDPMConfig,
-    DenoisingObjectiveConfig,
     LogLogisticConfig,
     LogNormalConfig,
     LogUniformConfig,
     NoiseDistributionConfig,
+    ObjectiveConfig,
 )
 from ldm.randomness import StepRandom
 from ldm.shapes import NoiseLevels
@@ -60,7 +60,7 @@ def sample_sigmas(config: NoiseDistributionConfig, count: int, generator: torch.
     return create_noise_distribution(config).sample(count, generator)
 
 
-def draw_sigma(config: DenoisingObjectiveConfig, rng: StepRandom) -> NoiseLevels:
+def draw_sigma(config: ObjectiveConfig, rng: StepRandom) -> NoiseLevels:
     """The noise levels of a part of a global batch, from the config's noise distribution."""
     return rng.rows(sample_sigmas(config.noise_distribution, rng.total, rng.generator("sigma")))
 
