@@ -11,8 +11,9 @@ from ldm.batch import ImageBatch
 from ldm.data.augmentation import augmented, draws
 from ldm.data.balanced_order import BalancedOrder
 from ldm.data.datasets import Dataset, Subset
+from ldm.data.order import Order, order_of
 from ldm.errors import ConfigError
-from ldm.randomness import StepRandom, generator
+from ldm.randomness import StepRandom
 from ldm.shapes import to_float
 
 
@@ -56,7 +57,7 @@ class BatchSampler:
         if self.balanced is not None:
             return self.balanced.place(position)
         epoch, step = divmod(position, len(self.samples))
-        return epoch, shuffled(len(self.samples), self.seed, epoch)[step]
+        return epoch, int(shuffled(len(self.samples), self.seed, epoch)[step])
 
 
 def balanced_order(training: Subset, seed: int) -> BalancedOrder | None:
@@ -73,9 +74,9 @@ def balanced_order(training: Subset, seed: int) -> BalancedOrder | None:
 
 
 @lru_cache(maxsize=4)
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of one pass."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
+def shuffled(count: int, seed: int, epoch: int) -> Order:
+    """The order of one pass: which sample is at a place, or at an array of them."""
+    return order_of(count, seed, "order", epoch)
 
 
 class ImageBatches(torch.utils.data.Dataset[ImageBatch]):

@@ -82,6 +82,9 @@ class DataConfig(Checked):
     crop: Literal["center", "random"] = "center"  # where the rectangle is cut from
     resize: bool = True  # scale images until they just cover `size`, before the crop
     augment: AugmentConfig | None = None  # null: none
+    decode: Literal["exact", "draft"] = (
+        "exact"  # draft: JPEGs of at least twice the size coarsely, several times faster
+    )
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)  # RGB: what transparent pixels are laid on
     balance: Annotated[float, Between(0, 1)] = (
         0.0  # 0: every image equally often, 1: every class; else size^(1-balance)

@@ -95,5 +95,6 @@ def _stored(config: FolderConfig, store: ImageStore, names: list[str], index: in
 
 def fingerprint_of(config: DataConfig, contents: Iterable[object]) -> str:
     """SHA-256 of the contents and of every setting that shapes an image."""
-    shaping = [config.shape, config.depth, config.value_range, config.crop, config.resize, config.background]
+    shaping: list[object] = [config.shape, config.depth, config.value_range, config.crop, config.resize]
+    shaping += [config.background] + ([config.decode] if config.decode != "exact" else [])
     return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()

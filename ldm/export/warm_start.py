@@ -17,6 +17,7 @@ from ldm.diffusion.config import DenoiserConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.errors import CheckpointError, ConfigError
+from ldm.evaluation.held_out import MOST_MEASURED
 from ldm.latents import LatentCache, open_autoencoder, open_latents
 from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser, load_denoiser
 from ldm.shapes import Latents
@@ -214,7 +215,7 @@ def open_latent_space(
     check_latent_shape(run.config.denoiser, autoencoder.latent_shape(data.sides))
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset)
     if warm is None and not standardized:
-        latents = latents.standardize(autoencoder, training.indices)
+        latents = latents.standardize(autoencoder, training.evenly_spaced(MOST_MEASURED).indices)
     return autoencoder, latents
 
 

@@ -54,9 +54,11 @@ class RunConfig(Checked):
     )
     log_every: Annotated[int, AtLeast(1)] = 10  # steps between lines of metrics.jsonl, and between reads of the device
     sample_every: Annotated[int, AtLeast(0)] = 0  # steps between panels; 0 means a tenth of the run
-    checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: a tenth of the run, at most 1000
+    checkpoint_seconds: Annotated[float, AtLeast(0)] = 60.0  # between checkpoints, which wait for a line of the log
+    checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: as `checkpoint_seconds` says
     snapshots: Annotated[int, Between(0, 16)] = 0  # of both averages, for one of any length later; 0: none (stage two)
     workers: Annotated[int, AtLeast(0)] = 0  # processes that decode images
+    latents: Literal["float32", "bfloat16"] = "float32"  # precision of the cached latents (stage two)
     report_to: str = ""  # an Accelerate tracker beside metrics.jsonl: tensorboard, wandb, ...
 
 

@@ -162,7 +162,7 @@ class Run:
             num_workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with catch_signals() as self.stop, self.metrics.progress():
+        with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing():
             incoming = iter(loader)
             for number in range(self.first_step, config.steps):
                 self.begin_step(number)
@@ -226,8 +226,7 @@ class Run:
     def between_steps(self, done: int) -> None:
         """Read, log, save, stop: whatever is due when so many steps are done."""
         config = self.run_config
-        stop = self.stop.is_agreed(done, self.accelerator)
-        saves = stop or self.checkpoints.is_due(done)
+        stop, saves = self.checkpoints.agree(done, self.stop, self.processes)
         if saves or done % config.log_every == 0:
             self.read_metrics(done)
         if done == self.first_step + 1:
@@ -235,7 +234,7 @@ class Run:
         if (snapshots := self.checkpoints.snapshots).is_due(done):  # before the checkpoint, which is resumed after it
             self.on_main(lambda: snapshots.write(done, self.trained.main.ema_by_name()))
         if saves:
-            self.save(done)
+            self.save(done, wait=stop or done == config.steps)
         if stop:
             raise StopRequested(
                 f"stopped by {self.stop.name or 'a signal'} at step {done} of {config.steps}, all saved;"
@@ -250,10 +249,10 @@ class Run:
                 self.print(f"warning: {warning}")
                 self.monitors.remove(monitor)
 
-    def save(self, done: int) -> None:
-        """Write a checkpoint, once every process has shown that it holds the same weights."""
+    def save(self, done: int, *, wait: bool) -> None:
+        """Write a checkpoint, once every process has shown that it holds the same weights; `wait` until it is there."""
         self.trained.check_equal(done)
-        self.on_main(lambda: self.checkpoints.write(done))
+        self.on_main(lambda: self.checkpoints.write(done, wait=wait))
 
     # ---- small services
 

@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "run.log_every",
     "run.sample_every",
     "run.checkpoint_every",
+    "run.checkpoint_seconds",
     "run.snapshots",
     "run.workers",
     "run.report_to",
