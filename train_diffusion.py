@@ -67,13 +67,13 @@ def train(
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.summary import describe
+    from ldm.diffusion.latent_batches import LatentBatches
     from ldm.diffusion.losses.effective_weight import EffectiveWeight
     from ldm.diffusion.losses.weighting import UncertaintyObjective, create_uncertainty
     from ldm.diffusion.objective import DenoisingObjective
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
     from ldm.export.warm_start import open_latent_space, open_warm_start
-    from ldm.latents import LatentBatches
     from ldm.training.run import Run
 
     run = Run(config, out, dry=dry)
@@ -92,7 +92,7 @@ def train(
         optim = AdamWConfig(lr=uncertainty.lr, warmup=0, schedule="constant")
         fit = run.prepare(UncertaintyObjective(uncertainty), trains=uncertainty, optim=optim, name="uncertainty")
     run.resume(latents.fingerprint, images=dataset.fingerprint)
-    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
+    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training), run.device, config.run)
     panel, validation = SamplePanel(autoencoder, model), HeldOutLatents(latents, held_out)
     weight = EffectiveWeight(config.objective, denoiser)
     run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))

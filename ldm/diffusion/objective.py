@@ -18,7 +18,7 @@ class DenoisingObjective(nn.Module):
 
     The multi-scale denoising objective (Karras et al. 2022, equation 8). Its weight, if nothing else is said, is 1 /
     c_out²: the plain squared error of the network's own output, so that an untrained EDM network scores 1 at every
-    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw_sigma` of
+    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw` of a
     `losses.noise_distribution` and by `drop_condition` below. An `uncertainty` divides the weight further; it is held,
     not owned, and learns by an objective of its own from the losses in `outputs`, one for each latent.
     """
@@ -48,9 +48,11 @@ class DenoisingObjective(nn.Module):
         return Losses((weights * losses).mean(), {"denoising": losses.mean()}, outputs)
 
 
-def drop_condition(config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
-    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance."""
-    return condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+def drop_condition(
+    config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom, device: torch.device | str = "cpu"
+) -> Condition:
+    """The conditions of a part of a global batch, on a device, some left out, for classifier-free guidance."""
+    return condition.dropped(rng.uniform("label dropout", device=device) < config.condition_dropout)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ldm.config import reader
-from ldm.data.batches import BatchSampler, balanced_order
+from ldm.data.batches import BatchSampler, TrainingBatches, balanced_order, to_device
 from ldm.data.datasets import Subset
 from ldm.distributed import copy_from_main
 from ldm.errors import ConfigError, LDMError, StopRequested
@@ -22,7 +22,7 @@ from ldm.pictures import drawn
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
-from ldm.training.devices import create_accelerator, resolve_precision, to_device
+from ldm.training.devices import create_accelerator, resolve_precision
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
@@ -151,7 +151,7 @@ class Run:
 
     # ---- the loop
 
-    def steps(self, batches: Any) -> Iterator[TrainingStep]:
+    def steps(self, batches: TrainingBatches[Any, Any]) -> Iterator[TrainingStep]:
         """Every step from where the run stands to its end, with its batch; a step comes once per micro-batch.
 
         Between two steps the run logs, saves, and stops if it was asked to. A dry run makes its last few steps only, in
@@ -165,11 +165,11 @@ class Run:
             batches,
             batch_size=None,
             sampler=range(self.first_step * config.accumulation, config.steps * config.accumulation),
-            num_workers=config.workers,
+            num_workers=config.workers if batches.loads_data else 0,
             pin_memory=self.device.type == "cuda",
         )
         with catch_signals() as self.stop, self.metrics.progress():
-            incoming = iter(loader)
+            incoming = batches.on_device(loader, self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):
                 self.begin_step(number)
                 for micro_step in range(config.accumulation):
@@ -180,14 +180,14 @@ class Run:
                         yield self.step(number, micro_step, next(incoming))
                 self.between_steps(number + 1)
 
-    def dry_steps(self, batches: Any) -> Iterator[TrainingStep]:
+    def dry_steps(self, batches: TrainingBatches[Any, Any]) -> Iterator[TrainingStep]:
         """The last few steps of the run, on its first batches, and then the report."""
         accumulation, seconds = self.run_config.accumulation, []
         for micro_batch in range(dry_run.STEPS * accumulation):
             began = time.monotonic()
             number = max(self.run_config.steps - 1 - micro_batch // accumulation, 0)
             self.begin_step(number)
-            yield self.step(number, micro_batch % accumulation, batches[micro_batch])
+            yield self.step(number, micro_batch % accumulation, batches.batch(micro_batch, self.device))
             self.metrics.rows_on_host()  # waits for the device
             seconds.append(time.monotonic() - began)
         per_step = mean(seconds[1:]) * accumulation  # the first is slower
