@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def philox(key: tuple[int, int], counter: Sequence[Tensor]) -> tuple[Tensor, Ten
     A counter is four tensors of 32-bit numbers in int64 that broadcast together; all stays on their device.
     """
     first, second, third, fourth = counter
-    for one, other in round_keys(key).tolist():
+    for one, other in round_keys(key)[..., 0].tolist():
         left, right = first * MULTIPLIERS[0], third * MULTIPLIERS[1]  # all 64 bits of them, of which one is the sign
         first = ((right >> 32) ^ second ^ one) & WORD
         third = ((left >> 32) ^ fourth ^ other) & WORD
@@ -125,11 +126,11 @@ def philox_on_cpu(
     for place, each in zip((0, 2, 1, 3), counter, strict=True):
         inputs[place] = each
     inputs = inputs.reshape(2, 2, -1)
-    keys, factors = round_keys(key).astype(np.uint32)[..., None], np.array(MULTIPLIERS, np.uint64)[:, None]
+    factors = np.array(MULTIPLIERS, np.uint64)[:, None]
     products = np.empty((2, 2, min(inputs.shape[2], AT_ONCE)), "<u8")
     for start in range(0, inputs.shape[2], AT_ONCE):
         even, odd = inputs[..., start : start + AT_ONCE].copy()
-        for number, both in enumerate(keys):
+        for number, both in enumerate(round_keys(key)):
             product = np.multiply(even, factors, out=products[number % 2, :, : even.shape[1]])
             halves = product.view("<u4")[::-1]  # low, high, low, high, ...
             np.bitwise_xor(halves[:, 1::2], odd, out=even)
@@ -138,9 +139,11 @@ def philox_on_cpu(
         yield slice(start, start + even.shape[1]), even, odd
 
 
+@lru_cache(maxsize=256)
 def round_keys(key: tuple[int, int]) -> np.ndarray:
-    """The two words of the key in each round: rounds x 2."""
-    return (np.array(key) + np.arange(ROUNDS)[:, None] * KEY_STEPS) & WORD
+    """The two words of the key in each round: rounds x 2 x 1, uint32."""
+    keys = (np.array(key) + np.arange(ROUNDS)[:, None] * KEY_STEPS) & WORD
+    return keys.astype(np.uint32)[..., None]
 
 
 @dataclass(frozen=True)
