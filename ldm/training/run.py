@@ -163,7 +163,8 @@ class Run:
             pin_memory=self.device.type == "cuda",
         )
         with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing():
-            incoming = batches.on_device(loader, self.device, self.first_step * config.accumulation)
+            # The iterator comes before the first seed of dropout: it draws from the global generator.
+            incoming = batches.on_device(iter(loader), self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):
                 self.begin_step(number)
                 for micro_step in range(config.accumulation):
