@@ -15,7 +15,17 @@ from tests.support.scripts import ROOT
 # Floor by floor, lowest first: every file imports from the floors below its own, and, where a floor is one folder or a
 # list in order, from what stands before it. A name stands for a file or for a folder with all that is in it.
 FLOORS = [
-    ["config", "errors", "terminal", "shapes", "randomness", "distributed", "batch", "corruption"],  # the ground
+    [
+        "config",
+        "errors",
+        "terminal",
+        "shapes",
+        "philox",
+        "randomness",
+        "distributed",
+        "batch",
+        "corruption",
+    ],  # the ground
     ["checkpoint", "pictures", "component", "nn", "data", "entropy"],  # tools
     ["autoencoder", "diffusion", "training", "text"],  # the two halves, the bookkeeping of a run, and text encoders
     [
