@@ -169,7 +169,7 @@ def test_objective_import_closure_is_small_and_decodes_no_data() -> None:
         return seen | {module}
 
     reached = closure("autoencoder.objective")
-    assert len(reached) <= 20, sorted(reached)
+    assert len(reached) <= 22, sorted(reached)
     assert not [module for module in reached if module.split(".")[0] == "data"]
     assert len(closure("diffusion.objective")) <= 15
 
@@ -210,10 +210,10 @@ def test_file_names_say_something() -> None:
 
 
 def test_configs_are_imported_without_torch() -> None:
-    """All that --help needs; of the ground floor only four files import torch."""
-    about_tensors = {"shapes", "randomness", "batch", "distributed"}
+    """All that --help needs; of the ground floor only tensors and random numbers import torch."""
+    about_tensors = {"shapes", "philox", "randomness", "batch", "distributed"}
     light = [module for module in FILES if floor(module) == 0 or module == "script_configs"]
-    names = ", ".join(f"ldm.{module}" for module in light if module not in about_tensors)
+    names = ", ".join(f"ldm.{module}" for module in light if module.split(".")[0] not in about_tensors)
     code = f"import sys, ldm, {names}; sys.exit(bool({{'torch', 'numpy', 'PIL', 'diffusers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
