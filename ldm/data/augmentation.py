@@ -116,9 +116,10 @@ def _stretched(images: Images, factor: Tensor, where: Tensor) -> Images:
     rows = start[:, None, None] + taps.long().clamp(min=0).minimum(length.long()[:, None, None] - 1)
     channel = torch.arange(count * channels, device=images.device).view(count, channels, 1) * height
     lines, total = images.reshape(-1, width), torch.zeros_like(images)
+    gathered = torch.empty_like(lines)  # used four times: new memory costs more than what is written to it
     for tap in range(4):
-        line = lines.index_select(0, (channel + rows[:, None, :, tap]).flatten()).view_as(images)
-        total.addcmul_(line, weights[:, None, :, tap, None].to(images.dtype))
+        torch.index_select(lines, 0, (channel + rows[:, None, :, tap]).flatten(), out=gathered)
+        total.addcmul_(gathered.view(images.shape), weights[:, None, :, tap, None].to(images.dtype))
     return total
 
 

@@ -187,7 +187,7 @@ class ImageBatches(TrainingBatches[ImageRows, ImageBatch]):
         images = to_float(pixels.view(torch.uint16) if config.depth == "uint16" else pixels)
         if drawn is not None and augment is not None:
             images = zoomed_and_toned(images, drawn, augment)
-        return ImageBatch(images, rows.labels)
+        return ImageBatch(images.contiguous(), rows.labels)
 
 
 def is_random(config: DataConfig) -> bool:
