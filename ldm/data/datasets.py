@@ -21,6 +21,7 @@ from ldm.data.condition_columns import (
 )
 from ldm.data.config import SOURCES, DataConfig, DataSourceConfig
 from ldm.data.decoding import UnreadableImage, center_crop, fit
+from ldm.data.kept_images import KeptImages
 from ldm.data.split import explain_split, split_groups
 from ldm.errors import DataError
 from ldm.shapes import Images, to_float
@@ -52,6 +53,7 @@ class Dataset:
     _reasons: dict[int, str] = field(default_factory=dict)
     _cached: dict[int, np.ndarray] = field(default_factory=dict)
     _stack: np.ndarray | None = None
+    _kept: KeptImages | None = None  # where not all of them fit into memory
 
     def __len__(self) -> int:
         return len(self.names)
@@ -116,7 +118,7 @@ class Dataset:
 
     def view_or_failure(self, index: int) -> Tensor | UnreadableImage:
         """The same, but where it cannot be read the reason, and not another image in its place."""
-        result = self._cached[index] if index in self._cached else self._attempt(index)
+        result = self._pixels(index)
         return (
             result if isinstance(result, UnreadableImage) else torch.as_tensor(center_crop(result, self.config.sides))
         )
@@ -162,12 +164,31 @@ class Dataset:
                     self._cached[index] = place
         return self._stack
 
+    def keep_some(self) -> None:
+        """Keep as many decoded images as fit into `cache_gb`, as they are met."""
+        config = self.config
+        places = int(config.cache_gb * 1e9 / (prod(config.shape) * np.dtype(config.depth).itemsize + 1))
+        if config.crop == "center" and places:
+            self._kept = KeptImages(len(self), places, config.shape, np.dtype(config.depth))
+            share = f"{places / len(self):.0%} of the decoded images are kept in memory (data.cache_gb)"
+            self.notes = (*self.notes, share)
+
+    def _pixels(self, index: int) -> np.ndarray | UnreadableImage:
+        """The decoded image, as it is kept, or decoded now."""
+        kept = self._cached.get(index) if self._kept is None else self._kept.get(index)
+        if kept is not None:
+            return kept
+        result = self._attempt(index)
+        if self._kept is not None and not isinstance(result, UnreadableImage):
+            self._kept.put(index, result)
+        return result
+
     def _readable(self, index: int) -> tuple[int, np.ndarray]:
         """The first readable image from `index` on, cyclically and among those of its label, and where it is."""
         for candidate in self._candidates(index):
             if candidate in self._reasons:
                 continue
-            result = self._cached[candidate] if candidate in self._cached else self._attempt(candidate)
+            result = self._pixels(candidate)
             if not isinstance(result, UnreadableImage):
                 return candidate, result
             self._reasons[candidate] = str(result)
@@ -244,8 +265,10 @@ class Subset:
 
 
 def open_dataset(config: DataSourceConfig, progress: bool = False) -> Dataset:
-    """The data set that the config names, decoded now if it fits into `cache_gb`, else at each access."""
+    """The data set that the config names, decoded now if it fits into `cache_gb`, else at each access but for some."""
     dataset: Dataset = SOURCES[config.kind].load()(config)
     if len(dataset) * prod(config.shape) * np.dtype(config.depth).itemsize <= config.cache_gb * 1e9:
         dataset.preload(progress)
+    else:
+        dataset.keep_some()
     return dataset
