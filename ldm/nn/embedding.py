@@ -6,6 +6,13 @@ import torch
 from torch import Tensor, nn
 
 
+class NoiseEmbedding(nn.Sequential):
+    """Features of the noise level (or timestep) as a vector: linear, SiLU, linear. Muon leaves it to AdamW."""
+
+    def __init__(self, features: int, channels: int):
+        super().__init__(nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+
 class FourierFeatures(nn.Module):
     """cos and sin of a scalar at geometrically spaced frequencies: batch -> batch x channels.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.embedding import NoiseEmbedding
 from ldm.nn.outer_convolution import OuterConv2d
 
 CHANNELS = 32  # on both sides, at least: those that face images, latents or labels are left to AdamW
@@ -96,8 +97,9 @@ def is_hidden_weight(module: nn.Module) -> bool:
 
 def hidden_weights(module: nn.Module) -> set[str]:
     """The names of the weights that Muon is made for, as in `module.named_parameters()`."""
+    embeds = {part for each in module.modules() if isinstance(each, NoiseEmbedding) for part in each.modules()}
     return {
         f"{name}.weight" if name else "weight"
         for name, part in module.named_modules()
-        if is_hidden_weight(part) and "weight" in dict(part.named_parameters(recurse=False))
+        if part not in embeds and is_hidden_weight(part) and "weight" in dict(part.named_parameters(recurse=False))
     }

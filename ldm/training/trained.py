@@ -36,6 +36,8 @@ class TrainedModules:
         masters = lower_weights(module, "network") if lowers else None
         kept: dict[str, Any] = {"keeps_ema": not name, "window": schedule.window, "masters": masters}
         self.states[name] = TrainState(module, optim, scaler, name=name, **kept)
+        if self.config.compile == "on" and not name:
+            module.compile()
         self.schedules.append(schedule)
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]
