@@ -1,4 +1,4 @@
-"""What is fast on a GPU, shown without one: few kernels, one graph, no look at a number; and what is set for kernels."""
+"""What is fast on a GPU, shown without one: few kernels, one graph, no number that the host looks at."""
 
 import importlib.util
 
