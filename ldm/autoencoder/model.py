@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,12 @@ class Autoencoder(nn.Module):
         """Whether it fits diffusers' AutoencoderKL."""
         learns_variance = BOTTLENECKS[self.bottleneck.config.kind].stochastic and self.bottleneck.noise is None
         return self.network.has_autoencoder_kl_shape and learns_variance
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the parts of the network that are called as a whole (encoder, decoder), in place."""
+        for part in self.network.children():
+            if type(part).forward is not nn.ModuleDict.forward:
+                part.compile(*args, **kwargs)
 
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""

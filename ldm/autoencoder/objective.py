@@ -23,7 +23,7 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.penalty import ForwardPass
 from ldm.autoencoder.stages import Stage, StageSchedule
 from ldm.batch import ImageBatch, Losses, Step
-from ldm.corruption import Corrupted
+from ldm.corruption import Corrupted, Mask
 from ldm.distributed import mean_over_processes
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
@@ -134,7 +134,12 @@ class ReconstructionObjective(nn.Module):
     def corrupt(self, given: Tensor, stage: Stage, rng: StepRandom) -> Corrupted:
         """What the encoder sees in place of the stage's input."""
         corruption = stage.config.corruption or (self.config.corruption if stage.is_whole else None)
-        return Corrupted(given) if corruption is None else corruption(given, rng, name="input", patch=stage.patch)
+        if corruption is None:
+            return Corrupted(given)
+        corrupted = corruption(given, rng, name="input", patch=stage.patch)
+        if isinstance(corruption, Mask) and corrupted.hidden is not None:
+            self.autoencoder.network.hides = corruption.hidden_count(corrupted.hidden[0].numel())
+        return corrupted
 
     def augment_latents(self, target: Tensor, latents: Tensor, rng: StepRandom) -> tuple[Tensor, Tensor]:
         """Target and latents, transformed together, and the latents corrupted, as far as the config wants it."""

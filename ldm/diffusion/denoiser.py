@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,10 @@ class Denoiser(nn.Module):
         vector, tokens = (None if each is None else each.to(scaled.dtype) for each in (vector, tokens))
         output: Tensor = self.network(scaled, sigma.log() / 4, vector, tokens)
         return self.skip(noisy, level) + self.c_out(level) * output.to(level.dtype)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network, in place; preconditioning stays as it is."""
+        self.network.compile(*args, **kwargs)
 
     @property
     def network_dtype(self) -> torch.dtype | None:

@@ -50,6 +50,9 @@ class RunConfig(Checked):
     seed: Annotated[int, AtLeast(0)] = 0  # everything random follows from it
     precision: Literal["auto", "fp32", "bf16", "fp16", "bf16-weights"] = "auto"  # auto: bf16 where the hardware has it
     graph: Literal["off", "on"] = "off"  # a step as one CUDA graph
+    compile: Literal["off", "on"] = "off"  # the network by torch.compile
+    gradient_checkpointing: bool = False  # less memory: the backward pass computes the activations of blocks again
+    deterministic: bool = False  # deterministic kernels on a GPU; CPUs have them anyway
     ema: Literal["0.05", "0.10"] = "0.05"  # which of the two averages of the weights is exported, by its sigma_rel
     keep: Literal["last", "best"] = (
         "last"  # the exported model: the last, or that of the lowest held-out loss (stage two)

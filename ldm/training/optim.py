@@ -139,4 +139,6 @@ class GuardedOptimizer:
             holder = next(
                 each for each in self.optimizers if any(parameter is p for p in each.param_groups[0]["params"])
             )
+            if (kind == "momentum") != isinstance(holder, Muon):
+                raise ValueError(f"{name} was trained by another optimizer")
             holder.state[parameter][kind] = value.to(parameter.device)

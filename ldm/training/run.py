@@ -24,6 +24,7 @@ from ldm.training import dry_run
 from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision
 from ldm.training.graph import WARM_UP, GraphedStep, check_graph
+from ldm.training.kernels import prepare_kernels, training_kernels
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
@@ -45,6 +46,7 @@ class Run:
     """
 
     def __init__(self, config: Any, out: Path, *, dry: bool = False, find_unused_parameters: bool = False):
+        prepare_kernels(config.run)
         precision = resolve_precision(config.run.precision)
         self.config = replace(config, run=replace(config.run, precision=precision))
         self.run_config, self.dry = self.config.run, dry
@@ -153,7 +155,8 @@ class Run:
         config = self.run_config
         learn = learn if config.graph == "off" else GraphedStep(learn, self.trained.phase, self.device)
         if self.dry:
-            yield from self.dry_steps(batches, learn)
+            with training_kernels(config, self.device):
+                yield from self.dry_steps(batches, learn)
             return
         loader = torch.utils.data.DataLoader(
             batches,
@@ -162,7 +165,8 @@ class Run:
             num_workers=config.workers if batches.loads_data else 0,
             pin_memory=self.device.type == "cuda",
         )
-        with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing():
+        kernels = training_kernels(config, self.device)
+        with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing(), kernels:
             # The iterator comes before the first seed of dropout: it draws from the global generator.
             incoming = batches.on_device(iter(loader), self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm.errors import LDMError
 from ldm.training.config import OptimConfig, RunConfig
+from ldm.training.gradient_checkpointing import checkpoint_blocks
 from ldm.training.master_weights import lower_weights
 from ldm.training.step import Schedule, WholeRun
 from ldm.training.train_state import TrainState
@@ -36,6 +37,10 @@ class TrainedModules:
         masters = lower_weights(module, "network") if lowers else None
         kept: dict[str, Any] = {"keeps_ema": not name, "window": schedule.window, "masters": masters}
         self.states[name] = TrainState(module, optim, scaler, name=name, **kept)
+        if self.config.gradient_checkpointing and not name:
+            checkpoint_blocks(module)
+        if self.config.compile == "on" and not name:
+            module.compile()
         self.schedules.append(schedule)
         self.objectives.append(self.accelerator.prepare(objective))
         return self.objectives[-1]

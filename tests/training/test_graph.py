@@ -1,7 +1,5 @@
 """A step that is replayed, with numbers in memory of their own, equals the one that is computed anew, bit for bit."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -14,7 +12,14 @@ from tests.support.scripts import Stage, metrics, weights
 STEPS = ("--run.steps", 12, "--run.checkpoint-every", 6, "--run.log-every", 3)
 CAN_BE_RECORDED = {
     "train_vae": ("--objective.equivariance", "null", "--objective.discriminator.warmup", 0.5),
-    "train_diffusion": ("--optim.kind", "muon", "--denoiser.network.widths", "[32, 32]"),
+    "train_diffusion": (
+        "--optim.kind",
+        "muon",
+        "--denoiser.network.widths",
+        "[32, 32]",
+        "--run.precision",
+        "bf16-weights",
+    ),
 }
 
 
@@ -26,26 +31,19 @@ def on_tape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_whose_steps_are_replayed_equals_one_whose_steps_are_not(stage: Stage, on_tape: None, tmp_path):
     """With dropout, corruptions, a posterior, a discriminator that begins in between, warm-up and both averages."""
-    settings = (*STEPS, *CAN_BE_RECORDED[stage.name])
-    runs = {}
+    settings, runs = (*STEPS, *CAN_BE_RECORDED[stage.name]), {}
     for setting in ("off", "on"):
         outcome = stage.run(tmp_path / setting, *settings, "--run.graph", setting)
         assert outcome.code == 0, outcome.err
         runs[setting] = metrics(tmp_path / setting), weights(tmp_path / setting)
     assert runs["on"] == runs["off"]
-
-
-def test_a_run_of_half_precision_weights_and_replayed_steps_resumes_bit_for_bit(stage: Stage, on_tape: None, tmp_path):
-    settings = (*STEPS, *CAN_BE_RECORDED[stage.name], "--run.graph", "on", "--run.precision", "bf16-weights")
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    assert (outcome := stage.run(whole, *settings)).code == 0, outcome.err
-    shutil.copytree(whole, again)
-    lose_everything_after(again, step=6)
-    assert (outcome := stage.run(again, *settings)).code == 0, outcome.err
-    assert "resuming from step 6" in outcome.out + outcome.err
-    assert (metrics(again), weights(again)) == (metrics(whole), weights(whole))
-    kept = checkpoint.load(whole / "checkpoints/step-00000012").tensors
-    assert {value.dtype for value in kept["model"].values() if value.is_floating_point()} == {torch.float32}
+    if stage.name == "train_vae":
+        return
+    lose_everything_after(tmp_path / "on", step=6)
+    assert (outcome := stage.run(tmp_path / "on", *settings, "--run.graph", "on")).code == 0, outcome.err
+    assert (metrics(tmp_path / "on"), weights(tmp_path / "on")) == runs["off"]
+    kept = checkpoint.load(tmp_path / "on/checkpoints/step-00000012").tensors["model"]
+    assert {value.dtype for value in kept.values() if value.is_floating_point()} == {torch.float32}
 
 
 def test_a_step_that_cannot_be_a_graph_is_refused_in_one_line(stage_one: Stage, on_tape: None, tmp_path):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ldm.diffusion.config import DiTConfig
 from ldm.diffusion.network import DenoiserNetwork
 from ldm.errors import ConfigError
-from ldm.nn.embedding import FourierFeatures
+from ldm.nn.embedding import FourierFeatures, NoiseEmbedding
 from ldm.nn.outer_linear import OuterLinear
 from ldm.nn.positions import rotary_angles, sines_and_cosines
 from ldm.nn.token_attention import TokenAttention
@@ -77,7 +77,7 @@ class DiT(DenoiserNetwork):
         self.config, self.vector_channels = config, width
         self.first = OuterLinear(values, width)
         self.noise_features = FourierFeatures(FEATURES)
-        self.noise_embedding = nn.Sequential(OuterLinear(FEATURES, width), nn.SiLU(), OuterLinear(width, width))
+        self.noise_embedding = NoiseEmbedding(FEATURES, width)
         self.blocks = nn.ModuleList(DiTBlock(config, token_channels) for _ in range(config.depth))
         self.norm = layer_norm(width)
         self.modulation = OuterLinear(width, 2 * width)

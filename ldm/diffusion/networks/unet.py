@@ -21,9 +21,9 @@ from ldm.diffusion.config import UNetConfig
 from ldm.diffusion.network import DenoiserNetwork, check_halvings
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
-from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
+from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, norm_silu, zeroed
 from ldm.nn.cross_attention import CrossAttention
-from ldm.nn.embedding import FourierFeatures
+from ldm.nn.embedding import FourierFeatures, NoiseEmbedding
 from ldm.nn.outer_convolution import OuterConv2d
 
 
@@ -59,9 +59,7 @@ class UNet(DenoiserNetwork):
         widths, condition = config.widths, 4 * config.widths[0]
         self.vector_channels, self.factor = condition, 2 ** (len(widths) - 1)
         self.noise_features = FourierFeatures(widths[0])
-        self.noise_embedding = nn.Sequential(
-            nn.Linear(widths[0], condition), nn.SiLU(), nn.Linear(condition, condition)
-        )
+        self.noise_embedding = NoiseEmbedding(widths[0], condition)
 
         def layer(inputs: int, level: int) -> Level:
             width = widths[level]
@@ -125,4 +123,4 @@ class UNet(DenoiserNetwork):
         for module in self.up:
             is_level = isinstance(module, Level)
             x = module(torch.cat([x, skips.pop()], dim=1), condition, tokens) if is_level else module(x)
-        return self.last(F.silu(self.norm(x)))
+        return self.last(norm_silu(self.norm, x))
