@@ -189,9 +189,9 @@ class Codec:
 
     @torch.no_grad()
     def latents(self, images: Images) -> Latents:
-        """The mode of each image's posterior."""
+        """The mode of each image's posterior, not rounded."""
         device = self.autoencoder.latent_mean.device
-        return self.autoencoder.encode(images.to(device)).mode().cpu()
+        return self.autoencoder.unrounded(images.to(device)).mode().cpu()
 
     @torch.no_grad()
     def _decoded(self, latents: Latents, sides: tuple[int, int]) -> Images:
