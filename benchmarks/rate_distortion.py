@@ -38,7 +38,8 @@ def called(*arguments: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--data", help="images; those of the config where it is left out")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rates", default="1e-3,3e-3,1e-2,3e-2")

@@ -115,13 +115,13 @@ def draw_samples(options: argparse.Namespace, codec: "Codec") -> int:
     from ldm.shapes import to_uint8
     from ldm.terminal import writing
 
-    size = size_of(options.size)
-    if size is None and codec.autoencoder.image is None:
-        raise ConfigError("--size is missing: this autoencoder does not say what it was trained on")
-    if size is None and codec.autoencoder.image is not None:
-        sides = codec.autoencoder.image[1:]
-    else:
+    size, image = size_of(options.size), codec.autoencoder.image
+    if size is not None:
         sides = (size, size) if isinstance(size, int) else size
+    elif image is not None:
+        sides = image[1:]
+    else:
+        raise ConfigError("--size is missing: this autoencoder does not say what it was trained on")
     step = options.step if options.step is not None else learned_step(codec.autoencoder) or 0.5
     try:
         positions = round((target_of(step, None, None).step or step) * POSITIONS)
