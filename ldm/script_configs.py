@@ -139,6 +139,15 @@ def vae_config_of(source: str) -> TrainVAEConfig | None:
     return reader.load(TrainVAEConfig, file, {})
 
 
+def vae_data_of(source: str) -> DataSourceConfig | None:
+    """The config of the images that a run of train_vae.py was trained on; None if that is an autoencoder and not a run.
+
+    Raises what `vae_config_of` does.
+    """
+    config = vae_config_of(source)
+    return None if config is None else config.data
+
+
 def data_of_run(run: str) -> DataSourceConfig | None:
     """The config of the images that a run was trained on; None if it is no run, but for instance an export."""
     file = Path(run) / "config.yaml"
@@ -146,5 +155,4 @@ def data_of_run(run: str) -> DataSourceConfig | None:
     if isinstance(given, dict) and "denoiser" in given:
         check_run_format(file.parent, "train again, under another --out")
         return reader.load(TrainDiffusionConfig, file, {}).data
-    config = vae_config_of(run)
-    return None if config is None else config.data
+    return vae_data_of(run)

@@ -81,6 +81,7 @@ class Bottleneck(nn.Module):
     tracks_usage = False  # whether it knows which units are dead
     is_stochastic = False  # whether its posterior has a variance
     noise: float | None = None  # the posterior's standard deviation where it is set, the code's own being 1
+    starting_noise: float | None = None  # that for which a network starts from data, and the code's scale with it
 
     def __init__(self, config: BottleneckConfig, encoder_channels: int):
         super().__init__()
@@ -106,6 +107,15 @@ class Bottleneck(nn.Module):
     def posterior(self, moments: Tensor) -> Posterior:
         """The posterior of each image, not yet standardized."""
         raise NotImplementedError
+
+    @property
+    def cell(self) -> Tensor | None:
+        """The step of each channel, channels x 1 x 1, to whose multiples the code is rounded; None where it is not."""
+        return None
+
+    def unrounded(self, moments: Tensor) -> Posterior:
+        """The posterior before a bottleneck that rounds has rounded it: what a codec quantizes by steps of its own."""
+        return self.posterior(moments)
 
     def costs(self, posterior: Posterior) -> dict[str, Scalars]:
         """What the code costs, in nats per image."""
@@ -146,7 +156,7 @@ class GaussianBottleneck(Bottleneck):
 
     def __init__(self, config: GaussianConfig):
         super().__init__(config, 2 * config.channels if config.noise is None else config.channels)
-        self.noise = config.noise
+        self.noise = self.starting_noise = config.noise
         if self.noise is not None:
             self.register_buffer("moments", torch.tensor([0.0, 1.0]).repeat(config.channels, 1).T.contiguous())
             self.register_buffer("gathered", torch.zeros(3, config.channels), persistent=False)

@@ -1,5 +1,6 @@
 """The training loss of the autoencoder: reconstruction + KL + penalties (+ perceptual, + adversarial)."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -50,13 +51,14 @@ class AdversarialLoss(Protocol):
 
 
 class ReconstructionObjective(nn.Module):
-    """distance + perceptual + kl * KL / (image values) + penalties + adversarial loss.
+    """distance + perceptual + kl * KL / (image values) + rate * bits per pixel + penalties + adversarial loss.
 
         image -> corruption -> encoder -> bottleneck -> corruption -> decoder -> distance to the clean image
 
     The KL is summed over the latent and divided by the number of image values, so that a weight means the same at any
     size: 1e-6 is the 1e-6 of latent diffusion (Rombach et al. 2022, appendix G), and weight 1 with a Gaussian
-    likelihood is the evidence lower bound. Logged beside it: nats per latent element, and the latent's spread.
+    likelihood is the evidence lower bound. Logged beside it: nats per latent element, and the latent's spread. The rate
+    is that of a quantized code: total / rate is R + λ D with λ = 1 / rate, D being the distance with all else in it.
 
     In a stage about one layer, the image is what the layers below make of it. The latent may also be scaled and rotated
     together with the image. The discriminator is held, not owned: it has an objective of its own. `steps` is the length
@@ -105,9 +107,7 @@ class ReconstructionObjective(nn.Module):
 
         total, terms = self.reconstruction_loss(target, reconstruction, corrupted, layer_inputs, step)
         for name, cost in code.costs().items():
-            cost = cost.mean()
-            terms[name] = self.config.kl * cost / given[0].numel()
-            terms[f"{name}_per_latent_element"] = cost / code.latents[0].numel()
+            terms |= self.cost_terms(name, cost.mean(), given, code.latents)
             total = total + terms[name]
         forward = ForwardPass(
             autoencoder=self.autoencoder,
@@ -130,6 +130,14 @@ class ReconstructionObjective(nn.Module):
         if stage.has_code:  # and not the output of a layer below it
             outputs["code"] = code.posterior.mean.detach()
         return Losses(total, terms, outputs)
+
+    def cost_terms(self, name: str, nats: Tensor, given: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """What the code costs, weighted, and beside it unweighted: bits per pixel of a rate, else nats per element."""
+        if name == "rate":
+            bits_per_pixel = nats / (math.log(2) * given[0, 0].numel())
+            return {name: self.config.rate * bits_per_pixel, "bits_per_pixel": bits_per_pixel}
+        weighted = self.config.kl * nats / given[0].numel()
+        return {name: weighted, f"{name}_per_latent_element": nats / latents[0].numel()}
 
     def corrupt(self, given: Tensor, stage: Stage, rng: StepRandom) -> Corrupted:
         """What the encoder sees in place of the stage's input."""
