@@ -115,11 +115,11 @@ def draw_samples(options: argparse.Namespace, codec: "Codec") -> int:
     from ldm.shapes import to_uint8
     from ldm.terminal import writing
 
-    size, image = size_of(options.size), codec.autoencoder.image
+    size, trained = size_of(options.size), codec.autoencoder.image
     if size is not None:
         sides = (size, size) if isinstance(size, int) else size
-    elif image is not None:
-        sides = image[1:]
+    elif trained is not None:
+        sides = trained[1:]
     else:
         raise ConfigError("--size is missing: this autoencoder does not say what it was trained on")
     step = options.step if options.step is not None else learned_step(codec.autoencoder) or 0.5
