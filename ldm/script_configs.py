@@ -72,8 +72,10 @@ class TrainDiffusionConfig:
 def data_of_source(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The data section of the run of train_vae.py that the option `autoencoder` names, or of the one to start `from`.
 
-    None if they name none.
+    None if they name none, or if the file has one.
     """
+    if "data" in given:
+        return None
     if not options["autoencoder"]:
         return section_of_start(options, "data")
     file = Path(str(options["autoencoder"])) / "config.yaml"
@@ -84,17 +86,20 @@ def data_of_source(options: Options, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def denoiser_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The denoiser section of the run of train_diffusion.py that the option `from` names; None if it names none."""
-    return section_of_start(options, "denoiser")
+    """The denoiser section of the run of train_diffusion.py that the option `from` names, unless the file has one."""
+    return None if "denoiser" in given else section_of_start(options, "denoiser")
 
 
 def sampling_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The sampling section of a run that is tuned for few steps: the grid of the one that the option `from` names."""
-    objective = given.get("objective")
-    if not isinstance(objective, dict) or objective.get("kind") != "consistency":
+    """The sampling section of a run that is tuned for few steps; what it does not say is as in the run to start `from`.
+
+    None, which leaves all as the file has it, for another objective and without such a run.
+    """
+    objective, own = given.get("objective"), given.get("sampling", {})
+    if not isinstance(objective, dict) or objective.get("kind") != "consistency" or not isinstance(own, dict):
         return None
     grid = section_of_start(options, "sampling")
-    return None if grid is None else {**grid, "sampler": "consistency", "steps": 2}
+    return None if grid is None else grid | own
 
 
 def section_of_start(options: Options, name: str) -> dict[str, Any] | None:

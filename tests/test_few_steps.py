@@ -90,8 +90,7 @@ def test_a_denoiser_is_not_sampled_as_a_consistency_model(finished_diffusion: Pa
 def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
     tuned: Path, finished_vae: Path, tmp_path: Path
 ) -> None:
-    start = ("--autoencoder", finished_vae, "--sampling.sampler", "consistency")
-    outcome = ran("train_diffusion", CONFIG, *start, "--out", tmp_path / "run")
+    outcome = ran("train_diffusion", CONFIG, "--autoencoder", finished_vae, "--out", tmp_path / "run")
     assert outcome.code == 2 and "name its run with --from RUN" in outcome.err, outcome.err
     outcome = ran("train_diffusion", CONFIG, "--from", tuned, "--out", tmp_path / "run", "--objective.guidance", 2)
     assert outcome.code == 2 and "trained with objective.condition_dropout" in outcome.err, outcome.err
@@ -109,4 +108,4 @@ def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
 )
 def test_settings_that_do_not_go_together_are_refused(flags: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        reader.load(TrainDiffusionConfig, CONFIG, {"sampling.sampler": "consistency", **flags})
+        reader.load(TrainDiffusionConfig, CONFIG, flags)

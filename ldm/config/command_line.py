@@ -82,8 +82,8 @@ def parse(
 ) -> Command[T]:
     """The command `prog CONFIG.yaml --option VALUE --section.field VALUE`, in any order; `--help` prints and exits.
 
-    Dashes in flags equal underscores. Each option is found in the result under its key in `options`. A section that the
-    file does not have may be `inherited` from what an option names; flags change it then.
+    Dashes in flags equal underscores. Each option is found in the result under its key in `options`. A section may be
+    `inherited` from what an option names, as a function of the options and of what the file has; flags change it then.
     """
     if not {"-h", "--help"}.isdisjoint(arguments):
         rows = [(f"--{name} {option.metavar or ''}", option.help) for name, option in options.items()]

@@ -30,8 +30,8 @@ def load(
 ) -> T:
     """The settings that `file` describes, changed by `flags`: dotted names and the text given for each.
 
-    `inherited` are sections that a file without them takes from elsewhere; each is a function of what the file has,
-    called if it is needed, which returns the section as a dictionary, or None.
+    `inherited` are sections that may come from elsewhere; each is a function of all that the file has, which returns
+    the section as a dictionary, or None to leave it as it is.
     """
     flags = {name.replace("-", "_"): text for name, text in flags.items()}
     names = setting_names(cls)
@@ -42,7 +42,7 @@ def load(
             raise ConfigError(f"--{name} and --{inner} cannot be given together")
     given = read_yaml(file) if file else {}
     for section, settings in (inherited or {}).items():
-        if isinstance(given, dict) and section not in given and (found := settings(given)) is not None:
+        if isinstance(given, dict) and (found := settings(given)) is not None:
             given[section] = found
     config: T = _Reader(names, flags, str(file or "")).root(cls, given)
     return config

@@ -101,37 +101,27 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, by default the same as LatentDiffusion.sample gives for a seed. The class explains the arguments."""
         config = self.unet.model_config
-        if sampler is None:
-            sampler = config.sampling.sampler if self.scheduler is self.own_scheduler else SCHEDULER
-        if num_inference_steps is None:
-            num_inference_steps = config.sampling.steps
+        own = config.sampling
+        sampler = sampler or (own.sampler if self.scheduler is self.own_scheduler else SCHEDULER)
+        steps = own.steps if num_inference_steps is None else num_inference_steps
         try:
             num_images = either("num_images", num_images, "batch_size", batch_size)
             labels = either("labels", labels, "class_labels", class_labels)
             requested = self.unet.prompts.request(labels, conditions, prompt)
             named = None if labels is None and prompt is None and not conditions else requested.count
             count = number_of_images(num_images, named, latents, num_images_per_prompt)
-            check_request(count, num_inference_steps, config.sampling.sampler, seed=seed)
+            check_request(count, steps, own.sampler, seed=seed)
             check_call(output_type, callback_on_step_end_tensor_inputs)
-            if sampler != SCHEDULER:
-                checked_options(sampler, {}, config.denoiser, config.sampling)
-            elif SAMPLERS[config.sampling.sampler].consistency:
-                raise RequestError(
-                    "scheduler",
-                    f"{type(self.scheduler).__name__} needs a denoiser, and this model was tuned for few steps: leave"
-                    f" it as it was, or give sampler {config.sampling.sampler}",
-                )
+            self.check_sampler(sampler)
             guidance = checked_guidance(guidance_scale, config.schema, config.trained_with_condition_dropout)
             condition = requested.repeated(torch.arange(count) // num_images_per_prompt)
             noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
             start, results = noise.start(latents), []
-            with self.progress_bar(total=self.total_steps(count, num_inference_steps, sampler)) as bar:
+            with self.progress_bar(total=self.total_steps(count, steps, sampler)) as bar:
                 for numbers in torch.arange(count).split(AT_A_TIME):
                     denoise = self.guided(guidance, condition[numbers])
-                    on_step = self.step_reporter(callback_on_step_end, num_inference_steps, sampler, bar.update)
-                    noisy = self.sampled(
-                        denoise, start[numbers], noise.of(numbers), num_inference_steps, sampler, on_step
-                    )
+                    on_step = self.step_reporter(callback_on_step_end, steps, sampler, bar.update)
+                    noisy = self.sampled(denoise, start[numbers], noise.of(numbers), steps, sampler, on_step)
                     results.append(finite(noisy if output_type == "latent" else self.decoded(noisy)).cpu())
         except Exception as error:
             # By its name: the denoiser's file has a RequestError of its own where the package is not installed.
@@ -142,6 +132,18 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         images = converted(torch.cat(results), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_sampler(self, sampler: str) -> None:
+        """Raise RequestError for one that this model is not made for."""
+        config = self.unet.model_config
+        if sampler != SCHEDULER:
+            checked_options(sampler, {}, config.denoiser, config.sampling)
+        elif SAMPLERS[config.sampling.sampler].consistency:
+            raise RequestError(
+                "scheduler",
+                f"{type(self.scheduler).__name__} needs a denoiser, and this model was tuned for few steps: leave it as"
+                f" it was, or give sampler {config.sampling.sampler}",
+            )
 
     def guided(self, guidance: Guidance, condition: Condition) -> Denoise:
         """The denoiser as a function of noisy latents and noise level alone."""
