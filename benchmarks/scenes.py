@@ -8,9 +8,9 @@
     python benchmarks/scenes.py score runs/scenes/unseen scenes/unseen.txt
 
 Where nothing can be installed for the text encoder (wordllama), `words` writes a folder of the few embeddings that it
-takes, elsewhere, beforehand:
+takes, elsewhere, beforehand (with -m, for beside this file lies one that is called as the package tokenizers):
 
-    python benchmarks/scenes.py words scenes-words
+    python -m benchmarks.scenes words scenes-words
     ... --data.conditions "{text: {kind: text, encoder: scenes-words, length: 16, layers: 2}}"
 
 "a small red circle left of a blue square": three shapes, five colors, two sizes, which may be left open, and four
