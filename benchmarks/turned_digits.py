@@ -1,8 +1,8 @@
 """A number as condition: digits turned by a known angle, and the angle that samples of them are turned by.
 
     python benchmarks/turned_digits.py draw turned
-    python train_diffusion.py configs/diffusion/pixel.yaml --data.kind folder --data.path turned --data.size 32 \\
-        --data.channels 1 --data.conditions '{label: {kind: class}, angle: {kind: number, period: 360}}' --out runs/turned
+    python train_diffusion.py configs/diffusion/pixel.yaml --out runs/turned --data.kind folder --data.path turned \\
+        --data.size 32 --data.channels 1 --data.conditions '{label: {kind: class}, angle: {kind: number, period: 360}}'
     python sample.py runs/turned --label 7 --angle 0,30,60,90,120,150,180,210,240,270,300,330 --num 240 --out sevens
     python benchmarks/turned_digits.py score turned sevens
 
