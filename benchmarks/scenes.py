@@ -7,6 +7,12 @@
     python benchmarks/scenes.py score runs/scenes/seen scenes/seen.txt
     python benchmarks/scenes.py score runs/scenes/unseen scenes/unseen.txt
 
+Where nothing can be installed for the text encoder (wordllama), `words` writes a folder of the few embeddings that it
+takes, elsewhere, beforehand (with -m, for beside this file lies one that is called as the package tokenizers):
+
+    python -m benchmarks.scenes words scenes-words
+    ... --data.conditions "{text: {kind: text, encoder: scenes-words, length: 16, layers: 2}}"
+
 "a small red circle left of a blue square": three shapes, five colors, two sizes, which may be left open, and four
 relations. The two objects differ in color. Three pairs of color and shape are in no training image (`HELD_OUT`): each
 prompt of unseen.txt asks for one of them, and none of seen.txt does. Image i belongs to line i of the prompts, again
@@ -20,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
+import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation
 from skimage.measure import label, regionprops
@@ -199,6 +207,20 @@ def draw(out: Path, count: int, prompts: int, seed: int) -> None:
     print(f"{out}: {count} images, {prompts} prompts each in seen.txt and unseen.txt")
 
 
+def words(out: Path) -> None:
+    """Write the embedding of each word of the prompts by wordllama, as static embeddings without a tokenizer."""
+    from ldm.text.encoder import open_encoder
+
+    encoder = open_encoder("wordllama")
+    parts = ["a", *COLORS, *SHAPES, *SIZES, *RELATIONS]
+    vocabulary = sorted({word for part in parts for word in part.split()})
+    table = torch.stack([encoder.tokens(word, 8).mean(0) for word in vocabulary])
+    out.mkdir(parents=True)
+    safetensors.torch.save_file({"embedding": table.half()}, out / "embedding.safetensors")
+    (out / "words.txt").write_text("\n".join(vocabulary) + "\n")
+    print(f"{out}: {len(vocabulary)} words, {table.shape[1]} wide")
+
+
 def score(folder: Path, prompts: Path) -> None:
     """Print the share of images in which each part of the prompt is right, with its standard error."""
     scenes = [scene_of(line) for line in prompts.read_text().splitlines() if line]
@@ -221,8 +243,12 @@ def main() -> None:
     scoring = commands.add_parser("score", help="measure samples")
     scoring.add_argument("images", type=Path)
     scoring.add_argument("prompts", type=Path)
+    writing = commands.add_parser("words", help="write the words' embeddings into a new folder")
+    writing.add_argument("out", type=Path)
     given = parser.parse_args()
-    if given.command == "draw":
+    if given.command == "words":
+        words(given.out)
+    elif given.command == "draw":
         draw(given.out, given.count, given.prompts, given.seed)
     else:
         score(given.images, given.prompts)

@@ -1,13 +1,19 @@
 """Runs of stage two that start from a finished one, with a learned weighting, and whose EMA is chosen afterwards."""
 
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ldm import checkpoint
-from ldm.pipeline import load_denoiser
+from ldm.batch import ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
+from ldm.export.warm_start import WarmStart
+from ldm.pipeline import create_denoiser, load_denoiser
+from ldm.randomness import generator
+from tests.support.diffusion_models import diffusion_model
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, metrics, ran, weights
 
@@ -131,3 +137,37 @@ def test_a_dry_run_says_what_weight_and_snapshots_there_will_be(stage_two: Stage
     said = outcome.out + outcome.err
     assert outcome.code == 0 and "min(1 / σ², gamma)" in said and "at most 8:" in said, outcome.err
     assert not any((tmp_path / "dry" / name).exists() for name in ("config.yaml", "objective.png", "snapshots"))
+
+
+def test_a_run_with_more_conditions_begins_as_the_denoiser_it_starts_from_and_says_what_is_new() -> None:
+    label, angle = ClassAttribute("label", ("disc", "square")), NumberAttribute("angle", 90.0, 50.0, 0.0, 180.0, 360.0)
+    text = TextAttribute("text", "words", "", width=4, length=3, layers=1, channels=8)
+    before, lines = ConditionSchema((label, angle)), []
+    wider = ClassAttribute("label", ("disc", "square", "star"))
+    after = ConditionSchema((wider, text, NumberAttribute("angle", 91.0, 52.0, 0.0, 190.0, 360.0)))
+    first = diffusion_model("pixels")
+    old_config = replace(first.config, schema=before)
+    warm = WarmStart("RUN", awake(create_denoiser(old_config)), old_config)
+    schema = warm.schema_of(after)
+    new = create_denoiser(replace(old_config, schema=schema))
+    warm.initialize(new, schema, lines.append)
+    noisy, sigma = torch.randn(2, *first.config.latent_shape, generator=generator(0, "noisy")), torch.tensor([0.3, 2.0])
+    values = {"label": torch.tensor([0, 1]), "angle": torch.tensor([10.0, math.nan])}
+    words = torch.randn(2, 3, 4, generator=generator(0, "words"))
+    found = new(noisy, sigma, Condition(values | {"text": words}))
+    assert torch.allclose(found, warm.denoiser(noisy, sigma, Condition(values)), rtol=0, atol=1e-5)
+    assert (
+        "angle: the embedding is taken over" in lines
+        and "text: this text is new, and starts without an effect" in lines
+    )
+    back = create_denoiser(old_config)
+    WarmStart("NEW", new, replace(old_config, schema=schema)).initialize(back, before, lines.append)
+    assert torch.allclose(back(noisy, sigma, Condition(values)), found, rtol=0, atol=1e-5)
+    assert "text: the embedding of NEW is left out, as the data have no such attribute" in lines
+
+
+def awake(denoiser: torch.nn.Module) -> torch.nn.Module:
+    """The same, no part of which is zero."""
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator(0, "awake", number))
+    return denoiser.eval()

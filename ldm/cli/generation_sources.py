@@ -93,6 +93,8 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     try:
         check_request(options.generate, options.steps, options.sampler, options.batch_size, options.seed)
         guidance, given = requested_guidance(options, model), requested_options(options)
+        if guidance.kind == "per-condition":
+            raise RequestError("guidance", "takes one weight here; one for each condition is for sample.py")
         guide = guidance.guide if guidance.kind == "autoguidance" else None
         for value in options.values if options.sweep == "guidance" else ():
             dropout = model.config.trained_with_condition_dropout

@@ -11,7 +11,8 @@ from ldm.nn.cross_attention import TokenBlock
 from ldm.nn.embedding import FourierFeatures
 
 HARMONICS = 8  # of a period
-NUMBER_FEATURES, HIGHEST = 32, 8.0  # of a number without one; radians per standard deviation
+NUMBER_FEATURES = 32  # of a number without one
+HIGHEST = 8.0  # of its frequencies, in radians per standard deviation
 
 
 class NumberEmbedding(nn.Module):

@@ -38,10 +38,15 @@ def requested_labels(model: LatentDiffusion, data: RealData, num: int) -> Labels
 
 
 def labels_note(model: LatentDiffusion, data: RealData) -> str | None:
-    """Which classes the samples are asked for, for a protocol; None if there are none."""
-    if not model.classes:
-        return None
-    return "as frequent as in the data" if same_classes(model, data) else "all in turn: the data have other classes"
+    """Which classes the samples are asked for, for a protocol, and what is left out; None if there is neither."""
+    schema = model.config.schema
+    notes = []
+    if model.classes:
+        known = same_classes(model, data)
+        notes.append("as frequent as in the data" if known else "all in turn: the data have other classes")
+    if others := [each.name for each in schema.attributes if each is not schema.classes]:
+        notes.append(f"left out: {', '.join(others)}")
+    return "; ".join(notes) or None
 
 
 def same_classes(model: LatentDiffusion, data: RealData) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ldm.batch import Attribute
 from ldm.config import reader
 from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.diffusers_format import config_of_diffusers
@@ -78,7 +79,11 @@ def description(model: LatentDiffusion) -> str:
     latent, network = model.config.latent_shape, model.autoencoder.network
     sides = tuple(side * factor for side, factor in zip(latent[1:], network.downsampling, strict=True))
     classes = model.classes
-    known = f"It knows {len(classes)} classes: {', '.join(classes)}." if classes else "It is unconditional."
+    told = [told_of(each) for each in model.config.schema.attributes if each is not model.config.schema.classes]
+    known = (
+        f"It knows {len(classes)} classes: {', '.join(classes)}." if classes else "It is unconditional." * (not told)
+    )
+    known = " ".join([known, *told]).strip()
     return (
         f"A latent diffusion model: a denoiser of {count:,} parameters over latents of"
         f" {' x '.join(map(str, latent))}, and the autoencoder that makes images of {format_size(sides)} pixels and"
@@ -86,10 +91,22 @@ def description(model: LatentDiffusion) -> str:
     )
 
 
+def told_of(attribute: Attribute) -> str:
+    """A sentence on one more condition."""
+    if attribute.kind == "class":
+        return f"`conditions={{{attribute.name!r}: ...}}` is one of {', '.join(attribute.classes)}."
+    if attribute.kind == "number":
+        return f"`conditions={{{attribute.name!r}: ...}}` is a number from {attribute.low:g} to {attribute.high:g}."
+    return (
+        f"`prompt=...` is a text ({attribute.name}) of at most {attribute.length} tokens of {attribute.encoder}, which"
+        f" lies in `unet/text/{attribute.name}` if it is small, and must be reachable by that name if not."
+    )
+
+
 def sampling(model: LatentDiffusion, steps: int) -> str:
     """The noise levels it was trained for, and the settings of the picture above."""
     grid = model.config.sampling
-    guided = model.classes and model.config.trained_with_condition_dropout
+    guided = model.config.schema.attributes and model.config.trained_with_condition_dropout
     guidance = "classifier-free guidance 2" if guided else "no guidance"
     method = "multistep consistency sampling" if SAMPLERS[grid.sampler].consistency else "Heun's method"
     return (

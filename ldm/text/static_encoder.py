@@ -5,6 +5,7 @@ A folder of one holds the table in a .safetensors file and, beside it, `tokenize
 """
 
 import hashlib
+import importlib
 import importlib.util
 import re
 import shutil
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from ldm.errors import CheckpointError, ConfigError
 
-TABLE, TOKENIZER, WORDS = "embedding.safetensors", "tokenizer.json", "words.txt"
+TABLE = "embedding.safetensors"
+TOKENIZER = "tokenizer.json"
+WORDS = "words.txt"
 INSTALL = "pip install 'latent-diffusion-trainer[text]'"
 
 
@@ -119,8 +122,8 @@ def rows_of_words(content: str) -> Callable[[str], list[int]]:
 def rows_of_tokenizer(file: Path) -> Callable[[str], list[int]]:
     """What a file of the package tokenizers does, without the marks of beginning and end."""
     try:
-        from tokenizers import Tokenizer
+        tokenizers: Any = importlib.import_module("tokenizers")
     except ImportError as error:
         raise ConfigError(f"the text encoder in {file.parent} needs the package tokenizers: {INSTALL}") from error
-    tokenizer: Any = Tokenizer.from_file(str(file))
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)

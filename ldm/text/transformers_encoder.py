@@ -1,5 +1,6 @@
 """Text encoders of the package transformers, by folder or hub id: CLIP, T5, sentence encoders."""
 
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +47,15 @@ class TransformersEncoder:
 def open_transformers(reference: str) -> TransformersEncoder:
     """The text encoder in a folder or on the hub; ConfigError if it cannot be reached."""
     try:
-        from transformers import AutoTokenizer
+        transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise ConfigError(
             f"the text encoder {reference} is no folder of embeddings, and others need the package transformers: pip"
             " install transformers; or use the encoder wordllama"
         ) from error
     try:
-        model = text_model(reference).eval().requires_grad_(False)
-        tokenizer = AutoTokenizer.from_pretrained(reference)
+        model = text_model(transformers, reference).eval().requires_grad_(False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(reference)
     except Exception as error:  # of many types: no network, no such model, a damaged file, a package that is missing
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
@@ -67,14 +68,12 @@ def open_transformers(reference: str) -> TransformersEncoder:
     return TransformersEncoder(model, tokenizer, model.config.hidden_size, sha256_of(state, words), size <= SMALL)
 
 
-def text_model(reference: str) -> Any:
+def text_model(transformers: Any, reference: str) -> Any:
     """The encoder of texts alone, of whatever model it is a part."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
-
-    config = AutoConfig.from_pretrained(reference)
+    config = transformers.AutoConfig.from_pretrained(reference)
     if config.model_type == "clip":
-        return CLIPTextModel.from_pretrained(reference)
-    if type(config) in AutoModelForTextEncoding._model_mapping:
-        return AutoModelForTextEncoding.from_pretrained(reference)
-    model = AutoModel.from_pretrained(reference)
+        return transformers.CLIPTextModel.from_pretrained(reference)
+    if type(config) in transformers.AutoModelForTextEncoding._model_mapping:
+        return transformers.AutoModelForTextEncoding.from_pretrained(reference)
+    model = transformers.AutoModel.from_pretrained(reference)
     return model.get_encoder() if config.is_encoder_decoder else model

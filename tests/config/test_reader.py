@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ import pytest
 from ldm.autoencoder.config import GaussianConfig, KLNetworkConfig, ReconstructionObjectiveConfig, StageConfig
 from ldm.config import reader
 from ldm.corruption import GaussianNoise, Mask
-from ldm.data.config import FolderConfig, MNIST5kConfig
+from ldm.data.config import (
+    ClassConditionConfig,
+    FolderConfig,
+    MNIST5kConfig,
+    NumberConditionConfig,
+    TextConditionConfig,
+)
 from ldm.diffusion.config import UNetConfig
+from ldm.errors import ConfigError
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import AdamWConfig, RunConfig
 from tests.support.example_configs import DISK, Disk, Dream, ExampleConfig, Optimizer, refusal
@@ -517,3 +525,35 @@ def test_a_value_out_of_range_is_refused_by_name(cls: type, name: str, values: t
     for value in values:
         with pytest.raises(ValueError, match=f"^{name} must be "):
             cls(**{name: value})
+
+
+CONDITIONS = "data: {kind: folder, path: a, conditions: {tone: {kind: class}, angle: {kind: number, period: 360}}}"
+
+
+def test_sections_by_name_have_kinds_are_read_back_and_given_whole_by_a_flag(file: Path) -> None:
+    file.write_text(CONDITIONS)
+    config = reader.load(TrainVAEConfig, file, {})
+    assert config.data.conditions == {"tone": ClassConditionConfig(), "angle": NumberConditionConfig(period=360.0)}
+    assert reader.from_dict(TrainVAEConfig, reader.to_dict(config)) == config
+    other = reader.load(TrainVAEConfig, file, {"data.conditions": "{text: {kind: text, length: 8}}"})
+    assert other.data.conditions == {"text": TextConditionConfig(length=8)}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("{tone: 1}", "expected settings by name: {NAME: {kind: class|number|text, ...}}"),
+        ("[tone]", "expected settings by name"),
+        ("{tone: {kind: clas}}", "data.conditions.tone.kind is clas; expected class|number|text; did you mean class?"),
+        (
+            "{a: {kind: number, period: -1}}",
+            "data.conditions.a.period is -1; expected a finite number or null (above 0)",
+        ),
+        ("{tone: {kind: class, period: 3}}", "data.conditions.tone.period is not a setting of kind class"),
+        ("{a b: {kind: class}}", "'a b' must be a name of letters, digits and _"),
+    ],
+)
+def test_a_wrong_section_by_name_is_refused_with_its_name(file: Path, given: str, says: str) -> None:
+    file.write_text(CONDITIONS)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        reader.load(TrainVAEConfig, file, {"data.conditions": given})
