@@ -35,7 +35,6 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from runs import SHARED, from_root, print_table
 from torch.nn import functional as F
 
 from ldm.autoencoder.model import Autoencoder, create_trainable
@@ -151,7 +150,7 @@ class Theirs:
         schedule = get_cosine_schedule_with_warmup(self.optimizer, config.optim.warmup, config.run.steps)
         half = torch.autocast("cpu", torch.bfloat16) if cpu_has_bf16() else nullcontext()
         for number in range(config.run.steps):
-            images = self.batches[number].images
+            images = self.batches.batch(number).images
             with half:
                 posterior = kl.encode(images).latent_dist
                 reconstruction = kl.decode(posterior.sample()).sample
