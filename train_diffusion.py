@@ -64,11 +64,11 @@ def train(
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.summary import describe
+    from ldm.diffusion.latent_batches import LatentBatches
     from ldm.diffusion.losses.effective_weight import effective_weight
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
     from ldm.export.warm_start import check_objective, open_latent_space, open_warm_start
-    from ldm.latents import LatentBatches
     from ldm.text.captions import embed_captions
     from ldm.training.run import Run
 
@@ -86,7 +86,7 @@ def train(
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)
     objective, uncertainty = create_objective(run, config, model, denoiser, warm)
     run.resume(dataset.with_conditions(latents.fingerprint), images=dataset.fingerprint)
-    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training))
+    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training), run.device, config.run)
     panel, validation = SamplePanel(autoencoder, model, held_out or training), HeldOutLatents(latents, held_out)
     if weight := effective_weight(config.objective, denoiser):
         run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))

@@ -60,7 +60,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         )
         run.add_monitor(SaturationMonitor())
     run.resume(dataset.fingerprint, reconstruction.perceptual_weights)
-    batches = ImageBatches(dataset, run.batch_sampler(training))
+    batches = ImageBatches(dataset, run.batch_sampler(training), run.device, config.run)
     panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
     def learn(step: "TrainingStep") -> None:

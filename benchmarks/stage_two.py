@@ -29,12 +29,12 @@ from ldm.config import reader
 from ldm.config.yaml_file import read_yaml
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.latent_batches import LatentBatches
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
 from ldm.evaluation.metrics import frechet_distance, kernel_distance
 from ldm.evaluation.panels import SamplePanel
 from ldm.latents import (
-    LatentBatches,
     LatentCache,
     gaussian_of,
     initialize_skip,
@@ -132,7 +132,7 @@ class Training:
         began = self.clock()
         for number in range(steps):
             self.run.begin_step(number)
-            step = self.run.step(number, 0, self.batches[number])
+            step = self.run.step(number, 0, self.batches.batch(number))
             losses = self.objective(step.batch, step)
             step.update(losses.total)
             step.log(losses.terms)

@@ -16,25 +16,19 @@ from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.latent_encoding import check_shared, encode_shards
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder, create_pixels
-from ldm.batch import LatentBatch
 from ldm.checkpoint import read_entry
-from ldm.data.batches import BatchSampler
 from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, ScalarSkipConfig
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian, folds_of
-from ldm.diffusion.losses.config import ObjectiveConfig
-from ldm.diffusion.losses.noise_distribution import draw_sigma
-from ldm.diffusion.objective import drop_condition
 from ldm.errors import CheckpointError, ConfigError
 from ldm.nn.pretrained_weights import sha256_of
-from ldm.randomness import derived_seed
 from ldm.shapes import format_size
 from ldm.training import locks
 from ldm.training.run import Run
 from ldm.training.run_folder import check_not_among_images
-from ldm.training.sharded_array import TYPES, ShardedArray
+from ldm.training.sharded_array import TYPES, ShardedArray, as_tensor
 
 MOST_FITTED = 16384  # images that a Gaussian is fitted to
 
@@ -67,10 +61,18 @@ class LatentCache:
     def posterior(self, indices: list[int], flips: list[int] | None = None) -> Posterior:
         """The posteriors of these images; `flips` says, image by image, whether the mirror image is meant."""
         rows = self.moments[[0] * len(indices) if flips is None else flips, indices]
-        moments = as_tensor(rows).to(torch.get_default_dtype())
+        return self.posterior_of(as_tensor(rows))
+
+    def posterior_of(self, moments: Tensor) -> Posterior:
+        """The standardized posteriors of these rows of the cache, on their device."""
+        moments = moments.to(torch.get_default_dtype())
         mean, logvar = moments[:, : self.channels], moments[:, self.channels :]
         posterior = Posterior(mean, logvar if logvar.shape[1] else None)
         return posterior.standardized(self.mean.to(mean), self.std.to(mean))
+
+    def statistics_on(self, device: torch.device | str) -> "LatentCache":
+        """The same, with what standardizes the moments on a device."""
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def standardize(self, autoencoder: Autoencoder, indices: list[int]) -> "LatentCache":
         """Make mean 0 and std 1 what they are over `indices`, for the cached latents and in the autoencoder itself."""
@@ -81,12 +83,6 @@ class LatentCache:
         std = torch.where(std > 0, std, torch.ones_like(std))  # a channel that never varies keeps its scale
         autoencoder.standardize(mean, std)
         return replace(self, mean=self.mean + self.std * mean, std=self.std * std)
-
-
-def as_tensor(rows: np.ndarray) -> Tensor:
-    """Rows of the cache as a tensor of the precision that they are kept in."""
-    tensor = torch.from_numpy(rows)
-    return tensor.view(torch.bfloat16) if rows.dtype == np.uint16 else tensor
 
 
 def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
@@ -237,30 +233,6 @@ def above_noise(sampling: SamplingConfig, noise: Tensor | None, say: Callable[[s
         return sampling
     say(f"sampling.sigma_min {sampling.sigma_min:g} is raised to {least:.3g}, the noise of the autoencoder's latents")
     return replace(sampling, sigma_min=least)
-
-
-class LatentBatches(torch.utils.data.Dataset[LatentBatch]):
-    """Training latents by micro-batch number, with noise, noise levels and conditions drawn beside them."""
-
-    def __init__(self, cache: LatentCache, dataset: Dataset, config: ObjectiveConfig, sampler: BatchSampler):
-        self.cache, self.config, self.sampler = cache, config, sampler
-        self.condition = dataset.conditions  # and not the images, which workers would copy
-
-    def __getitem__(self, micro_batch: int) -> LatentBatch:
-        spec, shape = self.sampler.spec(micro_batch), self.cache.shape
-        posterior = self.cache.posterior(spec.indices, self.flips(spec.epochs, spec.indices))
-        latents = posterior.reparameterize(spec.rng.normal("posterior", *shape))
-        noise = spec.rng.normal("noise", *shape)
-        sigma = draw_sigma(self.config, spec.rng).to(latents)
-        condition = drop_condition(self.config, self.condition[spec.indices], spec.rng)
-        return LatentBatch(latents, noise, sigma, condition)
-
-    def flips(self, epochs: list[int], indices: list[int]) -> list[int]:
-        """Which of these images are seen mirrored, as (seed, epoch, image) alone decides."""
-        if self.cache.moments.shape[0] == 1:
-            return [0] * len(indices)
-        seeds = [derived_seed(self.sampler.seed, "flip", *place) for place in zip(epochs, indices, strict=True)]
-        return [seed % 2 for seed in seeds]
 
 
 def open_autoencoder(source: str | None, config: DataSourceConfig, data: str) -> tuple[Autoencoder, bool]:

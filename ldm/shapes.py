@@ -21,7 +21,7 @@ def to_float(images: Tensor) -> Images:
     """uint8 or uint16, from 0 to their largest, to the default float type in [-1, 1]; floats are there already."""
     if images.is_floating_point():
         return images.to(torch.get_default_dtype())
-    return images.to(torch.get_default_dtype()) / (torch.iinfo(images.dtype).max / 2) - 1
+    return images.to(torch.get_default_dtype()).div_(torch.iinfo(images.dtype).max / 2).sub_(1)  # of one new tensor
 
 
 def to_depth(images: Images, depth: str) -> Tensor:

@@ -23,11 +23,10 @@ from ldm.data.config import FolderConfig
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.diffusion.config import DenoiserConfig, GaussianSkipConfig, SamplingConfig, ScalarSkipConfig
 from ldm.diffusion.gaussian import fit_gaussian
+from ldm.diffusion.latent_batches import LatentBatches, copied
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig, LogNormalConfig
-from ldm.diffusion.losses.noise_distribution import sample_sigmas
 from ldm.errors import CheckpointError, ConfigError
 from ldm.latents import (
-    LatentBatches,
     LatentCache,
     above_noise,
     array_of,
@@ -40,10 +39,13 @@ from ldm.latents import (
 )
 from ldm.randomness import generator
 from ldm.training import sharded_array
+from ldm.training.config import RunConfig
 from ldm.training.processes import Processes
 from ldm.training.sharded_array import ShardedArray
 from tests.support.runs import one_process
 from tests.support.scripts import Stage, together
+
+CPU = torch.device("cpu")
 
 
 def untrained(seed: int = 0) -> Autoencoder:
@@ -370,18 +372,23 @@ def test_standardizing_leaves_the_weights_and_the_file_alone(cache, autoencoder)
 
 
 def batches(
-    cache: LatentCache, dataset: Dataset, *, samples: int = 60, objective=None, **sampler: int
+    cache: LatentCache,
+    dataset: Dataset,
+    *,
+    samples: int = 60,
+    objective=None,
+    run: RunConfig | None = None,
+    **sampler: int,
 ) -> LatentBatches:
     given = {"seed": 0, "batch_size": 12, **sampler}
-    return LatentBatches(
-        cache, dataset, objective or DenoisingObjectiveConfig(), BatchSampler(tuple(range(samples)), **given)
-    )
+    order = BatchSampler(tuple(range(samples)), **given)
+    return LatentBatches(cache, dataset, objective or DenoisingObjectiveConfig(), order, "cpu", run)
 
 
 def test_latents_are_samples_of_the_posterior_with_fresh_noise_at_every_step(cache, dataset):
     only = replace(cache, moments=cache.moments[:1])  # no flips: always the same posterior
     given, posterior, count = batches(only, dataset, samples=1, batch_size=1), only.posterior([0]), 2000
-    seen = torch.cat([given[step].latents for step in range(count)]).double()
+    seen = torch.cat([given.batch(step).latents for step in range(count)]).double()
     assert len({tuple(latent.flatten().tolist()) for latent in seen[:50]}) == 50
     std = (posterior.logvar / 2).exp().double()
     standard = (seen - posterior.mean) / std
@@ -393,7 +400,7 @@ def test_the_noise_of_the_posterior_is_not_the_noise_of_diffusion(cache, dataset
     only, pairs = replace(cache, moments=cache.moments[:1]), []
     given = batches(only, dataset)
     for step in range(20):
-        batch, posterior = given[step], only.posterior(given.sampler.spec(step).indices)
+        batch, posterior = given.batch(step), only.posterior(given.sampler.spec(step).indices)
         inner = (batch.latents - posterior.mean) / (posterior.logvar / 2).exp()
         pairs.append(torch.stack([inner.flatten(), batch.noise.flatten()]))
     both = torch.cat(pairs, dim=1).double()
@@ -405,26 +412,25 @@ def test_a_latent_is_the_one_of_the_image_or_of_its_mirror_image_half_of_the_tim
     given, mirrored = batches(cache, dataset), 0
     for step in range(50):
         spec = given.sampler.spec(step)
-        flips = given.flips(spec.epochs, spec.indices)
+        flips = given.flips(torch.tensor(spec.indices), torch.tensor(spec.epochs)).tolist()
         noise = spec.rng.normal("posterior", *cache.shape)
-        assert torch.equal(given[step].latents, cache.posterior(spec.indices, flips).reparameterize(noise))
+        assert torch.equal(given.batch(step).latents, cache.posterior(spec.indices, flips).reparameterize(noise))
         mirrored += sum(flips)
     assert abs(mirrored - 300) < 4 * math.sqrt(150)
 
 
 def test_whether_a_latent_is_mirrored_depends_on_epoch_and_image_alone(cache, dataset):
-    given = batches(cache, dataset)
-    places = [(epoch, index) for epoch in range(4) for index in range(60)]
-    together = given.flips(*map(list, zip(*places, strict=True)))
-    assert together == [given.flips([epoch], [index])[0] for epoch, index in places]
-    epochs = {tuple(together[60 * epoch : 60 * epoch + 60]) for epoch in range(4)}
-    assert len(epochs) == 4 and together != batches(cache, dataset, seed=1).flips(*map(list, zip(*places, strict=True)))
+    given, epochs, images = batches(cache, dataset), torch.arange(4).repeat_interleave(60), torch.arange(60).repeat(4)
+    together = given.flips(images, epochs)
+    alone = [given.flips(images[place : place + 1], epochs[place : place + 1]) for place in range(240)]
+    assert torch.equal(together, torch.cat(alone)) and len(together.view(4, 60).unique(dim=0)) == 4
+    assert not torch.equal(together, batches(cache, dataset, seed=1).flips(images, epochs))
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_labels_are_dropped_at_the_stated_rate_to_the_null_label(cache, dataset, probability: float):
     given = batches(cache, dataset, objective=DenoisingObjectiveConfig(condition_dropout=probability))
-    labels = torch.cat([given[step].condition.values["label"] for step in range(100)])
+    labels = torch.cat([given.batch(step).condition.values["label"] for step in range(100)])
     true = torch.tensor([dataset.labels[index] for step in range(100) for index in given.sampler.spec(step).indices])
     dropped = labels == NULL
     assert torch.equal(labels[~dropped], true[~dropped])
@@ -433,16 +439,17 @@ def test_labels_are_dropped_at_the_stated_rate_to_the_null_label(cache, dataset,
 
 def test_images_without_classes_have_an_empty_condition(cache, dataset):
     unlabeled = replace(dataset, classes=[], labels=np.zeros(60, dtype=np.int64))
-    assert not batches(cache, unlabeled)[0].condition.values and not unlabeled.schema.attributes
+    assert not batches(cache, unlabeled).batch(0).condition.values and not unlabeled.schema.attributes
 
 
 def test_noise_levels_follow_the_noise_distribution(cache, dataset):
     distribution = LogNormalConfig(mean=-0.7, std=0.9)
     given = batches(cache, dataset, objective=DenoisingObjectiveConfig(noise_distribution=distribution))
-    logs = torch.cat([given[step].sigma for step in range(200)]).double().log()
+    logs = torch.cat([given.batch(step).sigma for step in range(200)]).double().log()
     assert abs(logs.mean() + 0.7) < 4 * 0.9 / math.sqrt(len(logs))
     assert abs(logs.std() - 0.9) < 4 * 0.9 / math.sqrt(2 * len(logs))
-    assert torch.equal(given[7].sigma, sample_sigmas(distribution, 12, generator(0, "sigma", 7)))
+    drawn = given.sampler.spec(7).rng.normal("sigma")
+    torch.testing.assert_close(given.batch(7).sigma, (0.9 * drawn - 0.7).exp())
 
 
 def tensors(batch: LatentBatch) -> list[Tensor]:
@@ -452,16 +459,40 @@ def tensors(batch: LatentBatch) -> list[Tensor]:
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 4), (2, 2)])
 def test_the_parts_of_a_step_tile_the_same_global_batch_bit_for_bit(cache, dataset, processes, accumulation):
     for step in (0, 3, 7):
-        whole = batches(cache, dataset)[step]
+        whole = batches(cache, dataset).batch(step)
         parts = [
-            batches(cache, dataset, processes=processes, accumulation=accumulation, rank=rank)[
+            batches(cache, dataset, processes=processes, accumulation=accumulation, rank=rank).batch(
                 step * accumulation + micro_step
-            ]
+            )
             for micro_step in range(accumulation)
             for rank in range(processes)
         ]
         for expected, *found in zip(tensors(whole), *map(tensors, parts), strict=True):
             assert torch.equal(torch.cat(found), expected)
+
+
+def test_the_store_and_the_workers_give_the_same_latents(cache, dataset):
+    """Wherever the moments lie: in the mapped file, in a tensor on the device, or in what a worker brings."""
+    mapped, loaded, stored = (
+        batches(cache, dataset),
+        batches(cache, dataset, run=RunConfig(store="host")),
+        batches(cache, dataset),
+    )
+    stored.store = copied(cache.moments, "cpu")
+    assert loaded.loads_data and not mapped.loads_data and mapped[0].moments is None
+    for step in range(5):
+        for expected, *found in zip(*(tensors(each.batch(step)) for each in (mapped, loaded, stored)), strict=True):
+            assert all(torch.equal(expected, other) for other in found)
+
+
+def test_latents_in_half_precision_are_half_as_large_and_hardly_different(cache, dataset):
+    whole = batches(cache, dataset)
+    bits = torch.from_numpy(np.array(cache.moments)).bfloat16().view(torch.uint16).numpy()
+    halved = replace(cache, moments=bits)
+    ways = [batches(halved, dataset, run=RunConfig(store=store)) for store in ("auto", "host")]
+    stored, loaded = (each.batch(3).latents for each in ways)
+    assert torch.equal(stored, loaded) and stored.dtype == torch.float32 and ways[1][0].moments.dtype == torch.bfloat16
+    assert 0 < (stored - whole.batch(3).latents).abs().max() < 0.1
 
 
 def test_the_posterior_of_the_cache_can_be_changed_without_touching_the_file(cache):

@@ -1,20 +1,28 @@
 """Training batches: their order is a pure function of seed and step, for any number of processes."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.batch import ImageBatch
-from ldm.data.augmentation import augmented, draws
+from ldm.data.augmentation import crop_corner, cropped, draws, mirrored_and_turned, zoomed_and_toned
 from ldm.data.balanced_order import BalancedOrder
+from ldm.data.config import DataConfig
 from ldm.data.datasets import Dataset, Subset
+from ldm.data.device_store import fits_on
 from ldm.data.order import Order, order_of
 from ldm.errors import ConfigError
 from ldm.randomness import StepRandom
-from ldm.shapes import to_float
+from ldm.shapes import Labels, to_float
+from ldm.training.config import RunConfig
+
+Rows = TypeVar("Rows")
+Batch = TypeVar("Batch")
 
 
 class BatchSpec(NamedTuple):
@@ -45,12 +53,16 @@ class BatchSampler:
 
     def spec(self, micro_batch: int) -> BatchSpec:
         """The part of the global batch that this process computes in its micro-batch number `micro_batch`."""
-        step, micro_step = divmod(micro_batch, self.accumulation)
-        parts, part = self.accumulation * self.processes, micro_step * self.processes + self.rank
-        rng = StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
-        first = step * self.batch_size + rng.start
+        rng = self.rng(micro_batch)
+        first = rng.step * self.batch_size + rng.start
         places = [self.place(position) for position in range(first, first + rng.count)]
         return BatchSpec(rng, [epoch for epoch, _ in places], [self.samples[place] for _, place in places])
+
+    def rng(self, micro_batch: int) -> StepRandom:
+        """The random numbers of that part."""
+        step, micro_step = divmod(micro_batch, self.accumulation)
+        parts, part = self.accumulation * self.processes, micro_step * self.processes + self.rank
+        return StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
 
     def place(self, position: int) -> tuple[int, int]:
         """Which pass the sample at a position of the order belongs to, and where in `samples` it is."""
@@ -79,29 +91,110 @@ def shuffled(count: int, seed: int, epoch: int) -> Order:
     return order_of(count, seed, "order", epoch)
 
 
-class ImageBatches(torch.utils.data.Dataset[ImageBatch]):
-    """Training images by micro-batch number, augmented; what is drawn depends on (seed, epoch, image) alone."""
+class ImageRows(NamedTuple):
+    """What a data loader brings of a batch: which images it is of, and, where the device has none, their pixels."""
 
-    def __init__(self, dataset: Dataset, sampler: BatchSampler):
-        self.dataset, self.config, self.sampler = dataset, dataset.config, sampler
+    indices: Tensor  # in the data set, int64
+    epochs: Tensor  # int64
+    labels: Labels
+    pixels: Tensor | None  # at their depth, before they are mirrored; None: in the store
 
-    def __getitem__(self, micro_batch: int) -> ImageBatch:
-        spec, augment = self.sampler.spec(micro_batch), self.config.augment
-        places = list(zip(spec.epochs, spec.indices, strict=True))
-        images = torch.stack([to_float(self.view(*place)) for place in places])
-        if augment is not None:
-            drawn = [draws(self.sampler.seed, *place) for place in places]
-            images = torch.stack([augmented(*pair, augment) for pair in zip(images, drawn, strict=True)])
-        return ImageBatch(images, torch.from_numpy(self.dataset.labels[spec.indices]))
 
-    def view(self, epoch: int, index: int) -> Tensor:
-        """The image at its depth, cropped and mirrored as this epoch has it."""
-        image, (height, width) = self.dataset.image(index).numpy(), self.config.sides
-        drawn = draws(self.sampler.seed, epoch, index)
+class TrainingBatches(torch.utils.data.Dataset[Rows], Generic[Rows, Batch]):
+    """Batches by micro-batch number, in two halves: what workers load, and what the device makes of it.
+
+    Neither depends on the workers, on what lies on the device, or on the batches before. `loads_data` says whether
+    there is anything for workers to do: where all data lie on the device, the first half is numbers alone.
+    """
+
+    loads_data = True
+
+    def __init__(self, sampler: BatchSampler):
+        self.sampler = sampler
+
+    def __getitem__(self, micro_batch: int) -> Rows:
+        """What a data loader brings."""
+        raise NotImplementedError
+
+    def prepare(self, rows: Rows, rng: StepRandom) -> Batch:
+        """The batch, made of the rows on their device, with the random numbers of its step; never waits for it."""
+        raise NotImplementedError
+
+    def batch(self, micro_batch: int, device: torch.device | str = "cpu") -> Batch:
+        """Both halves of one batch."""
+        return next(self.on_device([self[micro_batch]], device, micro_batch))
+
+    def on_device(self, loader: Iterable[Rows], device: torch.device | str, first: int) -> Iterator[Batch]:
+        """The batches of what a loader brings, whose first micro-batch has this number."""
+        for micro_batch, rows in enumerate(loader, first):
+            yield self.prepare(to_device(rows, torch.device(device)), self.sampler.rng(micro_batch))
+
+
+def to_device(rows: Any, device: torch.device) -> Any:
+    """The same named tuple of tensors and conditions, some perhaps left out, on a device."""
+    waits = device.type != "cuda"
+    return type(rows)(*(None if part is None else part.to(device, non_blocking=not waits) for part in rows))
+
+
+class ImageBatches(TrainingBatches[ImageRows, ImageBatch]):
+    """Training images, augmented; what is drawn depends on (seed, epoch, image) alone.
+
+    Where all decoded images fit onto the device, they lie there at their depth as one store, and the rows are numbers.
+    Else the rows have the pixels, cropped by the workers.
+    """
+
+    def __init__(
+        self, dataset: Dataset, sampler: BatchSampler, device: torch.device | str = "cpu", run: RunConfig | None = None
+    ):
+        super().__init__(sampler)
+        self.dataset, self.config = dataset, dataset.config
+        self.labels = torch.from_numpy(dataset.labels)
+        self.store: Tensor | None = None
+        store = (run or RunConfig()).store
+        pixels = dataset.stacked() if store != "host" else None
+        if pixels is not None and fits_on(device, pixels.nbytes, store, dataset.config.cache_gb):
+            self.store, self.loads_data = torch.from_numpy(storable(pixels)).to(device), False
+
+    def __getitem__(self, micro_batch: int) -> ImageRows:
+        spec = self.sampler.spec(micro_batch)
+        indices, epochs = torch.tensor(spec.indices), torch.tensor(spec.epochs)
+        pixels = self.loaded(indices, epochs) if self.store is None else None
+        return ImageRows(indices, epochs, self.labels[indices], pixels)
+
+    def loaded(self, indices: Tensor, epochs: Tensor) -> Tensor:
+        """The pixels of these images, cropped."""
+        images = [self.dataset.image(index).numpy() for index in indices.tolist()]
+        height, width = self.config.sides
         if self.config.crop == "random":
-            top = int(drawn.top * (image.shape[1] - height + 1))
-            left = int(drawn.left * (image.shape[2] - width + 1))
-            image = image[:, top : top + height, left : left + width]
-        if self.config.flip and drawn.flip < 0.5:
-            image = image[:, :, ::-1]
-        return torch.from_numpy(image.copy())
+            drawn = draws(self.sampler.seed, epochs, indices)
+            sizes = torch.tensor([image.shape[1:] for image in images])
+            top, left = crop_corner(drawn, (sizes[:, 0], sizes[:, 1]), self.config.sides)
+            corners = zip(images, top.tolist(), left.tolist(), strict=True)
+            images = [image[:, y : y + height, x : x + width] for image, y, x in corners]
+        return torch.from_numpy(storable(np.stack(images)))
+
+    def prepare(self, rows: ImageRows, rng: StepRandom) -> ImageBatch:
+        config, augment = self.config, self.config.augment
+        pixels = rows.pixels
+        drawn = draws(self.sampler.seed, rows.epochs, rows.indices) if is_random(config) else None
+        if pixels is None:
+            assert self.store is not None
+            pixels = self.store.index_select(0, rows.indices)
+            if drawn is not None and tuple(pixels.shape[-2:]) != config.sides:
+                pixels = cropped(pixels, drawn, config.sides)
+        if drawn is not None:
+            pixels = mirrored_and_turned(pixels, drawn, config)
+        images = to_float(pixels.view(torch.uint16) if config.depth == "uint16" else pixels)
+        if drawn is not None and augment is not None:
+            images = zoomed_and_toned(images, drawn, augment)
+        return ImageBatch(images, rows.labels)
+
+
+def is_random(config: DataConfig) -> bool:
+    """Whether anything of an image is drawn."""
+    return config.flip or config.crop == "random" or config.augment is not None
+
+
+def storable(pixels: np.ndarray) -> np.ndarray:
+    """The same bytes, in a type that torch can gather: it has few operations for uint16."""
+    return pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels

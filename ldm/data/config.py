@@ -92,7 +92,7 @@ class DataConfig(Checked):
     held_out: Annotated[float, Between(0, 1, high_is_open=True)] = 0.1  # fraction of the images kept out of training
     split_seed: int = 0  # which images those are
     max_unreadable: Annotated[float, Between(0, 1)] = 0.01  # fraction of unreadable files at which a run stops
-    cache_gb: Annotated[float, AtLeast(0)] = 4.0  # decoded images are kept in memory up to this size
+    cache_gb: Annotated[float, AtLeast(0)] = 4.0  # decoded images or latents are kept in memory up to this size
 
     def __post_init__(self) -> None:
         super().__post_init__()

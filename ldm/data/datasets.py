@@ -51,6 +51,7 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what else was found that a person should know
     _reasons: dict[int, str] = field(default_factory=dict)
     _cached: dict[int, np.ndarray] = field(default_factory=dict)
+    _stack: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -144,6 +145,22 @@ class Dataset:
         self._check_unreadable()
         for index in self._reasons:
             self.groups[index] = self.groups[self._readable(index)[0]]
+
+    def stacked(self) -> np.ndarray | None:
+        """All images as one array, images x channels x height x width; None if they differ in size or are not kept.
+
+        The images that are kept move there, so that the memory is taken once.
+        """
+        if not self.is_in_memory or len({pixels.shape for pixels in self._cached.values()}) != 1:
+            return None
+        if self._stack is None:
+            first = self._readable(0)[1]
+            self._stack = np.empty((len(self), *first.shape), first.dtype)
+            for index, place in enumerate(self._stack):
+                place[...] = self._readable(index)[1]
+                if index in self._cached:
+                    self._cached[index] = place
+        return self._stack
 
     def _readable(self, index: int) -> tuple[int, np.ndarray]:
         """The first readable image from `index` on, cyclically and among those of its label, and where it is."""

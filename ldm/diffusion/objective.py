@@ -18,7 +18,7 @@ class DenoisingObjective(nn.Module):
 
     The multi-scale denoising objective (Karras et al. 2022, equation 8). Its weight, if nothing else is said, is 1 /
     c_out²: the plain squared error of the network's own output, so that an untrained EDM network scores 1 at every
-    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw_sigma` of
+    noise level. σ, n and the dropped conditions come with the batch, which draws them by `draw` of a
     `losses.noise_distribution` and by `drop_condition` below. An `uncertainty` divides the weight further; it is held,
     not owned, and learns by an objective of its own from the losses in `outputs`, one for each latent.
     """
@@ -48,15 +48,21 @@ class DenoisingObjective(nn.Module):
         return Losses((weights * losses).mean(), {"denoising": losses.mean()}, outputs)
 
 
-def drop_condition(config: ObjectiveConfig, condition: Condition, rng: StepRandom) -> Condition:
-    """The conditions of a part of a global batch, some of them left out, for classifier-free guidance.
+def drop_condition(
+    config: ObjectiveConfig, condition: Condition, rng: StepRandom, device: torch.device | str = "cpu"
+) -> Condition:
+    """The conditions of a part of a global batch, on a device, some of them left out, for classifier-free guidance.
 
     With the probability that the config gives all of an image is left out; of several conditions each, moreover, by
     itself with the same probability.
     """
-    dropped = condition.dropped(rng.uniform("label dropout") < config.condition_dropout)
+
+    def left_out(purpose: str) -> Tensor:
+        return rng.uniform(purpose, device=device) < config.condition_dropout
+
+    dropped = condition.dropped(left_out("label dropout"))
     for name in condition.values if len(condition.values) > 1 else ():
-        dropped = dropped.dropped(rng.uniform(f"dropout of {name}") < config.condition_dropout, name)
+        dropped = dropped.dropped(left_out(f"dropout of {name}"), name)
     return dropped
 
 

@@ -10,6 +10,8 @@ from ldm.errors import ConfigError
 
 RUN_FORMAT = 2  # of a run folder, in its environment.json; 1, which is not written there, was that of version 0.1
 
+Store: TypeAlias = Literal["auto", "device", "host"]  # where training data lie
+
 Decay = Annotated[float, Between(0, 1, high_is_open=True)]
 
 
@@ -40,7 +42,7 @@ OptimConfig: TypeAlias = AdamWConfig | MuonConfig
 
 @dataclass(frozen=True)
 class RunConfig(Checked):
-    """One training run. Steps, logging and workers may change when it is resumed; nothing else may."""
+    """One training run. Steps, logging, workers and store may change when it is resumed; nothing else may."""
 
     steps: Annotated[int, AtLeast(1)] = 1000  # optimizer updates
     batch_size: Annotated[int, AtLeast(1)] = 64  # images per update, over all processes and accumulated micro-batches
@@ -58,6 +60,7 @@ class RunConfig(Checked):
     checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: as `checkpoint_seconds` says
     snapshots: Annotated[int, Between(0, 16)] = 0  # of both averages, for one of any length later; 0: none (stage two)
     workers: Annotated[int, AtLeast(0)] = 0  # processes that decode images
+    store: Store = "auto"  # images or latents: auto, on the device up to half of its free memory; else on the host
     latents: Literal["float32", "bfloat16"] = "float32"  # precision of the cached latents (stage two)
     report_to: str = ""  # an Accelerate tracker beside metrics.jsonl: tensorboard, wandb, ...
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -83,8 +83,3 @@ def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: 
             f" {accelerator.num_processes} process(es) x {config.accumulation} accumulation"
         )
     return accelerator
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch, a named tuple of tensors and conditions, on a device."""
-    return type(batch)(*(part.to(device, non_blocking=device.type == "cuda") for part in batch))

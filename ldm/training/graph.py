@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError
-from ldm.randomness import StepRandom, moved
+from ldm.randomness import StepRandom
 from ldm.training.config import RunConfig
 from ldm.training.metrics_log import stacked
 from ldm.training.step import Learn, TrainingStep
@@ -147,7 +147,10 @@ class StepScalars:
 
     def on_device(self, *functions: Callable[[int], float]) -> Tensor:
         """The values of some functions of the step's number."""
-        return moved(torch.tensor([of(self.number) for of in functions], dtype=torch.float64), self.device)
+        values = torch.tensor([of(self.number) for of in functions], dtype=torch.float64)
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)  # or the host would wait
 
 
 class LoggedTerms:

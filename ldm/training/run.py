@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ldm.config import reader
-from ldm.data.batches import BatchSampler, balanced_order
+from ldm.data.batches import BatchSampler, TrainingBatches, balanced_order, to_device
 from ldm.data.datasets import Subset
 from ldm.distributed import copy_from_main
 from ldm.errors import ConfigError, StopRequested
@@ -22,7 +22,7 @@ from ldm.pictures import drawn
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
-from ldm.training.devices import create_accelerator, resolve_precision, to_device
+from ldm.training.devices import create_accelerator, resolve_precision
 from ldm.training.graph import WARM_UP, GraphedStep, check_graph
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
@@ -143,7 +143,7 @@ class Run:
 
     # ---- the loop
 
-    def steps(self, batches: Any, learn: Learn) -> Iterator[TrainingStep]:
+    def steps(self, batches: TrainingBatches[Any, Any], learn: Learn) -> Iterator[TrainingStep]:
         """Every step from where the run stands to its end, after `learn` was called with it, once per micro-batch.
 
         With `run.graph on`, what `learn` computes is recorded and replayed. Between two steps the run logs, saves, and
@@ -159,11 +159,11 @@ class Run:
             batches,
             batch_size=None,
             sampler=range(self.first_step * config.accumulation, config.steps * config.accumulation),
-            num_workers=config.workers,
+            num_workers=config.workers if batches.loads_data else 0,
             pin_memory=self.device.type == "cuda",
         )
         with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing():
-            incoming = iter(loader)
+            incoming = batches.on_device(loader, self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):
                 self.begin_step(number)
                 for micro_step in range(config.accumulation):
@@ -173,7 +173,7 @@ class Run:
                         yield step
                 self.between_steps(number + 1)
 
-    def dry_steps(self, batches: Any, learn: Learn) -> Iterator[TrainingStep]:
+    def dry_steps(self, batches: TrainingBatches[Any, Any], learn: Learn) -> Iterator[TrainingStep]:
         """The last few steps of the run, on its first batches, and then the report."""
         accumulation, seconds = self.run_config.accumulation, []
         slower = 1 if self.run_config.graph == "off" else WARM_UP + 1  # the first ones
@@ -181,7 +181,8 @@ class Run:
             began = time.monotonic()
             number = max(self.run_config.steps - 1 - micro_batch // accumulation, 0)
             self.begin_step(number)
-            learn(step := self.step(number, micro_batch % accumulation, batches[micro_batch]))
+            batch = batches.batch(micro_batch, self.device)
+            learn(step := self.step(number, micro_batch % accumulation, batch))
             yield step
             self.metrics.rows_on_host()  # waits for the device
             seconds.append(time.monotonic() - began)

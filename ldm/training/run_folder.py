@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "run.checkpoint_seconds",
     "run.snapshots",
     "run.workers",
+    "run.store",
     "run.report_to",
     "data.cache_gb",
     "data.path",  # where the images lie; that they are the same is told by their content

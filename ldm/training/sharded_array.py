@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ldm.checkpoint import write_atomically
 from ldm.errors import CheckpointError
@@ -137,3 +139,9 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_bytes())
     except ValueError:
         return None
+
+
+def as_tensor(rows: np.ndarray) -> Tensor:
+    """Rows of such a file as a tensor of the precision that they are kept in."""
+    tensor = torch.from_numpy(rows)
+    return tensor.view(torch.bfloat16) if rows.dtype == np.uint16 else tensor

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from ldm.data.batches import BatchSampler, ImageBatches, shuffled
-from ldm.data.config import FolderConfig
+from ldm.data.config import AugmentConfig, FolderConfig
 from ldm.data.datasets import Dataset, Subset
+from ldm.data.decoding import UnreadableImage
 from ldm.randomness import StepRandom, derived_seed, generator
-from ldm.shapes import to_float
+from ldm.shapes import to_float, to_uint8
+from ldm.training.config import RunConfig
 from tests.support.batch_parts import tiled
 
 SAMPLES = tuple(range(100, 137))
+EVERYTHING = AugmentConfig(rotate90=True, flip_vertical=True, zoom=1.5, brightness=0.2, contrast=0.3)
 DIVISIONS = list(product((1, 2, 4), (1, 2, 4)))  # processes, accumulation
 
 
@@ -110,32 +113,33 @@ def test_normal_and_uniform_numbers_are_what_they_are_called():
 # ---- how they are seen
 
 
-def test_what_an_epoch_shows_of_an_image_does_not_depend_on_its_neighbors():
-    def views(batch_size: int) -> dict[tuple[int, int], torch.Tensor]:
-        found, given = {}, batches(batch_size=batch_size, flip=True, crop="random")
-        for step in range(80 // batch_size):
-            spec = given.sampler.spec(step)
-            found |= dict(zip(zip(spec.epochs, spec.indices, strict=True), given[step].images, strict=True))
-        return found
+def views(given: ImageBatches, epochs: int) -> dict[tuple[int, int], torch.Tensor]:
+    """What each epoch shows of each image, as the levels of its pixels."""
+    found = {}
+    for step in range(epochs * len(given.dataset) // given.sampler.batch_size):
+        spec = given.sampler.spec(step)
+        levels = to_uint8(given.batch(step).images)
+        found |= dict(zip(zip(spec.epochs, spec.indices, strict=True), levels, strict=True))
+    return found
 
-    small, large = views(4), views(16)
+
+def test_what_an_epoch_shows_of_an_image_does_not_depend_on_its_neighbors():
+    small, large = (views(batches(batch_size=size, flip=True, crop="random"), 2) for size in (4, 16))
     assert small.keys() == large.keys() and len(small) == 80
     assert all(torch.equal(small[place], large[place]) for place in small)
 
 
 def test_another_epoch_or_seed_shows_an_image_in_another_way():
-    def views(seed: int, epoch: int) -> torch.Tensor:
-        given = batches(seed=seed, flip=True, crop="random")
-        return torch.stack([given.view(epoch, index) for index in range(40)])
-
-    assert not torch.equal(views(0, 0), views(0, 1)) and not torch.equal(views(0, 0), views(1, 0))
-    assert torch.equal(views(0, 1), views(0, 1))
+    first, again, other = (views(batches(seed=seed, flip=True, crop="random"), 2) for seed in (0, 0, 1))
+    assert all(torch.equal(first[place], again[place]) for place in first)
+    for changed in ({place: first[1, place[1]] for place in first if not place[0]}, other):
+        assert not all(torch.equal(first[place], changed[place]) for place in changed)
 
 
 def test_about_half_of_the_views_are_exact_mirror_images():
     given, mirrored = batches(flip=True), 0
-    for epoch, index in product(range(25), range(40)):
-        view, plain = given.view(epoch, index), given.dataset.eval_view(index)
+    for (_, index), view in views(given, 25).items():
+        plain = given.dataset.eval_view(index)
         is_mirrored = torch.equal(view, plain.flip(-1))
         assert is_mirrored != torch.equal(view, plain)
         mirrored += is_mirrored
@@ -144,14 +148,13 @@ def test_about_half_of_the_views_are_exact_mirror_images():
 
 def test_without_augmentation_every_view_is_the_plain_one():
     given = batches()
-    for epoch, index in product(range(3), range(40)):
-        assert torch.equal(given.view(epoch, index), given.dataset.eval_view(index))
+    for (_, index), view in views(given, 3).items():
+        assert torch.equal(view, given.dataset.eval_view(index))
 
 
 def test_random_crops_are_squares_of_the_image_and_reach_every_place():
-    given, places = batches(crop="random"), []
-    for epoch, index in product(range(20), range(40)):
-        view = given.view(epoch, index)
+    places = []
+    for (_, index), view in views(batches(crop="random"), 20).items():
         top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
         assert torch.equal(view, torch.tensor(pixels(index))[:, top : top + 8, left : left + 8])
         places.append((top, left))
@@ -167,14 +170,60 @@ def test_the_plain_view_is_the_center_and_never_mirrored():
         assert torch.equal(view, torch.tensor(pixels(5))[:, top : top + 8, left : left + 8])
 
 
-def test_a_batch_holds_the_views_in_range_with_their_labels():
+def test_a_batch_is_in_range_and_has_its_labels():
     given = batches(flip=True)
     for step in range(10):
-        spec, batch = given.sampler.spec(step), given[step]
-        views = [given.view(*place) for place in zip(spec.epochs, spec.indices, strict=True)]
-        assert torch.equal(batch.images, to_float(torch.stack(views)))
+        spec, batch = given.sampler.spec(step), given.batch(step)
         assert batch.images.dtype == torch.float32 and batch.images.min() >= -1 and batch.images.max() <= 1
         assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == [index % 3 for index in spec.indices]
+
+
+STORED = [{}, {"crop": "random"}, {"crop": "random", "augment": EVERYTHING}, {"size": (6, 8), "augment": EVERYTHING}]
+
+
+@pytest.mark.parametrize("depth", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("more", STORED)
+def test_the_store_and_the_workers_give_the_same_bits(depth: str, more: dict[str, Any]):
+    """Whether the images lie on the device decides where they are cropped, and nothing else."""
+    given = dataset(depth=depth, flip=True, **more)
+    scale = {"uint8": 1, "uint16": 4099, "float32": 1 / 64}[depth]
+    given.source = lambda index: (scale * pixels(index).astype(np.float64)).astype(depth)
+    sampler = BatchSampler(tuple(range(40)), 0, 8)
+    loaded = ImageBatches(given, sampler)
+    assert loaded.loads_data, "nothing is decoded beforehand"
+    given.preload()
+    stored = ImageBatches(given, sampler)
+    assert not stored.loads_data and stored[0].pixels is None
+    asked = ImageBatches(given, sampler, "cpu", RunConfig(store="host"))
+    for step in range(10):
+        expected = stored.batch(step).images
+        assert torch.equal(loaded.batch(step).images, expected) and torch.equal(asked.batch(step).images, expected)
+
+
+def test_images_of_several_sizes_are_cropped_by_the_workers():
+    """They do not make one array, so each is cut before they become a batch."""
+    given, drawn = dataset(crop="random"), pixels
+    given.source = lambda index: drawn(index)[:, : 9 + index % 3]
+    given.preload()
+    batches = ImageBatches(given, BatchSampler(tuple(range(40)), 0, 8))
+    assert batches.loads_data
+    for (_, index), view in views(batches, 2).items():
+        top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
+        assert torch.equal(view, torch.tensor(pixels(index))[:, top : top + 8, left : left + 8])
+
+
+def test_an_unreadable_image_is_replaced_in_the_store_too():
+    given = dataset(max_unreadable=0.1)
+
+    def read(index: int) -> np.ndarray:
+        if index == 4:
+            raise UnreadableImage("4.png", "torn")
+        return pixels(index)
+
+    given.source = read
+    given.preload()
+    stack = given.stacked()
+    assert stack is not None and (stack[4, 0] == 7).all() and (stack[5, 0] == 5).all()
 
 
 def test_chunks_hold_every_image_once_in_its_plain_view():

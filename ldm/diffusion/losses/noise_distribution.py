@@ -15,7 +15,6 @@ from ldm.diffusion.losses.config import (
     LogNormalConfig,
     LogUniformConfig,
     NoiseDistributionConfig,
-    ObjectiveConfig,
 )
 from ldm.randomness import StepRandom
 from ldm.shapes import NoiseLevels
@@ -40,6 +39,10 @@ class NoiseDistribution:
         """`count` independent noise levels, float32 on the CPU."""
         return self.quantile(torch.rand(count, generator=generator)).float()
 
+    def draw(self, rng: StepRandom, device: torch.device | str = "cpu") -> NoiseLevels:
+        """The noise levels of a part of a global batch, float32 on a device."""
+        return self.quantile(rng.uniform("sigma", device=device)).float()
+
     def density(self, sigma: NoiseLevels) -> Tensor:
         """p(ln σ), the probability per unit of ln σ, in float64."""
         middles = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
@@ -60,11 +63,6 @@ def sample_sigmas(config: NoiseDistributionConfig, count: int, generator: torch.
     return create_noise_distribution(config).sample(count, generator)
 
 
-def draw_sigma(config: ObjectiveConfig, rng: StepRandom) -> NoiseLevels:
-    """The noise levels of a part of a global batch, from the config's noise distribution."""
-    return rng.rows(sample_sigmas(config.noise_distribution, rng.total, rng.generator("sigma")))
-
-
 class LogNormal(NoiseDistribution):
     """ln σ = mean + ln shift + std · n for a standard normal n (Karras et al. 2022, table 1)."""
 
@@ -80,6 +78,9 @@ class LogNormal(NoiseDistribution):
 
     def sample(self, count: int, generator: torch.Generator) -> NoiseLevels:
         return (self.mean + self.config.std * torch.randn(count, generator=generator)).exp()
+
+    def draw(self, rng: StepRandom, device: torch.device | str = "cpu") -> NoiseLevels:
+        return (self.mean + self.config.std * rng.normal("sigma", device=device)).exp().float()
 
     def density(self, sigma: NoiseLevels) -> Tensor:
         standard = (sigma.double().log() - self.mean) / self.config.std
@@ -119,8 +120,14 @@ class DDPM(NoiseDistribution):
 
     config: DDPMConfig
 
+    def __init__(self, config: DDPMConfig):
+        super().__init__(config)
+        self.levels = ddpm_sigmas(config.schedule, config.beta_start, config.beta_end)
+
     def quantile(self, share: Tensor) -> NoiseLevels:
-        sigmas = ddpm_sigmas(self.config.schedule, self.config.beta_start, self.config.beta_end)
+        sigmas = self.levels
+        if sigmas.device != share.device:
+            sigmas = self.levels = sigmas.to(share.device)  # once: a copy waits for the device
         return sigmas[(share * len(sigmas)).long().clamp_max(len(sigmas) - 1)]
 
 
