@@ -40,7 +40,7 @@ from ldm.latents import (
     initialize_skip,
     open_autoencoder,
     open_latents,
-    settled,
+    possible_skip,
 )
 from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
 from ldm.randomness import seed_weights
@@ -118,7 +118,7 @@ class Training:
         config = replace(config, optim=optim, run=replace(run, steps=steps))
         self.run = Run(config, out, dry=True)
         seed_weights(config.run.seed)
-        denoiser = settled(config.denoiser, data.latents, data.training, self.run.print)
+        denoiser = possible_skip(config.denoiser, data.latents, data.training, self.run.print)
         self.model = DiffusionModelConfig(data.latents.shape, data.dataset.schema, denoiser, config.sampling)
         self.denoiser = create_denoiser(self.model)
         initialize_skip(self.run, self.denoiser, data.latents, data.training)
