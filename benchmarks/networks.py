@@ -27,7 +27,7 @@ import torch
 from ldm.batch import ConditionSchema, LatentBatch
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.evaluation.feature_networks import open_extractor
-from ldm.evaluation.panels import SamplePanel
+from ldm.evaluation.panels import HeldOutLatents
 from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import seed_weights
 from ldm.training.run import Run
@@ -137,7 +137,7 @@ def equal_seconds(options: argparse.Namespace) -> None:
         cells += [shown(level, 3) for level in zip(*losses, strict=True)]
         cells.append(shown((statistics.mean(each) for each in losses), 3))
         rows.append(cells + [shown(metric, 3) for metric in zip(*samples, strict=True)])
-    levels = [f"σ {sigma:g}" for sigma in SamplePanel.sigmas]
+    levels = [f"σ {sigma:g}" for sigma in HeldOutLatents.sigmas]
     print_table(["network", "s", "steps", *levels, "mean", *(["Fréchet", "kernel"] if extractor else [])], rows)
 
 

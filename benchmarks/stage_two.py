@@ -33,14 +33,14 @@ from ldm.diffusion.latent_batches import LatentBatches
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
 from ldm.evaluation.metrics import frechet_distance, kernel_distance
-from ldm.evaluation.panels import SamplePanel
+from ldm.evaluation.panels import HeldOutLatents
 from ldm.latents import (
     LatentCache,
     gaussian_of,
     initialize_skip,
     open_autoencoder,
     open_latents,
-    settled,
+    possible_skip,
 )
 from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
 from ldm.randomness import seed_weights
@@ -83,7 +83,7 @@ class Data:
     def losses(self, denoiser: Denoiser, device: torch.device = CPU) -> list[float]:
         """The held-out loss at each noise level, of a denoiser on a device."""
         clean, condition = self.latents.posterior(self.held_out.indices).mode(), self.held_out.condition
-        sigmas = list(SamplePanel.sigmas)
+        sigmas = list(HeldOutLatents.sigmas)
         each = losses_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=device)
         found = {sigma: losses.mean().item() for sigma, losses in each.items()}
         return list(found.values())
@@ -118,7 +118,7 @@ class Training:
         config = replace(config, optim=optim, run=replace(run, steps=steps))
         self.run = Run(config, out, dry=True)
         seed_weights(config.run.seed)
-        denoiser = settled(config.denoiser, data.latents, data.training, self.run.print)
+        denoiser = possible_skip(config.denoiser, data.latents, data.training, self.run.print)
         self.model = DiffusionModelConfig(data.latents.shape, data.dataset.schema, denoiser, config.sampling)
         self.denoiser = create_denoiser(self.model)
         initialize_skip(self.run, self.denoiser, data.latents, data.training)
@@ -206,7 +206,7 @@ def main() -> None:
         (["Gaussian, no network", "", "", *[""] * (2 if extractor else 0)], reference),
         *rows(data, options, extractor),
     ]
-    levels = [f"σ {sigma:g}" for sigma in SamplePanel.sigmas]
+    levels = [f"σ {sigma:g}" for sigma in HeldOutLatents.sigmas]
     heads = ["denoiser", "CPU s", "steps", *(["Fréchet", "kernel"] if extractor else [])]
     for divisors in ([1.0] * len(levels), reference):
         cells = [[f"{loss / by:.3f}" for loss, by in zip(losses, divisors, strict=True)] for _, losses in table]

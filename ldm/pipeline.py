@@ -63,7 +63,7 @@ def create_denoiser(config: DiffusionModelConfig) -> Denoiser:
     network_class: type[DenoiserNetwork] = DENOISER_NETWORKS[network_config.kind].load()
     text = {"token_channels": config.schema.token_channels} if config.schema.token_channels else {}
     if text and not network_class.takes_tokens:
-        raise ConfigError(f"denoiser.network.kind {network_config.kind} has no attention to text: use unet, or no text")
+        raise ConfigError(f"denoiser.network.kind {network_config.kind} takes no text: use unet or dit, or no text")
     network = network_class.create(network_config, latent_shape=config.latent_shape, **text)
     embedding = ConditionEmbedding(config.schema, network.vector_channels)
     skip, gaussian = config.denoiser.skip, None

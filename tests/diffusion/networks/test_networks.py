@@ -275,3 +275,16 @@ REFUSALS: list[tuple[str, Callable[[], object]]] = [
 def test_settings_that_do_not_fit_are_refused(message: str, create: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=message):
         create()
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_text_reaches_every_answer_and_its_gradient_every_parameter(kind: str) -> None:
+    cls: type[DenoiserNetwork] = DENOISER_NETWORKS[kind].load()
+    assert cls.takes_tokens
+    network = awoken(cls.create(BY_KIND[kind], latent_shape=(4, 8, 8), token_channels=5))
+    x, noise, tokens = drawn(2, 4, 8, 8), drawn(2, purpose="noise"), drawn(2, 3, 5, purpose="tokens").requires_grad_()
+    answer, other = network(x, noise, None, tokens), network(x, noise, None, tokens.detach().roll(1, 0))
+    assert (answer - other).abs().amax((1, 2, 3)).min() > 1e-3 * answer.abs().max()
+    answer.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    assert tokens.grad is not None and tokens.grad.any(dim=2).all()
