@@ -38,7 +38,7 @@ def indexed(archive: Path, build: Callable[[Path], Places]) -> Places:
 def _read(file: Path) -> Places | None:
     """The index in a file; None if there is none, or none that is whole."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:
             names, numbers = kept["names"].tobytes(), kept["places"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
