@@ -139,6 +139,7 @@ class FolderConfig(DataConfig):
     held_out_split: str = "auto"  # the split to hold out; auto: validation, if there; none: `held_out` of the training
     exclude: tuple[str, ...] = ()  # files and folders to leave out: paths from `path` on, with * and **
     pixel_limit: Annotated[int, AtLeast(1)] = 100_000_000  # images of more pixels count as unreadable
+    checksums: Literal["contents", "sizes"] = "contents"  # what images are told apart by; sizes: without reading them
 
     def __post_init__(self) -> None:
         super().__post_init__()

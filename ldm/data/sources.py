@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,19 @@ def folder(config: FolderConfig) -> Dataset:
     entries, held_out, notes = choose_splits(listing.entries, config, f"data.path {config.path}")
     names = [entry.name for entry in entries]
     labels, classes = labels_and_classes([entry.label for entry in entries])
-    contents = [
-        [entry.name, entry.label, entry.group, *listing.store.checksum(entry.name)]
+    tell_apart = listing.store.checksum if config.checksums == "contents" else listing.store.size
+    contents = (
+        [entry.name, entry.label, entry.group, *tell_apart(entry.name)]
         + (["held out"] if held_out and entry.split == held_out else [])
         for entry in entries
-    ]
+    )
     return Dataset(
         config,
         names,
         labels,
         classes,
         [entry.group for entry in entries],
-        fingerprint_of(config, contents),
+        fingerprint_of(config, contents, [] if config.checksums == "contents" else [config.checksums]),
         partial(_stored, config, listing.store, names),
         held_out_split=held_out or "",
         columns=columns_of(config, entries, f"data.path {config.path}"),
@@ -93,8 +95,15 @@ def _stored(config: FolderConfig, store: ImageStore, names: list[str], index: in
     return pixels
 
 
-def fingerprint_of(config: DataConfig, contents: Iterable[object]) -> str:
-    """SHA-256 of the contents and of every setting that shapes an image."""
+def fingerprint_of(config: DataConfig, contents: Iterable[object], rules: Iterable[object] = ()) -> str:
+    """SHA-256 of the contents, of every setting that shapes an image, and of the `rules` that contents are told by.
+
+    Of one list of all of them as JSON, which is never held as a whole: there may be many millions.
+    """
     shaping: list[object] = [config.shape, config.depth, config.value_range, config.crop, config.resize]
     shaping += [config.background] + ([config.decode] if config.decode != "exact" else [])
-    return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()
+    digest = hashlib.sha256(b"[" + json.dumps(shaping).encode())
+    for content in chain(rules, contents):
+        digest.update(b", " + json.dumps(content).encode())
+    digest.update(b"]")
+    return digest.hexdigest()

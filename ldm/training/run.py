@@ -64,6 +64,7 @@ class Run:
         self.stop = StopFlag()
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config, self.print))
+            list(self.processes.map(self.processes.count, lambda _: self.folder.check_shared()))
         self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}")
         if self.run_config.report_to and not dry:
             self.accelerator.init_trackers("ldm", config={"config": reader.dump(self.config)})

@@ -96,6 +96,14 @@ class RunFolder:
         else:
             self.check_steps(config.run.steps)
 
+    def check_shared(self) -> None:
+        """Raise ConfigError where this process does not see the folder that the main one has claimed."""
+        if not (self.path / LOCK).exists():
+            raise ConfigError(
+                f"--out {self.path} is not the same folder for every process: several machines need one that all of"
+                " them share"
+            )
+
     def check_steps(self, steps: int) -> None:
         """Raise ConfigError if more steps were made: weights of those would be exported as of fewer."""
         if (newest := max(checkpoint.steps(self.checkpoints), default=0)) > steps:

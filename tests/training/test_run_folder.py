@@ -13,6 +13,7 @@ import pytest
 from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder
 from ldm.component.versions import SOURCES, versions_of
+from ldm.errors import ConfigError
 from ldm.pipeline import LatentDiffusion
 from ldm.script_configs import TrainVAEConfig
 from ldm.training.run_folder import RunFolder
@@ -216,3 +217,8 @@ def out_of_memory(stage: Stage, run: Path) -> Outcome:
 def test_sources_that_were_never_installed_crashed_a_run() -> None:
     found = versions_of(["numpy", "surely-not-installed"])
     assert found == {"numpy": np.__version__, "surely-not-installed": SOURCES}
+
+
+def test_a_folder_that_other_machines_do_not_see_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not the same folder for every process: several machines need one"):
+        RunFolder(tmp_path / "elsewhere").check_shared()

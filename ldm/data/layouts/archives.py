@@ -18,6 +18,7 @@ import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import UnreadableImage, decode_bytes
+from ldm.data.layouts.archive_index import Places, indexed
 from ldm.data.layouts.file_tree import Exclusion
 from ldm.errors import DataError
 
@@ -25,7 +26,7 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's file: signature, ..., lengths of its name and its extra field
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Where a file lies in an archive."""
 
@@ -78,6 +79,10 @@ class ArchiveTree:
             file.seek(member.offset)
             return [member.size, zlib.crc32(file.read(min(member.size, 2**16)))]
 
+    def size(self, name: str) -> list[int]:
+        """Size in bytes."""
+        return [self.members[name].size]
+
     def _content(self, member: Member) -> bytes:
         with open(self.archive, "rb") as file:
             file.seek(member.offset)
@@ -103,7 +108,11 @@ def _members(archive: Path) -> Iterator[tuple[str, Member]]:
                     f"{archive} is compressed as a whole, so images cannot be read from its middle: {tool} it first"
                     " (images are compressed already), or unpack it into a folder"
                 )
-    yield from _in_zip(archive) if start.startswith(b"PK") else _in_tar(archive)
+    if start.startswith(b"PK"):
+        yield from _in_zip(archive)
+    else:
+        places = indexed(archive, _in_tar)
+        yield from ((name, Member(offset, size, size)) for name, (offset, size) in places.items())
 
 
 def _in_zip(archive: Path) -> Iterator[tuple[str, Member]]:
@@ -122,14 +131,16 @@ def _in_zip(archive: Path) -> Iterator[tuple[str, Member]]:
             )
 
 
-def _in_tar(archive: Path) -> Iterator[tuple[str, Member]]:
+def _in_tar(archive: Path) -> Places:
+    places: Places = {}
     with tarfile.open(archive, "r:") as file:
         for info in file:
             if info.isreg() and not info.issparse():
-                yield posixpath.normpath(info.name), Member(info.offset_data, info.size, info.size)
+                places[posixpath.normpath(info.name)] = info.offset_data, info.size
             file.members.clear()  # type: ignore[attr-defined]  # which it keeps, at a kilobyte each
         end = file.offset  # of the header that was the last one for tarfile, be it damaged or none
     with open(archive, "rb") as raw:
         raw.seek(end)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise DataError(f"{archive} is cut short or damaged: it has no end after {end:,} bytes; copy it again")
+    return places

@@ -41,6 +41,10 @@ class StackedImages:
         content = self._stored(name).tobytes()
         return [len(content), zlib.crc32(content[: 2**16])]
 
+    def size(self, name: str) -> list[int]:
+        """Size in bytes."""
+        return [self._stored(name).nbytes]
+
     def _stored(self, name: str) -> np.ndarray:
         split, _, number = name.rpartition("/")
         return np.asarray(self.arrays[split][int(number)])

@@ -43,6 +43,13 @@ class FolderTree:
         except OSError:
             return []
 
+    def size(self, name: str) -> list[int]:
+        """Size in bytes; nothing for a file that cannot be looked at."""
+        try:
+            return [os.stat(self.folder / name).st_size]
+        except OSError:
+            return []
+
 
 def _walk(folder: Path, exclude: Exclusion) -> list[str]:
     def fail(error: OSError) -> None:

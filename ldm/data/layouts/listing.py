@@ -13,7 +13,7 @@ from ldm.errors import DataError
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # of metadata and Parquet files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An image that has not been decoded."""
 
@@ -32,6 +32,9 @@ class ImageStore(Protocol):
 
     def checksum(self, name: str) -> list[int]:
         """Numbers that another content changes, without reading all of a large file; empty if it cannot be read."""
+
+    def size(self, name: str) -> list[int]:
+        """Bytes of the image as it is stored, as one number or several, without reading it; empty if there are none."""
 
 
 @dataclass
@@ -68,6 +71,11 @@ class StoreOfSeveral:
         """What the file's own store says of its content."""
         file, inner = self._divided(name)
         return self.stores[file].checksum(inner)
+
+    def size(self, name: str) -> list[int]:
+        """What the file's own store says of its size."""
+        file, inner = self._divided(name)
+        return self.stores[file].size(inner)
 
     def _divided(self, name: str) -> tuple[str, str]:
         file = next(name[:place] for place, letter in enumerate(name) if letter == "/" and name[:place] in self.stores)

@@ -42,6 +42,10 @@ class ParquetImages:
         """Sizes of the image's row group, and CRC-32 of its first 64 KiB: rows are not read for it."""
         return list(_group_checksum(self.file, self.column, self._group(int(name)), _version(self.file)))
 
+    def size(self, name: str) -> list[int]:
+        """Sizes of the image's row group."""
+        return self.checksum(name)[:-1]
+
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
