@@ -169,7 +169,7 @@ class Run:
             pin_memory=self.device.type == "cuda",
         )
         with catch_signals() as self.stop, self.metrics.progress():
-            incoming = batches.on_device(loader, self.device, self.first_step * config.accumulation)
+            incoming = batches.on_device(iter(loader), self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):
                 self.begin_step(number)
                 for micro_step in range(config.accumulation):
