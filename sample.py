@@ -1,14 +1,14 @@
 """Draws images from a finished run of train_diffusion.py."""
 
 import argparse
-import csv
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ldm.cli.condition_options import CONDITION, add_condition_options, requested_conditions
 from ldm.cli.sampling_options import GUIDANCE, add_sampling_options, requested_guidance, requested_options
 from ldm.config.command_line import Parser
 from ldm.data.image_formats import IMAGE_ENDINGS
@@ -17,21 +17,19 @@ from ldm.errors import ConfigError, RequestError
 from ldm.terminal import exit_code_of, writing
 
 if TYPE_CHECKING:
+    from ldm.pipeline import LatentDiffusion
     from ldm.shapes import Images
 
 UNFIT = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')  # for a file's name, on any system
 
 
-def parser() -> Parser:
+def parser(arguments: Sequence[str] = ()) -> Parser:
     parser = Parser("sample.py", __doc__ or "")
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run of train_diffusion.py")
     parser.add_argument("--out", type=Path, required=True, help="a .png for one grid, or a folder for single images")
     parser.add_argument("--num", type=int, default=16, help="how many images (%(default)s)")
-    parser.add_argument(
-        "--labels", help='classes, by name or number, separated by commas; "a, b" is one; repeated as needed (all)'
-    )
-    parser.add_argument("--steps", type=int, default=18, help="noise levels (%(default)s)")
-    parser.add_argument("--sampler", default="heun", help=f"{', '.join(SAMPLERS)} (%(default)s)")
+    parser.add_argument("--steps", type=int, help="noise levels (18; of a model tuned for few steps, 2)")
+    parser.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (heun; of a model tuned for few steps, consistency)")
     add_sampling_options(parser)
     parser.add_argument("--ema", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     parser.add_argument(
@@ -40,12 +38,13 @@ def parser() -> Parser:
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--columns", type=int, help="columns of the grid (the classes up to 20, else a square)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one)")
+    add_condition_options(parser, arguments)
     return parser
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
-    options = parser().read(arguments)
+    options = parser(arguments).read(arguments)
     if options.columns is not None and options.columns < 1:
         raise ConfigError(f"--columns {options.columns} must be at least 1")
     ending = options.out.suffix.lower()
@@ -54,20 +53,16 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def split_labels(text: str | None) -> list[str] | None:
-    """The classes that `--labels` names: separated by commas as in CSV, where quotes hold a name with a comma."""
-    if text is None:
-        return None
-    try:
-        (names,) = csv.reader([text.strip()], skipinitialspace=True, strict=True)
-    except (csv.Error, ValueError) as error:
-        raise ConfigError(f"--labels {text} cannot be read ({error}): separate classes by commas") from error
-    return [name.strip() for name in names or [""]]
+def names_of(model: "LatentDiffusion", requested: dict[str, Any]) -> list[str]:
+    """What the images are called by, in the order in which they repeat: classes, else prompts, else nothing."""
+    if requested["labels"] is not None or not any(requested.values()):
+        return model.config.schema.names(requested["labels"])
+    return requested["prompt"] or []
 
 
 def main(arguments: list[str]) -> None:
     options = parsed(arguments)
-    labels = split_labels(options.labels)
+    requested = requested_conditions(options)
     from tqdm import tqdm
 
     from ldm.pipeline import LatentDiffusion
@@ -75,10 +70,13 @@ def main(arguments: list[str]) -> None:
     from ldm.training.snapshots import load_average
 
     model = LatentDiffusion.load(options.run, choose_device(options.device))
+    grid = model.config.sampling
+    options.sampler = options.sampler or grid.sampler
+    options.steps = grid.steps if options.steps is None else options.steps
     with flags_named():
         if options.ema is not None:
             load_average(model.denoiser, options.run, options.ema)
-        names = model.config.schema.names(labels)
+        names = names_of(model, requested)
         guidance = requested_guidance(options, model)
     with writing(options.out):  # now, and not after the work
         check_out(options.out, file_names(options.num, names))
@@ -89,7 +87,7 @@ def main(arguments: list[str]) -> None:
     with bar, flags_named():
         images = model.sample(
             options.num,
-            labels,
+            **requested,
             steps=options.steps,
             sampler=options.sampler,
             sampler_options=requested_options(options),
@@ -109,7 +107,7 @@ def save(images: "Images", names: list[str], options: argparse.Namespace) -> Non
     from ldm.shapes import to_uint8
 
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
-    unasked = {*SAMPLER_OPTIONS, *GUIDANCE[1:]}
+    unasked = {*SAMPLER_OPTIONS, *GUIDANCE[1:], *(key for key in settings if key.startswith(("prompt", CONDITION)))}
     settings = {key: value for key, value in settings.items() if value is not None or key not in unasked}
     if is_grid(options.out):
         columns = options.columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))

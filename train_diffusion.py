@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Command, Option, parse
-from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_source, denoiser_of_start
+from ldm.script_configs import TrainDiffusionConfig, data_of, data_of_source, denoiser_of_start, sampling_of_start
 from ldm.terminal import exit_code_of
 from ldm.training.config import AdamWConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ldm.autoencoder.model import Autoencoder
     from ldm.data.datasets import Dataset
     from ldm.diffusion.denoiser import Denoiser
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ldm.latents import LatentCache
     from ldm.pipeline import DiffusionModelConfig
     from ldm.training.run import Run
+    from ldm.training.step import TrainingStep
 
 OPTIONS = {
     "autoencoder": Option(
@@ -50,30 +53,23 @@ def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
         prog="train_diffusion.py",
         description=__doc__,
         options=OPTIONS,
-        inherited={"data": data_of_source, "denoiser": denoiser_of_start},
+        inherited={"data": data_of_source, "denoiser": denoiser_of_start, "sampling": sampling_of_start},
     )
 
 
 def train(
-    config: TrainDiffusionConfig,
-    out: Path,
-    *,
-    source: str | None,
-    cache: Path,
-    start: str | None = None,
-    dry: bool = False,
+    config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, start: str | None, dry: bool = False
 ) -> None:
     data = data_of(config, source)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.summary import describe
     from ldm.diffusion.latent_batches import LatentBatches
-    from ldm.diffusion.losses.effective_weight import EffectiveWeight
-    from ldm.diffusion.losses.weighting import UncertaintyObjective, create_uncertainty
-    from ldm.diffusion.objective import DenoisingObjective
+    from ldm.diffusion.losses.effective_weight import effective_weight
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
-    from ldm.export.warm_start import open_latent_space, open_warm_start
+    from ldm.export.warm_start import check_objective, open_latent_space, open_warm_start
+    from ldm.text.captions import embed_captions
     from ldm.training.run import Run
 
     run = Run(config, out, dry=dry)
@@ -84,35 +80,36 @@ def train(
     training, held_out = dataset.split()
     run.check_keep(held_out)
     warm = open_warm_start(start, config.denoiser)
+    encoders = embed_captions(run, cache, dataset)
+    check_objective(config.objective, dataset.schema, warm)
     autoencoder, latents = open_latent_space(run, cache, data, dataset, source=source, warm=warm)
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)
-    uncertainty = create_uncertainty(config.objective.weighting)
-    objective = run.prepare(DenoisingObjective(denoiser, config.objective.weighting, uncertainty), trains=denoiser)
-    if uncertainty is not None:
-        optim = AdamWConfig(lr=uncertainty.lr, warmup=0, schedule="constant")
-        fit = run.prepare(UncertaintyObjective(uncertainty), trains=uncertainty, optim=optim, name="uncertainty")
-    run.resume(latents.fingerprint, images=dataset.fingerprint)
+    objective, uncertainty = create_objective(run, config, model, denoiser, warm)
+    run.resume(dataset.with_conditions(latents.fingerprint), images=dataset.fingerprint)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training), run.device, config.run)
-    panel, validation = SamplePanel(autoencoder, model), HeldOutLatents(latents, held_out)
-    weight = EffectiveWeight(config.objective, denoiser)
-    run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))
+    panel, validation = SamplePanel(autoencoder, model, held_out or training), HeldOutLatents(latents, held_out)
+    if weight := effective_weight(config.objective, denoiser):
+        run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))
 
-    for step in run.steps(batches):
+    def learn(step: "TrainingStep") -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
         if uncertainty is not None:
-            learned = fit(**losses.outputs)
+            learned = uncertainty(**losses.outputs)
             step.update(learned.total, of="uncertainty")
             losses.terms.update(learned.terms)
         step.log(losses.terms)
+
+    for step in run.steps(batches, learn):
         if step.draws_panel:
             run.draw_panel(panel, step)
-            run.validate(validation, step)
+            if config.objective.kind == "denoising":  # a consistency model is no denoiser
+                run.validate(validation, step)
 
     if dry:
         run.report(data.shape, latents.shape, training, held_out)
-        return run.print(weight.describe())
-    finalize_diffusion(run, autoencoder, model)
+        return run.print(weight.describe()) if weight else None
+    finalize_diffusion(run, autoencoder, model, encoders)
 
 
 def create_model(
@@ -130,16 +127,44 @@ def create_model(
 
     seed_weights(config.run.seed)
     training, _ = dataset.split()
-    guided = config.objective.condition_dropout > 0
+    guided = config.objective.kind == "denoising" and config.objective.condition_dropout > 0
     denoiser_config = config.denoiser if warm else possible_skip(config.denoiser, latents, training, run.print)
     sampling = above_noise(config.sampling, autoencoder.latent_noise, run.print)
-    model = DiffusionModelConfig(latents.shape, dataset.schema, denoiser_config, sampling, guided)
+    schema = warm.schema_of(dataset.schema) if warm else dataset.schema
+    model = DiffusionModelConfig(latents.shape, schema, denoiser_config, sampling, guided)
     denoiser = create_denoiser(model)
     if warm is None:
         initialize_skip(run, denoiser, latents, training)
     else:
-        run.initialize(denoiser, lambda: warm.initialize(denoiser, dataset.schema, run.print))
+        run.initialize(denoiser, lambda: warm.initialize(denoiser, schema, run.print))
     return model, denoiser
+
+
+def create_objective(
+    run: "Run",
+    config: TrainDiffusionConfig,
+    model: "DiffusionModelConfig",
+    denoiser: "Denoiser",
+    warm: "WarmStart | None",
+) -> "tuple[nn.Module, nn.Module | None]":
+    """The training loss, and that of what is learned of its weighting, if anything is."""
+    from ldm.diffusion.consistency import ConsistencyObjective, ConsistencyStages
+    from ldm.diffusion.losses.weighting import UncertaintyObjective, create_uncertainty
+    from ldm.diffusion.objective import DenoisingObjective
+
+    if config.objective.kind == "consistency":
+        guide = warm.guide(model).to(run.device) if warm and config.objective.guidance != 1 else None
+        consistency = ConsistencyObjective(denoiser, config.objective, guide=guide)
+        stages = ConsistencyStages(consistency, config.run.steps)
+        return run.prepare(consistency, trains=denoiser, schedule=stages), None
+    uncertainty = create_uncertainty(config.objective.weighting)
+    objective = run.prepare(DenoisingObjective(denoiser, config.objective.weighting, uncertainty), trains=denoiser)
+    if uncertainty is None:
+        return objective, None
+    optim = AdamWConfig(lr=uncertainty.lr, warmup=0, schedule="constant")
+    return objective, run.prepare(
+        UncertaintyObjective(uncertainty), trains=uncertainty, optim=optim, name="uncertainty"
+    )
 
 
 if __name__ == "__main__":

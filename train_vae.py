@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldm.config.command_line import Option, parse
 from ldm.script_configs import TrainVAEConfig
 from ldm.terminal import exit_code_of
+
+if TYPE_CHECKING:
+    from ldm.training.step import TrainingStep
 
 OPTIONS = {
     "out": Option("the run folder: checkpoints, log, panels and the finished vae/", "DIR", required=True),
@@ -59,17 +63,19 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     batches = ImageBatches(dataset, run.batch_sampler(training), run.device, config.run)
     panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
-    for step in run.steps(batches):
+    def learn(step: "TrainingStep") -> None:
         losses = objective(step.batch, step)
         step.update(losses.total)
         if "code" in losses.outputs:
-            autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number, is_last=step.is_last)
+            autoencoder.bottleneck.update_usage(losses.outputs["code"], step.now, is_last=step.is_last)
         if discriminator is not None and discriminator.learns(step.number):
             adversary = discriminator_objective(losses.outputs["images"], losses.outputs["reconstruction"])
             step.update(adversary.total, of="discriminator")
             discriminator.update_logit_means(adversary.outputs)
             losses.terms.update(adversary.terms)
         step.log(losses.terms)
+
+    for step in run.steps(batches, learn):
         if step.draws_panel:
             run.draw_panel(panel, step)
 

@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz_codec.py CODEC IMAGE... [--files 10000] [--seed 0]
 
-The images are compressed at several steps, and the files mutated: flipped bits, truncation, splices, bytes more or
-fewer, crafted headers; half of them with a checksum that fits. Each is decoded in this process under a limit of time
-and, on Linux, of memory. Whatever is not an image or a CodecError is written to fuzz-N.ldmc in the current folder, and
-makes the script fail.
+The images are compressed at several steps, one by one and as a solid file, and the files mutated: flipped bits,
+truncation, splices, bytes more or fewer, crafted headers; half of them with a checksum that fits. Each is decoded in
+this process under a limit of time and, on Linux, of memory. Whatever is not an image or a CodecError is written to
+fuzz-N.ldmc in the current folder, and makes the script fail.
 """
 
 import argparse
@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm import Codec
+from ldm.compression.container import SOLID_MAGIC
 from ldm.compression.files import read_image
+from ldm.compression.solid import compress_solid, decompress_solid
+from ldm.compression.step_search import Target
 from ldm.errors import CodecError
 
 # isort: off
@@ -55,6 +58,14 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
 
 
+def decoded(codec: Codec, file: bytes) -> None:
+    """Decode a file of one image or of several."""
+    if file.startswith(SOLID_MAGIC):
+        decompress_solid(codec, file)
+    else:
+        codec.decompress([file])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("codec")
@@ -65,7 +76,10 @@ def main() -> None:
     codec = Codec.load(options.codec)
     images = [read_image(path, codec.autoencoder.network.image_channels) for path in options.images]
     files = [file for step in STEPS for file in codec.compress(images, step=step)]
-    codec.decompress(files)  # so that what is loaded once is loaded
+    names = [str(number) for number in range(len(images))]
+    files += [compress_solid(codec, images, names, Target(step=step)) for step in STEPS]
+    for file in files:
+        decoded(codec, file)  # so that what is loaded once is loaded
     limit_memory()
     outcomes: Counter[str] = Counter()
     slowest = slowest_refusal = 0.0
@@ -73,7 +87,7 @@ def main() -> None:
         begun, outcome = time.process_time(), "image"
         try:
             with limited():
-                codec.decompress([file])
+                decoded(codec, file)
         except CodecError as error:
             outcome = "refused: " + re.sub(r"\d+", "N", re.sub(r"\(.*\)", "(...)", str(error)))
         except BaseException as error:

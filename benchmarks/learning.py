@@ -35,7 +35,6 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from runs import SHARED, from_root, print_table
 from torch.nn import functional as F
 
 from ldm.autoencoder.model import Autoencoder, create_trainable
@@ -50,6 +49,8 @@ from ldm.script_configs import TrainVAEConfig
 from ldm.shapes import rounded
 from ldm.training.devices import cpu_has_bf16
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
+from runs import SHARED, from_root, print_table
 
 Row = dict[str, Any]
 EMOJI = SHARED / "noto-emoji-64"
@@ -114,12 +115,14 @@ class Ours:
         self.batches = ImageBatches(dataset, run.batch_sampler(training))
 
     def steps(self) -> Iterator[None]:
-        for step in self.run.steps(self.batches):
-            losses = self.objective(step.batch, step)
-            step.update(losses.total)
-            self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.number, is_last=step.is_last)
-            step.log(losses.terms)
+        for _ in self.run.steps(self.batches, self.learn):
             yield
+
+    def learn(self, step: TrainingStep) -> None:
+        losses = self.objective(step.batch, step)
+        step.update(losses.total)
+        self.autoencoder.bottleneck.update_usage(losses.outputs["code"], step.now, is_last=step.is_last)
+        step.log(losses.terms)
 
     def averaged(self) -> Autoencoder:
         model: Autoencoder = self.run.ema_model()

@@ -66,6 +66,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "earlier: scalar skip, AdamW": EARLIER,
 }
 WARMUP = 0.1  # share of the steps
+CPU = torch.device("cpu")
 SAMPLES, SAMPLING_STEPS = 400, 18
 
 
@@ -79,11 +80,11 @@ class Data:
     held_out: Subset
     latents: LatentCache
 
-    def losses(self, denoiser: Denoiser) -> list[float]:
-        """The held-out loss at each noise level."""
+    def losses(self, denoiser: Denoiser, device: torch.device = CPU) -> list[float]:
+        """The held-out loss at each noise level, of a denoiser on a device."""
         clean, condition = self.latents.posterior(self.held_out.indices).mode(), self.held_out.condition
         sigmas = list(SamplePanel.sigmas)
-        each = losses_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=torch.device("cpu"))
+        each = losses_by_sigma(denoiser.eval(), clean, condition, sigmas, seed=0, device=device)
         found = {sigma: losses.mean().item() for sigma, losses in each.items()}
         return list(found.values())
 
@@ -109,11 +110,12 @@ class Zero(nn.Module):
 
 
 class Training:
-    """The loop of train_diffusion.py for so many steps."""
+    """The loop of train_diffusion.py for so many steps; on a GPU in the precision of the config, else in fp32."""
 
     def __init__(self, config: TrainDiffusionConfig, data: Data, out: Path, steps: int):
         optim = replace(config.optim, warmup=max(round(WARMUP * steps), 1))
-        config = replace(config, optim=optim, run=replace(config.run, steps=steps, precision="fp32"))
+        run = config.run if torch.cuda.is_available() else replace(config.run, precision="fp32")
+        config = replace(config, optim=optim, run=replace(run, steps=steps))
         self.run = Run(config, out, dry=True)
         seed_weights(config.run.seed)
         denoiser = settled(config.denoiser, data.latents, data.training, self.run.print)
@@ -126,22 +128,30 @@ class Training:
         self.batches = LatentBatches(data.latents, data.dataset, config.objective, sampler)
 
     def seconds(self, steps: int) -> float:
-        """Of CPU, of the first so many steps."""
-        began = time.process_time()
+        """Of the first so many steps: of CPU or, on a GPU, those that pass."""
+        began = self.clock()
         for number in range(steps):
             self.run.begin_step(number)
             step = self.run.step(number, 0, self.batches.batch(number))
             losses = self.objective(step.batch, step)
             step.update(losses.total)
             step.log(losses.terms)
-        return time.process_time() - began
+        return self.clock() - began
+
+    def clock(self) -> float:
+        """The seconds until now."""
+        if self.run.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def trained(config: TrainDiffusionConfig, data: Data, out: Path, seconds: float) -> tuple[Training, int, float]:
-    """A training of about so many CPU seconds, with its steps and the seconds they took."""
-    probe = Training(config, data, out, steps=6)
-    probe.seconds(2)  # the first are slower
-    steps = max(round(seconds / (probe.seconds(4) / 4)), 2)
+    """A training of about so many seconds, with its steps and the seconds they took."""
+    warm, timed = (20, 100) if torch.cuda.is_available() else (2, 4)  # the first are slower
+    probe = Training(config, data, out, steps=warm + timed)
+    probe.seconds(warm)
+    steps = max(round(seconds / (probe.seconds(timed) / timed)), 2)
     training = Training(config, data, out, steps)
     return training, steps, training.seconds(steps)
 
@@ -169,7 +179,7 @@ def rows(
                 config = config_with(changed, options.config)
                 training, steps, took = trained(config, data, options.out, seconds)
                 with torch.no_grad():
-                    losses = data.losses(training.run.ema_model())
+                    losses = data.losses(training.run.ema_model(), training.run.device)
                     samples = sample_metrics(training, data, extractor, real) if extractor is not None else []
                 yield [name, f"{took:.0f}", str(steps), *samples], losses
                 print(name, f"{took:.0f} s", steps, *(f"{loss:.4f}" for loss in losses), *samples, flush=True)
@@ -215,7 +225,7 @@ def opened(source: str, file: Path, out: Path) -> Data:
     run = Run(reader.load(TrainDiffusionConfig, file, {}), out, dry=True)
     dataset = open_dataset(vae.data)
     autoencoder, standardized = open_autoencoder(source, vae.data, dataset.fingerprint)
-    latents = open_latents(run, out / "latents", autoencoder, dataset)
+    latents = open_latents(run, out / "latents", autoencoder.to(run.device), dataset)
     training, held_out = dataset.split()
     if not standardized:
         latents = latents.standardize(autoencoder, training.indices)

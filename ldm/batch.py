@@ -4,7 +4,8 @@ On the way from data to network nobody looks into a `Condition`: a batch carries
 and `ldm.diffusion.conditioning.ConditionEmbedding` turns it into what a network takes.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ from ldm.errors import RequestError
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, Labels, Latents, NoiseLevels
 
-NULL = -1  # the null label: the attribute is left out
+NULL = -1  # the null label: the attribute is left out; of numbers and texts NaN is
 
 # Classes by name or index, as a person has them: one, several, or the rows of a one-hot matrix.
 ClassLabels: TypeAlias = str | int | Sequence[int | str] | Tensor | np.ndarray
@@ -30,16 +31,16 @@ class ClassAttribute:
     classes: tuple[str, ...]  # in the order of their indices
     kind: Literal["class"] = "class"
 
-    def index(self, label: int | str) -> int:
+    def index(self, label: int | str, argument: str = "labels") -> int:
         """The index of a class by name or index; a name that is also a number is read as a name. Else RequestError."""
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
         if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
         shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
-        raise RequestError("labels", f"{label} is not a class of this model: {shown}")
+        raise RequestError(argument, f"{label} is not a class of this model: {shown}")
 
-    def labels(self, given: ClassLabels) -> list[int | str]:
+    def labels(self, given: ClassLabels, argument: str = "labels") -> list[int | str]:
         """The single labels in what a person gives; RequestError for a matrix that is not one-hot."""
         if not isinstance(given, Tensor | np.ndarray | np.generic | Sequence) or isinstance(given, str):
             return [given]
@@ -50,53 +51,126 @@ class ClassAttribute:
             return labels
         rows, one_hot = given.tolist(), [0] * (len(self.classes) - 1) + [1]
         if given.ndim != 2 or any(sorted(row) != one_hot for row in rows):
-            raise RequestError("labels", f"of shape {list(given.shape)} are not one-hot rows of {len(self.classes)}")
+            raise RequestError(argument, f"of shape {list(given.shape)} are not one-hot rows of {len(self.classes)}")
         return [row.index(1) for row in rows]
+
+    def null(self, count: int) -> Tensor:
+        """No class, so many times."""
+        return torch.full((count,), NULL, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class NumberAttribute:
+    """A number. With a period, numbers that differ by it mean the same."""
+
+    name: str
+    mean: float  # of the training images
+    std: float
+    low: float
+    high: float
+    period: float | None = None
+    kind: Literal["number"] = "number"
+
+    def null(self, count: int) -> Tensor:
+        """No number, so many times."""
+        return torch.full((count,), math.nan)
+
+
+@dataclass(frozen=True)
+class TextAttribute:
+    """A text, as the tokens that a frozen text encoder makes of it."""
+
+    name: str
+    encoder: str  # by which name or folder, or under which id on the hub
+    sha256: str  # of the encoder's weights and words: tokens of another one would mean something else
+    width: int  # of a token as the encoder gives it
+    length: int  # tokens at most
+    layers: int  # trained blocks that follow
+    channels: int  # of a token behind them
+    kind: Literal["text"] = "text"
+
+    def null(self, count: int) -> Tensor:
+        """No text, so many times."""
+        return torch.full((count, self.length, self.width), math.nan)
+
+
+Attribute: TypeAlias = ClassAttribute | NumberAttribute | TextAttribute
 
 
 @dataclass(frozen=True)
 class ConditionSchema:
     """The attributes of a data set's images; without any, the model is unconditional."""
 
-    attributes: tuple[ClassAttribute, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+
+    @property
+    def classes(self) -> ClassAttribute | None:
+        """The attribute that labels are of: the first that is a class."""
+        return next((each for each in self.attributes if each.kind == "class"), None)
+
+    @property
+    def text(self) -> TextAttribute | None:
+        """The attribute that prompts are of: the first that is a text."""
+        return next((each for each in self.attributes if each.kind == "text"), None)
+
+    @property
+    def token_channels(self) -> int:
+        """The width of the tokens that texts become; 0 without a text."""
+        return max((each.channels for each in self.attributes if each.kind == "text"), default=0)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What can be asked for by name, in order: the classes; empty for an unconditional model."""
-        return self.attributes[0].classes if self.attributes else ()
+        """What can be asked for by name, in order: the classes; empty for a model without."""
+        return self.classes.classes if self.classes else ()
 
     def names(self, labels: ClassLabels | None) -> list[str]:
         """The names of the requested classes, all of them in turn for None; RequestError if there is no such class."""
         return [self.choices[index] for index in self.indices(labels)]
 
+    def attribute(self, name: str) -> Attribute:
+        """The attribute of a name; RequestError if there is none."""
+        found = next((each for each in self.attributes if each.name == name), None)
+        if found is None:
+            known = ", ".join(each.name for each in self.attributes) or "none, it is unconditional"
+            raise RequestError(name, f"is no condition of this model; its conditions: {known}")
+        return found
+
     def request(self, labels: ClassLabels | None) -> "Condition":
-        """The condition of one image for each of `labels`, as `names` reads them."""
-        return self.condition(torch.tensor(self.indices(labels), dtype=torch.int64))
+        """The condition of one image for each of `labels`, as `names` reads them; all else is left out."""
+        return self.condition(torch.tensor(self.indices(labels) or [NULL], dtype=torch.int64))
 
     def condition(self, indices: Tensor) -> "Condition":
-        """The condition of one image for each class index, NULL where the class is left out."""
-        return Condition({attribute.name: indices for attribute in self.attributes})
+        """The condition of one image for each class index, NULL where the class is left out, as all else is."""
+        return Condition(
+            {each.name: indices if each is self.classes else each.null(len(indices)) for each in self.attributes}
+        )
 
     def indices(self, labels: ClassLabels | None) -> list[int]:
         """The indices of the requested classes, as `names` reads them."""
         if labels is None:
             return list(range(len(self.choices)))
-        if not self.attributes:
+        if self.classes is None:
             raise RequestError("labels", "needs a model with classes, and this one has none")
-        given = self.attributes[0].labels(labels)
+        given = self.classes.labels(labels)
         if not given:
             raise RequestError("labels", "names no class; leave it out for all classes in turn")
-        return [self.attributes[0].index(label) for label in given]
+        return [self.classes.index(label) for label in given]
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """The conditions of a batch of images: of each attribute a class index per image, int64, NULL where it is left out.
+    """The conditions of a batch of images, by attribute; of an unconditional model it is empty.
 
-    Of an unconditional model it is empty.
+    Of a class the index per image, int64, NULL where it is left out; of a number its value, NaN where it is left out;
+    of a text its tokens, images x length x width, NaN behind the last one and everywhere where it is left out.
     """
 
     values: Mapping[str, Tensor]
+
+    @property
+    def count(self) -> int:
+        """Of how many images they are; 0 where there is nothing to be told."""
+        return next((len(value) for value in self.values.values()), 0)
 
     def __getitem__(self, rows: Tensor | Sequence[int]) -> "Condition":
         """The conditions of some of the images."""
@@ -106,13 +180,30 @@ class Condition:
         """The conditions of images with these numbers, where the images of the batch are repeated without end."""
         return Condition({name: value[numbers % len(value)] for name, value in self.values.items()})
 
-    def dropped(self, where: Tensor) -> "Condition":
-        """The same, left out for the images where the boolean `where` is true (classifier-free guidance)."""
-        return Condition({name: value.masked_fill(where, NULL) for name, value in self.values.items()})
+    def dropped(self, where: Tensor, name: str | None = None) -> "Condition":
+        """The same, all or one of it left out for the images where the boolean `where` is true."""
+        chosen = (name,) if name is not None else self.values
+        return Condition(
+            {
+                each: value.masked_fill(where.view(-1, *[1] * (value.ndim - 1)), null_of(value))
+                if each in chosen
+                else value
+                for each, value in self.values.items()
+            }
+        )
+
+    def only(self, names: Collection[str]) -> "Condition":
+        """The same without all but these attributes."""
+        return Condition(
+            {
+                name: value if name in names else value.new_full(value.shape, null_of(value))
+                for name, value in self.values.items()
+            }
+        )
 
     def null(self) -> "Condition":
         """The same number of images without any condition."""
-        return Condition({name: value.new_full(value.shape, NULL) for name, value in self.values.items()})
+        return self.only(())
 
     def joined(self, other: "Condition") -> "Condition":
         """The conditions of both batches, one behind the other."""
@@ -125,6 +216,11 @@ class Condition:
     def pin_memory(self) -> "Condition":
         """In pinned memory, as a data loader asks for it."""
         return Condition({name: value.pin_memory() for name, value in self.values.items()})
+
+
+def null_of(value: Tensor) -> float:
+    """What stands for nothing among the values of an attribute: NULL among classes, NaN among all else."""
+    return math.nan if value.is_floating_point() else NULL
 
 
 class ImageBatch(NamedTuple):
@@ -152,8 +248,17 @@ class Step:
 
     @property
     def number(self) -> int:
-        """The number of the step in the run, from 0."""
+        """The number of the step in the run, from 0. It tells one phase of a run from another."""
         return self.rng.step
+
+    @property
+    def now(self) -> float | Tensor:
+        """The number of the step as a value to compute with."""
+        return self.value("number", int)
+
+    def value(self, name: str, of: Callable[[int], float]) -> float | Tensor:
+        """`of(number)`, which changes with every step: of a step that is replayed, a float64 scalar on the device."""
+        return of(self.number)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,14 @@ class Mask(CorruptionBase):
         found = low + (high - low) * rng.uniform(f"{name} mask fraction", device=clean.device)
         return found * (rng.uniform(f"{name} mask of all", device=clean.device) >= self.p_clean)
 
+    def hidden_count(self, patches: int) -> int | None:
+        """How many of so many patches are hidden in every image; None if that differs."""
+        import numpy as np
+
+        if isinstance(self.fraction, tuple) or self.p_clean:
+            return None
+        return int((np.float32(self.fraction) * np.float32(patches)).round())
+
     def patch_sides(self, position: tuple[int, int]) -> tuple[int, int]:
         """Height and width of a patch, given those of a position of the latent."""
         return (self.patch, self.patch) if self.patch else position

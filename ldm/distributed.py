@@ -1,5 +1,6 @@
 """Collectives of a distributed run: means over the processes, and the broadcast of initial weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of these flags are raised by this or any other process."""
+    if not is_distributed():
+        return list(flags)
+    raised = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return [value > 0 for value in raised.tolist()]
 
 
 def copy_from_main(module: nn.Module, device: torch.device) -> None:

@@ -2,9 +2,8 @@
 
 import errno
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.bottleneck import Posterior
+from ldm.autoencoder.latent_encoding import check_shared, encode_shards
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder, create_pixels
-from ldm.checkpoint import read_entry, write_atomically
+from ldm.checkpoint import read_entry
 from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, ScalarSkipConfig
@@ -28,6 +28,7 @@ from ldm.shapes import format_size
 from ldm.training import locks
 from ldm.training.run import Run
 from ldm.training.run_folder import check_not_among_images
+from ldm.training.sharded_array import TYPES, ShardedArray, as_tensor
 
 MOST_FITTED = 16384  # images that a Gaussian is fitted to
 
@@ -43,7 +44,7 @@ class LatentCache:
 
     Moments, not samples: a cached sample would freeze the noise. Of a deterministic code there is the code alone, c x h
     x w. The mirror image is encoded, for the mirrored latent is not the latent of the mirrored image. The file is
-    memory-mapped.
+    memory-mapped; of bfloat16 it holds the bits, as uint16 (`as_tensor`).
     """
 
     fingerprint: str
@@ -59,9 +60,8 @@ class LatentCache:
 
     def posterior(self, indices: list[int], flips: list[int] | None = None) -> Posterior:
         """The posteriors of these images; `flips` says, image by image, whether the mirror image is meant."""
-        return self.posterior_of(
-            torch.from_numpy(self.moments[[0] * len(indices) if flips is None else flips, indices])
-        )
+        rows = self.moments[[0] * len(indices) if flips is None else flips, indices]
+        return self.posterior_of(as_tensor(rows))
 
     def posterior_of(self, moments: Tensor) -> Posterior:
         """The standardized posteriors of these rows of the cache, on their device."""
@@ -86,28 +86,48 @@ class LatentCache:
 
 
 def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
-    """The cache in `folder`, built there first by the main process if there is none.
+    """The cache in `folder`; what is missing of it is encoded first, by all processes. Every byte is verified.
 
     Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform,
-    ConfigError if it lies among the images.
+    ConfigError if it lies among the images or is not one folder for all processes.
     """
     check_not_among_images("--cache", folder, dataset.config)
-    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
-    channels = autoencoder.latent_channels
+    array = array_of(folder, autoencoder, dataset, run.run_config.latents)
+    processes, channels = run.processes, autoencoder.latent_channels
 
-    def build() -> None:
-        if open_cache(folder, expected, channels) is not None:
-            return
-        if folder.resolve() == run.folder.path.resolve():
-            raise ConfigError(f"--cache {folder} is the run's own folder: choose another, or leave it out")
-        with cache_lock(folder, run.print):
-            if open_cache(folder, expected, channels) is None:
-                build_cache(folder, expected, autoencoder, dataset, run.device)
+    def opened() -> LatentCache | None:
+        return open_cache(folder, array.fingerprint, channels, array.precision)
 
-    run.on_main(build)
-    cache = open_cache(folder, expected, channels)
+    with ExitStack() as stack:
+
+        def begin() -> list[int] | None:
+            if opened() is not None:
+                return None
+            if folder.resolve() == run.folder.path.resolve():
+                raise ConfigError(f"--cache {folder} is the run's own folder: choose another, or leave it out")
+            stack.enter_context(cache_lock(folder, run.print))
+            return None if opened() is not None else array.begin()
+
+        missing = run.on_main(begin)
+        if missing is not None:
+            encode_shards(array, missing, autoencoder, dataset, processes)
+            run.on_main(array.finish)
+    for _ in processes.map(processes.count, lambda _: check_shared(folder, opened() is not None)):
+        pass
+    for _ in processes.map(len(array), array.verify):
+        pass
+    cache = opened()
     assert cache is not None
     return cache
+
+
+def array_of(folder: Path, autoencoder: Autoencoder, dataset: Dataset, precision: str) -> ShardedArray:
+    """The file of the moments of these images in `folder`, whether it is there or not."""
+    flips = 2 if dataset.config.flip else 1
+    _, *sides = autoencoder.latent_shape(dataset.config.sides)
+    channels = autoencoder.latent_channels * (2 if autoencoder.bottleneck.is_stochastic else 1)
+    expected = fingerprint(autoencoder, dataset.fingerprint, flips)
+    return ShardedArray(folder, expected, (flips, len(dataset), channels, *sides), precision)
 
 
 @contextmanager
@@ -128,17 +148,20 @@ def cache_lock(folder: Path, warn: Callable[[str], None] = tqdm.write) -> Iterat
         lock.release()
 
 
-def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None:
-    """The cache of latents of `channels`, None if there is none, CheckpointError if it is of something else."""
+def open_cache(folder: Path, expected: str, channels: int, precision: str | None = None) -> LatentCache | None:
+    """The cache of latents of `channels`, None if there is none, CheckpointError if it is of something else.
+
+    Without a `precision` it may have any.
+    """
     description = folder / "cache.json"
     if not description.exists():
         return None
     try:
         written = json.loads(description.read_text())
-        written_for, shape = written["fingerprint"], tuple(written["shape"])
+        written_for, shape, found = written["fingerprint"], tuple(written["shape"]), written.get("precision", "float32")
         moments = np.load(folder / "moments.npy", mmap_mode="r", allow_pickle=False)
-        if (moments.dtype, moments.shape) != (np.float32, shape):
-            raise ValueError(f"moments.npy holds {moments.dtype} {moments.shape} instead of float32 {shape}")
+        if (moments.dtype, moments.shape) != (TYPES[found], shape):
+            raise ValueError(f"moments.npy holds {moments.dtype} {moments.shape} instead of {found} {shape}")
     except Exception as error:  # what NumPy and json raise for damaged files is of many types
         raise CheckpointError(f"the latent cache {folder} is damaged ({error}): delete it and run again") from error
     if written_for != expected:
@@ -146,36 +169,12 @@ def open_cache(folder: Path, expected: str, channels: int) -> LatentCache | None
             f"the latent cache {folder} is stale: it was made with another autoencoder, other data or another"
             " transform; delete it, or choose another --cache"
         )
+    if precision not in (None, found):
+        raise CheckpointError(
+            f"the latent cache {folder} is of {found}, and run.latents is {precision}: delete it, or choose another"
+            " --cache"
+        )
     return LatentCache(expected, moments, channels, torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))
-
-
-@torch.no_grad()
-def build_cache(folder: Path, expected: str, autoencoder: Autoencoder, dataset: Dataset, device: torch.device) -> None:
-    """Encode every image once and write the moments; `cache.json` comes last, as half a cache is none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _, height, width = autoencoder.latent_shape(dataset.config.sides)
-    flips = 2 if dataset.config.flip else 1
-    channels = autoencoder.latent_channels * (2 if autoencoder.bottleneck.is_stochastic else 1)
-    shape = (flips, len(dataset), channels, height, width)
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    try:
-        # Written, not mapped: where the disk is full, writing to a mapped file kills the process.
-        bar = tqdm(total=flips * len(dataset), desc="encoding", unit="image")
-        with open(folder / "moments.npy", "wb") as file, bar:
-            np.lib.format.write_array_header_1_0(file, header)
-            for flip in range(flips):
-                for chunk in Subset(dataset, list(range(len(dataset)))).chunks():
-                    images = chunk.images()
-                    posterior = autoencoder.encode((images.flip(-1) if flip else images).to(device))
-                    parts = [posterior.mean] if posterior.logvar is None else [posterior.mean, posterior.logvar]
-                    file.write(torch.cat(parts, dim=1).float().cpu().numpy().astype("<f4").tobytes())
-                    bar.update(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = error.filename or str(folder / "moments.npy")
-        raise
-    write_atomically(folder / "cache.json", json.dumps({"fingerprint": expected, "shape": shape}).encode())
 
 
 def possible_skip(

@@ -1,7 +1,7 @@
 """A trained latent diffusion model: from noise, condition and seed to images."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -19,15 +19,24 @@ from ldm.config.reader import to_dict
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.diffusers_format import (
+    config_of_diffusers,
+    our_config_in,
+    our_weights,
+    their_weights,
+    with_our_config,
+)
 from ldm.diffusion.gaussian import LatentGaussian, rank_of
 from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
 from ldm.diffusion.network import DenoiserNetwork
-from ldm.diffusion.noise import karras_sigmas
+from ldm.diffusion.noise import consistency_sigmas, karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
 from ldm.diffusion.samplers.options import check_sampler, checked_options
 from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
 from ldm.shapes import Images, Latents
+from ldm.text.prompts import PromptEncoders
 
+OF_GRID = ("gaussian_start", "second_sigma")  # options that the noise levels depend on, and the sampler itself does not
 FORMAT = 2  # of the folder of a denoiser; 1 was that of version 0.1
 
 
@@ -51,28 +60,44 @@ def check_latent_shape(config: DenoiserConfig, latent_shape: tuple[int, int, int
 def create_denoiser(config: DiffusionModelConfig) -> Denoiser:
     """An untrained denoiser."""
     network_config = config.denoiser.network
-    network: DenoiserNetwork = (
-        DENOISER_NETWORKS[network_config.kind].load().create(network_config, latent_shape=config.latent_shape)
-    )
+    network_class: type[DenoiserNetwork] = DENOISER_NETWORKS[network_config.kind].load()
+    text = {"token_channels": config.schema.token_channels} if config.schema.token_channels else {}
+    if text and not network_class.takes_tokens:
+        raise ConfigError(f"denoiser.network.kind {network_config.kind} has no attention to text: use unet, or no text")
+    network = network_class.create(network_config, latent_shape=config.latent_shape, **text)
     embedding = ConditionEmbedding(config.schema, network.vector_channels)
     skip, gaussian = config.denoiser.skip, None
     if skip.kind == "gaussian":
         gaussian = LatentGaussian(config.latent_shape, rank_of(config.latent_shape, skip.rank))
-    return Denoiser(network, embedding, parametrization=config.denoiser.parametrization, gaussian=gaussian)
+    return Denoiser(
+        network,
+        embedding,
+        parametrization=config.denoiser.parametrization,
+        gaussian=gaussian,
+        consistency=SAMPLERS[config.sampling.sampler].consistency,
+    )
 
 
 class LatentDiffusion:
     """An autoencoder and a denoiser of its latents."""
 
-    def __init__(self, autoencoder: Autoencoder, denoiser: Denoiser, config: DiffusionModelConfig):
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        denoiser: Denoiser,
+        config: DiffusionModelConfig,
+        prompts: PromptEncoders | None = None,
+    ):
         self.autoencoder, self.denoiser, self.config = autoencoder.eval(), denoiser.eval(), config
+        self.prompts = prompts or PromptEncoders(config.schema)
 
     @classmethod
     def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
         """The finished run of train_diffusion.py in a folder. Raises CheckpointError if it is not one."""
         folder = Path(run)
         denoiser, config = load_denoiser(folder / "unet")
-        return cls(Autoencoder.load(folder), denoiser, config).to(device)
+        prompts = PromptEncoders(config.schema, folder / "unet")
+        return cls(Autoencoder.load(folder), denoiser, config, prompts).to(device)
 
     def to(self, *target: str | torch.device | torch.dtype) -> Self:
         """Move to a device, to a precision, or to both."""
@@ -92,28 +117,33 @@ class LatentDiffusion:
         num: int = 16,
         labels: ClassLabels | None = None,
         *,
-        steps: int = 18,
-        sampler: str = "heun",
+        prompt: str | Sequence[str] | None = None,
+        conditions: Mapping[str, Any] | Condition | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
         sampler_options: Mapping[str, float] | None = None,
-        guidance: float | Guidance | None = None,
+        guidance: float | Mapping[str, float] | Guidance | None = None,
         seed: int = 0,
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
     ) -> Images:
         """`num` images, float B C H W in [-1, 1], on the CPU.
 
-        `labels` are classes by name or index (one, several, a tensor, one-hot rows), repeated as often as needed; None
-        takes all classes in turn. `guidance` is a weight of classifier-free guidance, or what `checked_guidance` gives;
-        1 means none; left out it is 2 for a model that saw its classes and none. `sampler_options` are those of
-        SAMPLER_OPTIONS that the sampler takes.
+        `labels` are classes by name or index (one, several, a tensor, one-hot rows), a `prompt` one text or several,
+        `conditions` values of other attributes by name: of each one, or as many as of the others, repeated as often as
+        needed. What is not asked for is left out; of a request for nothing at all the classes come in turn.
+        `guidance` is a weight of classifier-free guidance, one for each condition by name, or what `checked_guidance`
+        gives; 1 means none; left out it is 2 for a model that saw its conditions and none. `steps` and `sampler` are
+        the model's own where left out. `sampler_options` are those of SAMPLER_OPTIONS that the sampler takes.
         Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
         batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
         """
-        requested = self.config.schema.request(labels)
+        requested, grid = self.prompts.request(labels, conditions, prompt), self.config.sampling
+        steps, sampler = grid.steps if steps is None else steps, sampler or grid.sampler
         if not isinstance(guidance, Guidance):
-            guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
+            guidance = checked_guidance(guidance, self.config.schema, self.config.trained_with_condition_dropout)
         check_request(num, steps, sampler, batch_size, seed)
-        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, self.config.sampling)
+        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, grid)
         images = []
         for numbers in torch.arange(num).split(batch_size):
             latents = self.sample_latents(
@@ -176,6 +206,8 @@ class LatentDiffusion:
 
 def noise_levels(grid: SamplingConfig, steps: int, options: Mapping[str, float]) -> Tensor:
     """The grid of noise levels of a model, from where a sampler begins."""
+    if SAMPLERS[grid.sampler].consistency:
+        return consistency_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho, options.get("second_sigma"))
     return karras_sigmas(steps, grid.sigma_min, options.get("gaussian_start", grid.sigma_max), grid.rho)
 
 
@@ -196,7 +228,7 @@ def sample_latents(
     they start at exactly its noisy latents.
     """
     facts, highest = SAMPLERS[sampler], sigmas[0].item()
-    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name != "gaussian_start"}
+    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name not in OF_GRID}
     if facts.stochastic:
         more["noise"] = noise
     start = unit_noise * highest
@@ -227,10 +259,14 @@ def check_request(num: int, steps: int, sampler: str, batch_size: int = 1, seed:
 
 
 def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path, variant: str | None = None) -> None:
-    """Write `config.json` and the weights as safetensors."""
+    """Write `config.json` and the weights as safetensors; as diffusers' own class has them, if it has one for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
-    save_weights(folder, denoiser.state_dict(), variant)
+    saved, weights = to_dict(config), denoiser.state_dict()
+    theirs = config_of_diffusers(denoiser, config.denoiser, config.schema)
+    if theirs is not None:
+        saved, weights = with_our_config(theirs, saved), their_weights(weights)
+    (folder / "config.json").write_text(json.dumps(saved, indent=2))
+    save_weights(folder, weights, variant, of_diffusers=theirs is not None)
 
 
 def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, DiffusionModelConfig]:
@@ -240,11 +276,14 @@ def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, D
             f"{folder.parent} is not a finished run of train_diffusion.py: it has no unet/config.json"
         )
     try:
-        saved = json.loads((folder / "config.json").read_text())
+        entries = json.loads((folder / "config.json").read_text())
+        saved = our_config_in(entries)
         check_format(saved, folder.parent)
         config: DiffusionModelConfig = from_plain(DiffusionModelConfig, saved)
-        denoiser = create_denoiser(config)
-        denoiser.load_state_dict(load_weights(folder, variant))
+        denoiser, weights = create_denoiser(config), load_weights(folder, variant)
+        if saved is not entries:
+            weights = our_weights(weights, config.schema)
+        denoiser.load_state_dict(weights)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError, ConfigError) as error:
         raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error
     return denoiser.eval(), config

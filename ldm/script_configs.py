@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ldm.autoencoder.config import AutoencoderConfig, ReconstructionObjectiveConfig
 from ldm.config import reader
 from ldm.config.yaml_file import read_yaml
 from ldm.data.config import DataSourceConfig
-from ldm.diffusion.config import DenoiserConfig, SamplingConfig
-from ldm.diffusion.losses.config import DenoisingObjectiveConfig
+from ldm.diffusion.config import PARAMETRIZATIONS, SAMPLERS, DenoiserConfig, SamplingConfig
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig, ObjectiveConfig
 from ldm.errors import CheckpointError, ConfigError
 from ldm.training.config import AdamWConfig, OptimConfig, RunConfig, check_run_format
+
+Options: TypeAlias = Mapping[str, str | bool | None]  # of a script, by name
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,34 @@ class TrainDiffusionConfig:
 
     data: DataSourceConfig | None = None  # left out: the data of the autoencoder's run, with its held-out split
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    objective: DenoisingObjectiveConfig = field(default_factory=DenoisingObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=DenoisingObjectiveConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optim: OptimConfig = field(default_factory=AdamWConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(snapshots=8))
 
+    def __post_init__(self) -> None:
+        is_consistency, sampler = self.objective.kind == "consistency", self.sampling.sampler
+        if is_consistency != SAMPLERS[sampler].consistency:
+            wanted = "consistency" if is_consistency else "another"
+            raise ValueError(
+                f"sampling.sampler {sampler} draws no samples from a model with objective.kind {self.objective.kind}:"
+                f" choose {wanted}"
+            )
+        if SAMPLERS[sampler].gaussian and self.denoiser.skip.kind != "gaussian":
+            raise ValueError(f"sampling.sampler {sampler} needs denoiser.skip.kind gaussian")
+        if is_consistency and self.run.keep == "best":
+            raise ValueError(
+                "run.keep best compares models by how well they denoise, and one with objective.kind consistency does"
+                " not: use last"
+            )
+        if is_consistency and not PARAMETRIZATIONS[self.denoiser.parametrization].keeps_clean_input:
+            raise ValueError(
+                "objective.kind consistency needs a denoiser that leaves a latent without noise as it is, and one of"
+                f" denoiser.parametrization {self.denoiser.parametrization} does not: train another first"
+            )
 
-def data_of_source(options: Mapping[str, str | bool | None]) -> dict[str, Any] | None:
+
+def data_of_source(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The data section of the run of train_vae.py that the option `autoencoder` names, or of the one to start `from`.
 
     None if they name none.
@@ -60,12 +83,21 @@ def data_of_source(options: Mapping[str, str | bool | None]) -> dict[str, Any] |
     return reader.to_dict(reader.load(TrainVAEConfig, file, {}).data)
 
 
-def denoiser_of_start(options: Mapping[str, str | bool | None]) -> dict[str, Any] | None:
+def denoiser_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The denoiser section of the run of train_diffusion.py that the option `from` names; None if it names none."""
     return section_of_start(options, "denoiser")
 
 
-def section_of_start(options: Mapping[str, str | bool | None], name: str) -> dict[str, Any] | None:
+def sampling_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The sampling section of a run that is tuned for few steps: the grid of the one that the option `from` names."""
+    objective = given.get("objective")
+    if not isinstance(objective, dict) or objective.get("kind") != "consistency":
+        return None
+    grid = section_of_start(options, "sampling")
+    return None if grid is None else {**grid, "sampler": "consistency", "steps": 2}
+
+
+def section_of_start(options: Options, name: str) -> dict[str, Any] | None:
     """A section of the config of the run of train_diffusion.py that the option `from` names; None if it names none."""
     file = Path(str(options["from"] or "")) / "config.yaml"
     if not options["from"] or not file.is_file():
@@ -107,6 +139,15 @@ def vae_config_of(source: str) -> TrainVAEConfig | None:
     return reader.load(TrainVAEConfig, file, {})
 
 
+def vae_data_of(source: str) -> DataSourceConfig | None:
+    """The config of the images that a run of train_vae.py was trained on; None if that is an autoencoder and not a run.
+
+    Raises what `vae_config_of` does.
+    """
+    config = vae_config_of(source)
+    return None if config is None else config.data
+
+
 def data_of_run(run: str) -> DataSourceConfig | None:
     """The config of the images that a run was trained on; None if it is no run, but for instance an export."""
     file = Path(run) / "config.yaml"
@@ -114,5 +155,4 @@ def data_of_run(run: str) -> DataSourceConfig | None:
     if isinstance(given, dict) and "denoiser" in given:
         check_run_format(file.parent, "train again, under another --out")
         return reader.load(TrainDiffusionConfig, file, {}).data
-    config = vae_config_of(run)
-    return None if config is None else config.data
+    return vae_data_of(run)

@@ -12,7 +12,7 @@ from ldm.autoencoder.config import BOTTLENECKS, DISTANCES
 from ldm.autoencoder.objective import ReconstructionObjective
 from ldm.config import reader
 from ldm.config.parts import Part
-from ldm.diffusion.config import PARAMETRIZATIONS, SAMPLERS
+from ldm.diffusion.config import DENOISER_NETWORKS, PARAMETRIZATIONS, SAMPLERS
 from ldm.diffusion.losses.config import NOISE_DISTRIBUTIONS, WEIGHTINGS
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from tests.support.scripts import ROOT
@@ -57,6 +57,7 @@ def test_walk_from_the_training_script_to_the_l1_loss_takes_two_jumps(capsys: py
     ("page", "table"),
     [
         ("docs/samplers.md", SAMPLERS),
+        ("docs/networks.md", DENOISER_NETWORKS),
         ("docs/glossary.md", PARAMETRIZATIONS),
         ("docs/objective.md", PARAMETRIZATIONS),
         ("docs/objective.md", NOISE_DISTRIBUTIONS),
@@ -64,7 +65,16 @@ def test_walk_from_the_training_script_to_the_l1_loss_takes_two_jumps(capsys: py
         ("docs/autoencoder.md", DISTANCES),
         ("docs/family.md", BOTTLENECKS),
     ],
-    ids=["samplers", "glossary", "parametrizations", "noise distributions", "weightings", "distances", "bottlenecks"],
+    ids=[
+        "samplers",
+        "networks",
+        "glossary",
+        "parametrizations",
+        "noise distributions",
+        "weightings",
+        "distances",
+        "bottlenecks",
+    ],
 )
 def test_pages_name_every_part_of_a_table(page: str, table: dict[str, Part]) -> None:
     text = (ROOT / page).read_text()

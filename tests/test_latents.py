@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
+from ldm.autoencoder.latent_encoding import check_shared, encode_shards
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.batch import NULL, LatentBatch
@@ -24,11 +25,11 @@ from ldm.diffusion.config import DenoiserConfig, GaussianSkipConfig, SamplingCon
 from ldm.diffusion.gaussian import fit_gaussian
 from ldm.diffusion.latent_batches import LatentBatches, copied
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig, LogNormalConfig
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.latents import (
     LatentCache,
     above_noise,
-    build_cache,
+    array_of,
     cache_lock,
     fingerprint,
     gaussian_of,
@@ -37,8 +38,12 @@ from ldm.latents import (
     possible_skip,
 )
 from ldm.randomness import generator
+from ldm.training import sharded_array
 from ldm.training.config import RunConfig
-from tests.support.scripts import Stage
+from ldm.training.processes import Processes
+from ldm.training.sharded_array import ShardedArray
+from tests.support.runs import one_process
+from tests.support.scripts import Stage, together
 
 CPU = torch.device("cpu")
 
@@ -64,10 +69,18 @@ def dataset(shapes_folder: Path) -> Dataset:
     return open_dataset(FolderConfig(path=str(shapes_folder), size=16, flip=True))
 
 
-def cached(folder: Path, autoencoder: Autoencoder, dataset: Dataset) -> LatentCache:
-    expected = fingerprint(autoencoder, dataset.fingerprint, 2 if dataset.config.flip else 1)
-    build_cache(folder, expected, autoencoder, dataset, CPU)
-    cache = open_cache(folder, expected, autoencoder.latent_channels)
+def build(folder: Path, autoencoder: Autoencoder, dataset: Dataset, precision: str = "float32") -> ShardedArray:
+    folder.mkdir(parents=True, exist_ok=True)
+    array = array_of(folder, autoencoder, dataset, precision)
+    with one_process() as processes:
+        encode_shards(array, array.begin(), autoencoder, dataset, processes)
+    array.finish()
+    return array
+
+
+def cached(folder: Path, autoencoder: Autoencoder, dataset: Dataset, precision: str = "float32") -> LatentCache:
+    array = build(folder, autoencoder, dataset, precision)
+    cache = open_cache(folder, array.fingerprint, autoencoder.latent_channels, precision)
     assert cache is not None
     return cache
 
@@ -110,9 +123,7 @@ def test_the_cache_holds_moments_of_every_image_memory_mapped_and_read_only(cach
 
 def test_without_flips_only_plain_views_are_encoded(tmp_path, autoencoder, dataset):
     never_flipped = replace(dataset, config=replace(dataset.config, flip=False))
-    expected = fingerprint(autoencoder, dataset.fingerprint, 1)
-    build_cache(tmp_path, expected, autoencoder, never_flipped, CPU)
-    found = open_cache(tmp_path, expected, 2)
+    found = cached(tmp_path, autoencoder, never_flipped)
     assert found.moments.shape[0] == 1
     close(found.posterior([4, 2]).mean, autoencoder.encode(plain(dataset, [4, 2])).mean)
 
@@ -196,6 +207,99 @@ def test_half_a_cache_is_none_and_is_built_anew(tmp_path, cache, autoencoder, da
     assert np.array_equal(cached(tmp_path, autoencoder, dataset).moments, cache.moments)
 
 
+def test_a_build_that_was_killed_goes_on_with_the_shards_that_are_missing(
+    tmp_path, cache, autoencoder, dataset, monkeypatch
+):
+    monkeypatch.setattr(sharded_array, "SHARD", 25)
+    array = array_of(tmp_path, autoencoder, dataset, "float32")
+    assert array.begin() == [0, 1, 2]
+    with one_process() as processes:
+        encode_shards(array, [1], autoencoder, dataset, processes)
+    assert open_cache(tmp_path, cache.fingerprint, 2) is None
+    written = (tmp_path / "moments.npy").stat().st_ino
+    assert array.begin() == [0, 2] and (tmp_path / "moments.npy").stat().st_ino == written
+    with one_process() as processes:
+        encode_shards(array, [0, 2], autoencoder, dataset, processes)
+    array.finish()
+    found = open_cache(tmp_path, cache.fingerprint, 2)
+    np.testing.assert_allclose(found.moments, cache.moments, rtol=1e-5, atol=1e-5)
+    for shard in range(3):
+        array.verify(shard)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.json", "moments.npy"]
+
+
+def test_what_was_built_of_something_else_is_not_gone_on_with(tmp_path, autoencoder, dataset):
+    other = array_of(tmp_path, untrained(1), dataset, "float32")
+    with one_process() as processes:
+        encode_shards(other, other.begin(), untrained(1), dataset, processes)
+    for precision in ("float32", "bfloat16"):
+        assert array_of(tmp_path, autoencoder, dataset, precision).begin() == [0]
+
+
+def test_a_flipped_bit_of_the_moments_is_named(tmp_path, autoencoder, dataset):
+    array = build(tmp_path, autoencoder, dataset)
+    array.verify(0)
+    data = bytearray((tmp_path / "moments.npy").read_bytes())
+    data[-100] ^= 1
+    (tmp_path / "moments.npy").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is damaged \(the checksum of images 0 to 59\): delete it"):
+        array.verify(0)
+
+
+def test_a_cache_of_an_earlier_version_without_checksums_is_still_read(tmp_path, cache, autoencoder, dataset):
+    array = build(tmp_path, autoencoder, dataset)
+    description = json.loads((tmp_path / "cache.json").read_text())
+    before = {name: description[name] for name in ("fingerprint", "shape")}
+    (tmp_path / "cache.json").write_text(json.dumps(before))
+    array.verify(0)
+    assert np.array_equal(open_cache(tmp_path, cache.fingerprint, 2, "float32").moments, cache.moments)
+
+
+def test_in_bfloat16_the_cache_is_half_as_large_and_rounded(tmp_path, cache, autoencoder, dataset):
+    small = cached(tmp_path, autoencoder, dataset, "bfloat16")
+    assert small.moments.nbytes * 2 == cache.moments.nbytes and small.fingerprint == cache.fingerprint
+    indices, flips = [5, 0, 41], [0, 1, 1]
+    expected, found = cache.posterior(indices, flips), small.posterior(indices, flips)
+    assert torch.equal(found.mean, expected.mean.bfloat16().float())
+    assert torch.equal(found.logvar, expected.logvar.bfloat16().float())
+    with pytest.raises(CheckpointError, match=r"is of bfloat16, and run\.latents is float32: delete it"):
+        open_cache(tmp_path, cache.fingerprint, 2, "float32")
+
+
+def test_a_file_of_more_shards_than_one_holds_every_view_where_it_belongs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharded_array, "SHARD", 3)
+    array = ShardedArray(tmp_path, "x", (2, 7, 1, 2, 2), "float32")
+    numbers = np.arange(2 * 7 * 4, dtype=np.float32).reshape(2, 7, 1, 2, 2)
+    for shard in reversed(array.begin()):
+        images = array.images(shard)
+        array.write(shard, ([view[[image]] for view in numbers] for image in images))
+    array.finish()
+    assert np.array_equal(np.load(array.file), numbers) and len(array) == 3
+
+
+def test_two_processes_encode_a_cache_together(tmp_path, cache, autoencoder, dataset, monkeypatch):
+    monkeypatch.setattr(sharded_array, "SHARD", 13)
+    array = array_of(tmp_path, autoencoder, dataset, "float32")
+
+    def work() -> int:
+        processes = Processes("cpu")
+        encode_shards(array, processes.on_main(array.begin), autoencoder, dataset, processes)
+        processes.on_main(array.finish)
+        return 0
+
+    outcomes = together([work] * 2)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    for shard in range(5):
+        array.verify(shard)
+    found = open_cache(tmp_path, cache.fingerprint, 2)
+    np.testing.assert_allclose(found.moments, cache.moments, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_that_other_machines_do_not_see_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not the same folder for every process: several machines need one"):
+        check_shared(tmp_path, is_there=False)
+
+
 def test_two_runs_that_share_a_cache_do_not_write_it_at_once(tmp_path):
     """The second would empty the file that the first has mapped, which would train on zeros."""
     order: list[str] = []
@@ -218,7 +322,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_cache(tmp_path, cache, autoencode
     """Writing through a memory map would end in SIGBUS, which no program survives."""
     (tmp_path / "moments.npy").symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
-        build_cache(tmp_path, cache.fingerprint, autoencoder, dataset, CPU)
+        build(tmp_path, autoencoder, dataset)
     assert caught.value.errno == errno.ENOSPC and str(tmp_path) in caught.value.filename
     assert open_cache(tmp_path, cache.fingerprint, 2) is None
 
@@ -374,7 +478,7 @@ def test_the_store_and_the_workers_give_the_same_latents(cache, dataset):
         batches(cache, dataset, run=RunConfig(store="host")),
         batches(cache, dataset),
     )
-    stored.store = copied(cache.moments, torch.float32, "cpu")
+    stored.store = copied(cache.moments, "cpu")
     assert loaded.loads_data and not mapped.loads_data and mapped[0].moments is None
     for step in range(5):
         for expected, *found in zip(*(tensors(each.batch(step)) for each in (mapped, loaded, stored)), strict=True):
@@ -383,8 +487,9 @@ def test_the_store_and_the_workers_give_the_same_latents(cache, dataset):
 
 def test_latents_in_half_precision_are_half_as_large_and_hardly_different(cache, dataset):
     whole = batches(cache, dataset)
-    half = [RunConfig(store=store, latents="bfloat16") for store in ("auto", "host")]
-    ways = [batches(cache, dataset, run=run) for run in half]
+    bits = torch.from_numpy(np.array(cache.moments)).bfloat16().view(torch.uint16).numpy()
+    halved = replace(cache, moments=bits)
+    ways = [batches(halved, dataset, run=RunConfig(store=store)) for store in ("auto", "host")]
     stored, loaded = (each.batch(3).latents for each in ways)
     assert torch.equal(stored, loaded) and stored.dtype == torch.float32 and ways[1][0].moments.dtype == torch.bfloat16
     assert 0 < (stored - whole.batch(3).latents).abs().max() < 0.1

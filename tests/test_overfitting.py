@@ -17,6 +17,7 @@ from ldm.evaluation.panels import HeldOutLatents
 from ldm.pipeline import DiffusionModelConfig, create_denoiser, sample_latents
 from ldm.randomness import generator
 from ldm.training.config import AdamWConfig
+from ldm.training.ema import ema_shares
 from ldm.training.processes import Processes
 from ldm.training.step import WholeRun
 from ldm.training.train_state import TrainState
@@ -51,7 +52,7 @@ def test_a_model_of_few_images_is_caught_and_one_of_many_is_not(count: int, is_f
         noise, sigma = torch.randn(chosen.shape, generator=rng), sample_sigmas(LogNormalConfig(), BATCH, rng)
         loss = objective(LatentBatch(chosen, noise, sigma, UNCONDITIONAL)).total
         loss.backward()
-        state.advance(step + 1, state.lr(step), loss.detach())
+        state.advance(state.lr(step), ema_shares(step + 1), loss.detach())
         if (step + 1) % EVERY == 0:
             model, levels = state.ema_model("0.05"), list(HeldOutLatents.sigmas)
             cpu = torch.device("cpu")

@@ -1,6 +1,9 @@
 """Counter-based random numbers: the published ones, the same on every device and for any part of a batch."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +12,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from ldm.randomness import StepRandom, normal_at, philox, philox_on_cpu, uniform_at
+from ldm.philox.counter_based import philox, philox_on_cpu
+from ldm.randomness import StepRandom, normal_at, uniform_at
+from tests.support.scripts import ROOT
 
 # kat_vectors of Random123 (Salmon et al. 2011) for philox4x32 10: counter, key, words
 ONES = 0xFFFFFFFF
@@ -89,3 +94,25 @@ def test_the_numbers_of_a_million_draws_are_normal_far_into_the_tails() -> None:
     pairs = drawn.view(-1, 2)
     assert abs((pairs[:, 0] * pairs[:, 1]).mean()) < 5 / math.sqrt(len(pairs))
     assert abs((pairs[:, 0].square() * pairs[:, 1].square()).mean() - 1) < 15 / math.sqrt(len(pairs))
+
+
+def test_the_kernel_gives_the_same_numbers() -> None:
+    """By Triton's interpreter, in a process of its own: it is chosen when Triton is imported."""
+    pytest.importorskip("triton")
+    source = """
+import torch
+from ldm.philox.counter_based import normal_numbers, numbers_in_numpy, uniform_numbers
+from ldm.philox.kernel import numbers_in_triton
+
+key, rows = (0x12345678, 0x7FEDCBA9), torch.tensor([3, 0, 2**32 - 1, 77])
+for position in (5, 2**40 + 3, torch.tensor([1, 2, 3, 2**33])):
+    for count in (1, 6, 1500):
+        uniform = [f(key, rows, position, count) for f in (lambda *a: numbers_in_numpy(uniform_numbers, *a),
+                                                            lambda *a: numbers_in_triton("uniform", *a))]
+        assert torch.equal(*uniform)
+        normal = [f(key, rows, position, count) for f in (lambda *a: numbers_in_numpy(normal_numbers, *a),
+                                                           lambda *a: numbers_in_triton("normal", *a))]
+        assert torch.allclose(*normal, atol=2e-6), (normal[0] - normal[1]).abs().max()
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", source], check=True, env=environment)

@@ -17,6 +17,8 @@ from tests.support.scripts import Stage, metrics, weights
 
 SETTINGS = ("--run.steps", 12, "--run.checkpoint-every", 3, "--run.log-every", 1)
 
+BY_TIME = ("--run.steps", 12, "--run.checkpoint-seconds", 0, "--run.log-every", 1)  # whenever the last one is written
+
 
 def uninterrupted(stage: Stage, out: Path, *more: object) -> Path:
     outcome = stage.run(out, *SETTINGS, *more)
@@ -68,18 +70,20 @@ def test_six_steps_equal_three_and_a_restart_and_three(stage, tmp_path):
             assert value.equal(three.tensors[file][name]), f"{file} {name}"
 
 
-def kill_at_random(stage: Stage, whole: Path, tmp_path: Path, points: int, seed: int) -> None:
+def kill_at_random(
+    stage: Stage, whole: Path, tmp_path: Path, points: int, seed: int, settings: tuple[object, ...] = SETTINGS
+) -> None:
     """Kill -9 at `points` random moments of one run, resuming after each; the end equals the uninterrupted run's."""
     rng, out, killed = random.Random(seed), tmp_path / "killed", 0
     began = time.monotonic()
-    assert stage.run(tmp_path / "timed", *SETTINGS).code == 0
+    assert stage.run(tmp_path / "timed", *settings).code == 0
     length = time.monotonic() - began
     while killed < points:
         if (out / "finished.json").exists():
             assert weights(out) == weights(whole)
             assert metrics(out) == metrics(whole)
             shutil.rmtree(out)
-        child, wait = stage.start(out, *SETTINGS)
+        child, wait = stage.start(out, *settings)
         time.sleep(rng.uniform(0.0, length))
         os.kill(child, signal.SIGKILL)
         outcome = wait()
@@ -87,14 +91,14 @@ def kill_at_random(stage: Stage, whole: Path, tmp_path: Path, points: int, seed:
         assert outcome.code in (0, -signal.SIGKILL), outcome.err
         if outcome.code == 0:  # done before: the machine has less to do than when the length was timed
             length *= 0.7
-    outcome = stage.run(out, *SETTINGS)
+    outcome = stage.run(out, *settings)
     assert outcome.code == 0, outcome.err
     assert weights(out) == weights(whole)
     assert metrics(out) == metrics(whole)
 
 
-def test_twenty_random_kills_lose_nothing(stage, whole, tmp_path):
-    kill_at_random(stage, whole, tmp_path, points=20, seed=0)
+def test_twenty_random_kills_lose_nothing_where_the_clock_says_when_to_save(stage, whole, tmp_path):
+    kill_at_random(stage, whole, tmp_path, points=20, seed=0, settings=BY_TIME)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import csv
 import io
 import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from ldm.anomaly.detector import AnomalyDetector, AnomalyScores
 from ldm.anomaly.image_scores import ImageScores, read
 from ldm.anomaly.overlays import HeatScale, ends, overlay
+from ldm.component.versions import versions_of
 from ldm.data.datasets import Dataset
 from ldm.evaluation.new_folder import NewFolder
 from ldm.evaluation.sample_sheet import COLUMNS, captioned
@@ -64,7 +64,7 @@ def described(source: str, detector: AnomalyDetector, found: ImageScores) -> dic
         "images_with_a_score": len(found.readable),
         "unreadable": {found.dataset.names[index]: reason.reason for index, reason in found.failures.items()},
         "not_finite": found.not_finite,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
     }
 
 

@@ -81,6 +81,7 @@ class Bottleneck(nn.Module):
     tracks_usage = False  # whether it knows which units are dead
     is_stochastic = False  # whether its posterior has a variance
     noise: float | None = None  # the posterior's standard deviation where it is set, the code's own being 1
+    starting_noise: float | None = None  # that for which a network starts from data, and the code's scale with it
 
     def __init__(self, config: BottleneckConfig, encoder_channels: int):
         super().__init__()
@@ -107,6 +108,15 @@ class Bottleneck(nn.Module):
         """The posterior of each image, not yet standardized."""
         raise NotImplementedError
 
+    @property
+    def cell(self) -> Tensor | None:
+        """The step of each channel, channels x 1 x 1, to whose multiples the code is rounded; None where it is not."""
+        return None
+
+    def unrounded(self, moments: Tensor) -> Posterior:
+        """The posterior before a bottleneck that rounds has rounded it: what a codec quantizes by steps of its own."""
+        return self.posterior(moments)
+
     def costs(self, posterior: Posterior) -> dict[str, Scalars]:
         """What the code costs, in nats per image."""
         return {}
@@ -117,7 +127,7 @@ class Bottleneck(nn.Module):
     def reset_usage(self, step: int) -> None:
         """A stage that trains the code begins with this step: all units count as alive."""
 
-    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
+    def update_usage(self, code: Tensor, step: float | Tensor, *, is_last: bool = True) -> None:
         """Note which units of the code were active in this step of training, after the update, or how it spreads.
 
         Called for every micro-batch; `is_last` says that the update came with this one.
@@ -127,7 +137,7 @@ class Bottleneck(nn.Module):
         """Which units are above 0 anywhere in this batch, on any process: one truth value each."""
         return mean_over_processes((code.detach() > 0).any(0).flatten(1).any(1).float()) > 0
 
-    def dead_units(self, step: int) -> Tensor:
+    def dead_units(self, step: float | Tensor) -> Tensor:
         """Which units count as dead at the beginning of a step: one truth value each."""
         return torch.zeros(self.channels, dtype=torch.bool)
 
@@ -146,7 +156,7 @@ class GaussianBottleneck(Bottleneck):
 
     def __init__(self, config: GaussianConfig):
         super().__init__(config, 2 * config.channels if config.noise is None else config.channels)
-        self.noise = config.noise
+        self.noise = self.starting_noise = config.noise
         if self.noise is not None:
             self.register_buffer("moments", torch.tensor([0.0, 1.0]).repeat(config.channels, 1).T.contiguous())
             self.register_buffer("gathered", torch.zeros(3, config.channels), persistent=False)
@@ -174,7 +184,7 @@ class GaussianBottleneck(Bottleneck):
             self.moments.copy_(torch.stack([mean, torch.where(varies, square, mean.square() + 1)]))
 
     @torch.no_grad()
-    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
+    def update_usage(self, code: Tensor, step: float | Tensor, *, is_last: bool = True) -> None:
         if self.noise is None:
             return
         moments = moments_of(code * self.code_std)
@@ -228,8 +238,9 @@ class SparseBottleneck(Bottleneck):
         self.last_active.fill_(step)
 
     @torch.no_grad()
-    def update_usage(self, code: Tensor, step: int, *, is_last: bool = True) -> None:
-        self.last_active.masked_fill_(self.active_units(code), step)
+    def update_usage(self, code: Tensor, step: float | Tensor, *, is_last: bool = True) -> None:
+        now = step.long() if isinstance(step, Tensor) else int(step)
+        self.last_active.copy_(torch.where(self.active_units(code), now, self.last_active))
 
-    def dead_units(self, step: int) -> Tensor:
+    def dead_units(self, step: float | Tensor) -> Tensor:
         return self.last_active < step - self.dead_after

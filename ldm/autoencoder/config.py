@@ -18,6 +18,7 @@ class BottleneckFacts(Part):
     """What is known of a bottleneck."""
 
     stochastic: bool = False  # whether its code is a sample in training, of a posterior that a KL is taken of
+    has_rate: bool = False  # whether its code is rounded and entropy coded, at a cost in bits
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ BOTTLENECKS = {
     "gaussian": BottleneckFacts("ldm.autoencoder.bottleneck:GaussianBottleneck", stochastic=True),
     "identity": BottleneckFacts("ldm.autoencoder.bottleneck:IdentityBottleneck"),
     "sparse": BottleneckFacts("ldm.autoencoder.bottleneck:SparseBottleneck"),
+    "quantized": BottleneckFacts("ldm.autoencoder.quantized:QuantizedBottleneck", has_rate=True),
 }
 
 DISTANCES = {
@@ -220,7 +222,17 @@ class SparseConfig(Checked):
             raise ValueError("k keeps the largest values and sets the others to 0, which sigmoid never is: use relu")
 
 
-BottleneckConfig: TypeAlias = GaussianConfig | IdentityConfig | SparseConfig
+@dataclass(frozen=True)
+class QuantizedConfig(Checked):
+    """A code that is rounded to a learned step, and costs what its entropy model says: see objective.rate."""
+
+    kind: Literal["quantized"] = "quantized"
+    channels: Count = 16  # latent channels; those that are not worth their bits become 0
+    step: Annotated[float, Above(0)] = 0.25  # of each channel at the start, in standard deviations
+    relaxation: Literal["mixed", "noise", "straight-through"] = "mixed"  # of rounding, in training
+
+
+BottleneckConfig: TypeAlias = GaussianConfig | IdentityConfig | SparseConfig | QuantizedConfig
 
 
 @dataclass(frozen=True)
@@ -252,10 +264,11 @@ class StageConfig(Checked):
 
 @dataclass(frozen=True)
 class ReconstructionObjectiveConfig(Checked):
-    """distance + perceptual + kl * KL, all per image value, + the penalties + the adversarial loss."""
+    """distance + perceptual + kl * KL, all per image value, + rate * bits per pixel + penalties + adversarial loss."""
 
     distance: Annotated[str, OneOf(DISTANCES)] = "l1"  # gaussian: a likelihood whose variance is learned
     kl: Weight = 1e-6  # weight of what the code costs, the KL, summed over the latent and divided by the image values
+    rate: Weight = 0.01  # weight of the bits per pixel of a quantized code: the 1 / λ of rate + λ · distance
     corruption: Corruption | None = None  # of the images, before the encoder sees them; null: none
     latent_corruption: Corruption | None = None  # of the latent, before the decoder sees it; null: none
     emphasis: Fraction | None = None  # weight of corrupted elements in the distance, of others the rest; null: equal

@@ -131,5 +131,6 @@ def identity_is_optimal(
     holding: list[object] = [config.corruption, config.latent_corruption, config.equivariance]
     holding += [stage.corruption for stage in config.stages]
     holding += [penalties.l1, penalties.kl_sparsity, penalties.jacobian]
-    holding += [BOTTLENECKS[autoencoder.bottleneck.config.kind].stochastic and config.kl > 0]
+    facts = BOTTLENECKS[autoencoder.bottleneck.config.kind]
+    holding += [facts.stochastic and config.kl > 0, facts.has_rate and config.rate > 0]
     return numbers >= math.prod(image) and not any(holding)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,12 @@ class Autoencoder(nn.Module):
         learns_variance = BOTTLENECKS[self.bottleneck.config.kind].stochastic and self.bottleneck.noise is None
         return self.network.has_autoencoder_kl_shape and learns_variance
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the parts of the network that are called as a whole (encoder, decoder), in place."""
+        for part in self.network.children():
+            if type(part).forward is not nn.ModuleDict.forward:
+                part.compile(*args, **kwargs)
+
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""
         for name, parameter in self.network.named_parameters():
@@ -105,12 +111,13 @@ class Autoencoder(nn.Module):
     def initialize(self, training_images: Callable[[int], Images]) -> None:
         """Set what starts from training images, of which `training_images` gives so many: weights, the code's scale."""
         assert self.image is not None
-        if not self.network.starts_from_data and self.bottleneck.noise is None:
+        noise = self.bottleneck.starting_noise
+        if not self.network.starts_from_data and noise is None:
             return
         images = training_images(max(min(MOST_IMAGES, MOST_VALUES // math.prod(self.image)), 1))
         if self.network.starts_from_data:
-            self.network.initialize(images, self.bottleneck.noise)
-        if self.bottleneck.noise is not None:
+            self.network.initialize(images, noise)
+        if noise is not None:
             parts = images.split(64)
             self.bottleneck.initialize(torch.cat([self.network.encode(self.cast(part)) for part in parts]))
 
@@ -127,14 +134,23 @@ class Autoencoder(nn.Module):
         """
         return self.raw_posterior(images, hidden).standardized(self.latent_mean, self.latent_std)
 
+    def unrounded(self, images: Images) -> Posterior:
+        """What `encode` gives, before a bottleneck that rounds has rounded it."""
+        found = self.bottleneck.unrounded(self.moments(images))
+        return found.standardized(self.latent_mean, self.latent_std)
+
     def raw_posterior(self, images: Images, hidden: Tensor | None = None) -> Posterior:
         """The posterior as the bottleneck gives it, before it is standardized: a sparse code has its zeros."""
+        return self.bottleneck.posterior(self.moments(images, hidden))
+
+    def moments(self, images: Images, hidden: Tensor | None = None) -> Tensor:
+        """The encoder's output, which the bottleneck is given."""
         if self.network.fixed_size not in (None, tuple(images.shape[1:])):
             assert self.network.fixed_size is not None
             only, given = (format_size(tuple(sides)) for sides in (self.network.fixed_size[1:], images.shape[2:]))
             raise ConfigError(f"{self.network.downsampling_setting} takes images of size {only} alone, not of {given}")
         moments = self.network.encode(self.cast(padded(images, self.network.downsampling)), hidden)
-        return self.bottleneck.posterior(moments.to(torch.promote_types(moments.dtype, images.dtype)))
+        return moments.to(torch.promote_types(moments.dtype, images.dtype))
 
     def code(self, moments: Tensor, rng: StepRandom) -> Code:
         """The standardized code of the encoder's output in training: with samples, and what they cost."""

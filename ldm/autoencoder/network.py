@@ -18,6 +18,7 @@ class AutoencoderNetwork(nn.Module):
     fixed_size: tuple[int, int, int] | None = None  # channels, height, width of the only images it takes; None: any
     can_skip_patches = False  # whether the encoder can leave out hidden patches, and the decoder put a token there
     is_convolutional = True  # whether a scaled image has a scaled latent
+    hides: int | None = None  # how many patches of each image are hidden in training, where that is known beforehand
     layers = 0  # how many layers, of a fully connected network, can be trained one by one
     is_tied = False  # whether encoder and decoder share their weights
     starts_from_data = False  # whether `initialize` sets weights from training images

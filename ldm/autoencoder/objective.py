@@ -1,5 +1,6 @@
 """The training loss of the autoencoder: reconstruction + KL + penalties (+ perceptual, + adversarial)."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -23,7 +24,7 @@ from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.penalty import ForwardPass
 from ldm.autoencoder.stages import Stage, StageSchedule
 from ldm.batch import ImageBatch, Losses, Step
-from ldm.corruption import Corrupted
+from ldm.corruption import Corrupted, Mask
 from ldm.distributed import mean_over_processes
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, full_precision
@@ -40,19 +41,24 @@ class AdversarialLoss(Protocol):
         """How much of the adversarial loss counts in this step, from 0 to 1."""
         ...
 
+    def ramped_weight(self, step: int) -> float:
+        """Its weight in this step."""
+        ...
+
     def generator_terms(self, reconstruction: Images) -> dict[str, Tensor]:
         """The adversarial loss, whose gradient reaches the reconstruction alone."""
         ...
 
 
 class ReconstructionObjective(nn.Module):
-    """distance + perceptual + kl * KL / (image values) + penalties + adversarial loss.
+    """distance + perceptual + kl * KL / (image values) + rate * bits per pixel + penalties + adversarial loss.
 
         image -> corruption -> encoder -> bottleneck -> corruption -> decoder -> distance to the clean image
 
     The KL is summed over the latent and divided by the number of image values, so that a weight means the same at any
     size: 1e-6 is the 1e-6 of latent diffusion (Rombach et al. 2022, appendix G), and weight 1 with a Gaussian
-    likelihood is the evidence lower bound. Logged beside it: nats per latent element, and the latent's spread.
+    likelihood is the evidence lower bound. Logged beside it: nats per latent element, and the latent's spread. The rate
+    is that of a quantized code: total / rate is R + λ D with λ = 1 / rate, D being the distance with all else in it.
 
     In a stage about one layer, the image is what the layers below make of it. The latent may also be scaled and rotated
     together with the image. The discriminator is held, not owned: it has an objective of its own. `steps` is the length
@@ -101,9 +107,7 @@ class ReconstructionObjective(nn.Module):
 
         total, terms = self.reconstruction_loss(target, reconstruction, corrupted, layer_inputs, step)
         for name, cost in code.costs().items():
-            cost = cost.mean()
-            terms[name] = self.config.kl * cost / given[0].numel()
-            terms[f"{name}_per_latent_element"] = cost / code.latents[0].numel()
+            terms |= self.cost_terms(name, cost.mean(), given, code.latents)
             total = total + terms[name]
         forward = ForwardPass(
             autoencoder=self.autoencoder,
@@ -127,10 +131,23 @@ class ReconstructionObjective(nn.Module):
             outputs["code"] = code.posterior.mean.detach()
         return Losses(total, terms, outputs)
 
+    def cost_terms(self, name: str, nats: Tensor, given: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """What the code costs, weighted, and beside it unweighted: bits per pixel of a rate, else nats per element."""
+        if name == "rate":
+            bits_per_pixel = nats / (math.log(2) * given[0, 0].numel())
+            return {name: self.config.rate * bits_per_pixel, "bits_per_pixel": bits_per_pixel}
+        weighted = self.config.kl * nats / given[0].numel()
+        return {name: weighted, f"{name}_per_latent_element": nats / latents[0].numel()}
+
     def corrupt(self, given: Tensor, stage: Stage, rng: StepRandom) -> Corrupted:
         """What the encoder sees in place of the stage's input."""
         corruption = stage.config.corruption or (self.config.corruption if stage.is_whole else None)
-        return Corrupted(given) if corruption is None else corruption(given, rng, name="input", patch=stage.patch)
+        if corruption is None:
+            return Corrupted(given)
+        corrupted = corruption(given, rng, name="input", patch=stage.patch)
+        if isinstance(corruption, Mask) and corrupted.hidden is not None:
+            self.autoencoder.network.hides = corruption.hidden_count(corrupted.hidden[0].numel())
+        return corrupted
 
     def augment_latents(self, target: Tensor, latents: Tensor, rng: StepRandom) -> tuple[Tensor, Tensor]:
         """Target and latents, transformed together, and the latents corrupted, as far as the config wants it."""
@@ -147,13 +164,13 @@ class ReconstructionObjective(nn.Module):
         logvar = self.autoencoder.output_logvar
         distances = partial(self.distance_terms, images, corrupted.elements)
         discriminator = self.held_discriminator[0]
-        ramp = 0.0 if discriminator is None else discriminator.ramp(step.number)
-        if discriminator is None or ramp == 0:
+        if discriminator is None or discriminator.ramp(step.number) == 0:
             terms = distances(reconstruction, logvar)
             return summed(terms), terms
         terms, (at_images, at_logvar) = gradients_at(distances, [reconstruction, logvar])
         adversarial, (adversarial_at_images,) = gradients_at(discriminator.generator_terms, [reconstruction])
-        weight = logvar.new_full((), discriminator.config.weight * ramp)
+        ramped = step.value("adversarial", discriminator.ramped_weight)
+        weight = ramped.to(logvar.dtype) if isinstance(ramped, Tensor) else logvar.new_full((), ramped)
         if discriminator.config.adaptive:
             network = self.autoencoder.network
             layer = network.output_layer
@@ -195,7 +212,7 @@ def code_statistics(
     mean image, 1 where reconstructions x' are as large as they should be, and less where they shrink (Rajamanoharan et
     al. 2024); shown up to 10.
     """
-    code, step = forward.code.detach(), forward.step.number
+    code = forward.code.detach()
     stds = latents.detach().transpose(0, 1).flatten(1).std(1, correction=0)
     statistics = {
         "latent_std": latents.detach().std(correction=0),
@@ -204,7 +221,7 @@ def code_statistics(
     }
     if not bottleneck.tracks_usage or not is_code:
         return statistics
-    dead = bottleneck.dead_units(step) & ~bottleneck.active_units(code)
+    dead = bottleneck.dead_units(forward.step.now) & ~bottleneck.active_units(code)
     mean = mean_over_processes(forward.images.mean(0))
     images, reconstruction = forward.images - mean, forward.reconstruction.detach() - mean
     products = [(images - reconstruction).square(), images.square(), reconstruction.square(), reconstruction * images]

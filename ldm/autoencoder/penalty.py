@@ -30,7 +30,7 @@ class BottleneckLike(Protocol):
     @property
     def tracks_usage(self) -> bool: ...
 
-    def dead_units(self, step: int) -> "Tensor":
+    def dead_units(self, step: "float | Tensor") -> "Tensor":
         """Which units count as dead, one truth value each."""
         ...
 
@@ -224,7 +224,7 @@ class AuxKLoss(Penalty):
         """
         from ldm.distributed import mean_with_gradient
 
-        dead = forward.autoencoder.bottleneck.dead_units(forward.step.number)
+        dead = forward.autoencoder.bottleneck.dead_units(forward.step.now)
         values = forward.moments * dead.view(-1, 1, 1)
         size = values.abs()
         threshold = size.topk(min(self.units, values.shape[1]), dim=1).values[:, -1:]
@@ -243,7 +243,9 @@ class L2Penalty(Penalty):
     needs_latent = False
 
     def __call__(self, forward: ForwardPass) -> "Tensor":
-        matrices = [each for each in forward.autoencoder.network.parameters() if each.ndim > 1]
+        from ldm.shapes import full_precision
+
+        matrices = [full_precision(each) for each in forward.autoencoder.network.parameters() if each.ndim > 1]
         return sum((each.square().sum() for each in matrices), start=forward.code.new_zeros(()))
 
 

@@ -1,7 +1,7 @@
 """Training stages: which part of an autoencoder trains when, for greedy layer-wise training and fine-tuning."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
 
 from torch import Tensor
@@ -41,7 +41,7 @@ class Stage:
 
     def encode(self, inputs: Tensor, hidden: Tensor | None, rng: StepRandom) -> tuple[Tensor, Code]:
         """The encoder's output and the code."""
-        moments = self.autoencoder.network.encode(inputs, hidden)
+        moments = self.autoencoder.network.encode(self.autoencoder.cast(inputs), hidden)
         return moments, self.autoencoder.code(moments, rng)
 
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -69,17 +69,17 @@ class LayerStage(Stage):
         self.has_code = self.layer == self.network.layers
 
     def input(self, images: Images) -> Tensor:
-        return full_precision(self.network.layer_input(self.layer, images)).detach()
+        return full_precision(self.network.layer_input(self.layer, self.autoencoder.cast(images))).detach()
 
     def encode(self, inputs: Tensor, hidden: Tensor | None, rng: StepRandom) -> tuple[Tensor, Code]:
-        moments = self.network.encode_layer(self.layer, inputs)
+        moments = self.network.encode_layer(self.layer, self.autoencoder.cast(inputs))
         if self.has_code:
             return moments, self.autoencoder.bottleneck(moments, rng)
         output = full_precision(moments)
         return moments, Code(output, Posterior(output))
 
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
-        x = self.autoencoder.unit_norm_scaled(latents) if self.has_code else latents
+        x = self.autoencoder.cast(self.autoencoder.unit_norm_scaled(latents) if self.has_code else latents)
         lowest = 1 if self.config.target == "images" else self.layer
         for layer in range(self.layer, lowest - 1, -1):
             x = self.network.decode_layer(layer, x)
@@ -126,6 +126,10 @@ class StageSchedule:
         """The first step of this one's stage, and the first one after it: the learning rate's schedule."""
         number = self.number(step)
         return ([0, *self.ends][number], self.ends[number])
+
+    def phase(self, step: int) -> Hashable:
+        """Its stage."""
+        return self.number(step)
 
     def begin_step(self, step: int) -> None:
         """Freeze what other stages train, thaw what this one trains; at its first step all units count as alive."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from ldm.cli.options import check_at_least_one, images_as_in_run, size_of
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError
-from ldm.script_configs import vae_config_of
+from ldm.script_configs import vae_data_of
 
 ENDINGS = (".safetensors", ".npz")
 
@@ -45,8 +45,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Do what the command line says, on as many processes as there are."""
     options = parsed(arguments)
-    run_config = vae_config_of(options.run)
-    size = size_of(options.size)
+    run_data, size = vae_data_of(options.run), size_of(options.size)
 
     # Imported here, so that --help and a mistyped flag are answered at once.
     from tqdm import tqdm
@@ -62,7 +61,7 @@ def main(arguments: list[str]) -> None:
     data = images_as_in_run(
         options.images,
         run=options.run,
-        run_data=None if run_config is None else run_config.data,
+        run_data=run_data,
         size=size,
         channels=autoencoder.network.image_channels,
         held_out=0.0,

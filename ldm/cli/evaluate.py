@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ldm.autoencoder.losses.config import PerceptualConfig
-from ldm.cli import evaluate_autoencoder, evaluate_generation
+from ldm.cli import evaluate_autoencoder, evaluate_codec, evaluate_generation
 from ldm.cli.options import check_at_least_one
 from ldm.cli.sampling_options import GUIDANCE, add_sampling_options
 from ldm.config.command_line import Parser
@@ -16,7 +16,7 @@ SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
 SWEEPS = ("guidance", "steps", "sampler", "ema")
 NETWORKS = (*get_args(get_type_hints(PerceptualConfig)["backbone"]), "none")
-OF_AUTOENCODERS = ("split", "lpips", "lpips_weights", "probe")
+OF_AUTOENCODERS = ("split", "lpips", "lpips_weights", "probe", "codec")
 OF_SAMPLING = ("sampler", "steps", *GUIDANCE, *SAMPLER_OPTIONS, "ema", "seed", "sweep", "values", "memorization_sheet")
 
 
@@ -39,7 +39,7 @@ def parser() -> Parser:
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where the metrics and the protocol are written")
     add("--save-images", type=Path, metavar="DIR", help="a new folder for the images that are measured, as PNG files")
-    panel = "where images and reconstructions, or samples, are drawn; of a sweep, its metrics as curves"
+    panel = "where images and reconstructions, or samples, are drawn; of a sweep or a codec, curves"
     add("--panel", type=Path, metavar="FILE.png", help=panel)
     add_autoencoder_options(parser)
     add_generation_options(parser)
@@ -54,6 +54,8 @@ def add_autoencoder_options(parser: Parser) -> None:
     add("--lpips-weights", metavar="PATH", default="", help="its file of weights, or the folder of features")
     probe = "what of a latent kNN and a linear classifier are given: the mean over positions, or all (none)"
     add("--probe", choices=PROBES, help=probe)
+    codec = "rate-distortion beside JPEG and others of what ldm codec fit wrote, or fits now; of 64 images, or --images"
+    add("--codec", metavar="CODEC", nargs="?", const=evaluate_codec.FIT, help=codec)
 
 
 def add_generation_options(parser: Parser) -> None:
@@ -62,8 +64,8 @@ def add_generation_options(parser: Parser) -> None:
     add = group.add_argument
     add("--generate", metavar="N", type=int, help="draw so many images from a run of train_diffusion.py")
     add("--samples", metavar="PATH", help="a folder of generated images, from anywhere, instead")
-    add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun)")
-    add("--steps", metavar="N", type=int, help="noise levels (18)")
+    add("--sampler", choices=tuple(SAMPLERS), help="how they are drawn (heun; tuned for few steps, consistency)")
+    add("--steps", metavar="N", type=int, help="noise levels (18; tuned for few steps, 2)")
     add_sampling_options(group)
     add("--ema", metavar="X", type=float, help="length of the EMA, made of the run's snapshots (the exported one)")
     sheet = "where the samples that are most like training images are drawn above these"
@@ -119,5 +121,7 @@ def main(arguments: list[str]) -> None:
     options = parsed(arguments)
     if options.is_generation:
         evaluate_generation.run(evaluate_generation.checked(options))
+    elif options.codec is not None:
+        evaluate_codec.run(evaluate_codec.checked(options))
     else:
         evaluate_autoencoder.run(evaluate_autoencoder.checked(options))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli.options import images_as_in_run, size_of
 from ldm.data.config import DataSourceConfig
 from ldm.errors import CheckpointError, ConfigError, DataError
-from ldm.script_configs import vae_config_of
+from ldm.script_configs import vae_data_of
 
 if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
@@ -43,9 +43,7 @@ def split_of(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, write the files that were asked for, and print the table."""
-    run_config = vae_config_of(options.run)
-    run_data = None if run_config is None else run_config.data
-    size = size_of(options.size)
+    run_data, size = vae_data_of(options.run), size_of(options.size)
 
     from tqdm import tqdm
 

@@ -48,7 +48,7 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
             raise ConfigError(f"--{name} is for one set of samples, and not for a --sweep: leave it out")
     options.values = sweep_values(options)
     options.batch_size = options.batch_size or 64
-    options.sampler, options.steps, options.seed = options.sampler or "heun", options.steps or 18, options.seed or 0
+    options.seed = options.seed or 0
     return options
 
 

@@ -88,13 +88,15 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     from ldm.pipeline import check_request
     from ldm.training.snapshots import check_length, load_average, usable_steps
 
+    grid = model.config.sampling
+    options.sampler, options.steps = options.sampler or grid.sampler, options.steps or grid.steps
     try:
         check_request(options.generate, options.steps, options.sampler, options.batch_size, options.seed)
         guidance, given = requested_guidance(options, model), requested_options(options)
         guide = guidance.guide if guidance.kind == "autoguidance" else None
         for value in options.values if options.sweep == "guidance" else ():
             dropout = model.config.trained_with_condition_dropout
-            checked_guidance(value, len(model.classes), dropout, guide=guide)
+            checked_guidance(value, model.config.schema, dropout, guide=guide)
         for sampler in options.values if options.sweep == "sampler" else (options.sampler,):
             given = checked_options(sampler, given, model.config.denoiser, model.config.sampling)
         for value in options.values if options.sweep == "ema" else ():

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.condition_options import weights_of
 from ldm.diffusion.config import SAMPLER_OPTIONS
 from ldm.errors import ConfigError
 
@@ -16,7 +17,8 @@ GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale", "guide")
 def add_sampling_options(parser: Any) -> None:
     """The flags of guidance and of single samplers, for a parser or a group of one."""
     add = parser.add_argument
-    add("--guidance", metavar="X", type=float, help="weight of guidance; 1 means none (2 with classes or --guide)")
+    weight = "weight of guidance; 1 means none (2 with conditions or --guide); or one for each, as text=4,label=2"
+    add("--guidance", metavar="X", type=weights_of, help=weight)
     interval = "only between these noise levels, both above 0; outside it the model is left alone"
     add("--guidance-interval", metavar="LOW,HIGH", help=interval)
     rescale = "share, 0 to 1, in which answers get back the standard deviation they have without guidance (0)"
@@ -55,7 +57,7 @@ def requested_guidance(
 
     return checked_guidance(
         options.guidance if weight is None else weight,
-        len(model.classes),
+        model.config.schema,
         model.config.trained_with_condition_dropout,
         interval=requested_interval(options),
         rescale=options.guidance_rescale,

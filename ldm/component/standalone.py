@@ -11,13 +11,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from textwrap import indent
 
 from ldm.component.source_module import PACKAGE, Edits, Import, SourceModule, imports_in
+from ldm.component.versions import DISTRIBUTION, version_of
 
-DISTRIBUTION = "latent-diffusion-trainer"
 PLACE = re.compile(rf"({PACKAGE}(?:\.\w+)+):(\w+)")  # of a swappable part
 INSIDE = f"__name__.startswith('{PACKAGE}.')"  # the test of a block that runs in the package alone
 OPTIONAL = "diffusers"  # the package that a file may do without
@@ -74,11 +73,7 @@ def standalone(place: str, parts: tuple[tuple[str, str], ...], plain: str = "") 
     closure = Closure(dict(parts))
     closure.want(home, name)
     closure.check_names()
-    try:
-        found = version(DISTRIBUTION)
-    except PackageNotFoundError:  # a folder of sources
-        found = "(sources)"
-    header = HEADER.format(version=found, name=name, distribution=DISTRIBUTION)
+    header = HEADER.format(version=version_of(DISTRIBUTION), name=name, distribution=DISTRIBUTION)
     header += PLAIN_HEADER.format(plain=plain) if plain else ""
     last = closure.needing(OPTIONAL) if plain else []
     first = [each for each in closure.in_order() if each not in last]

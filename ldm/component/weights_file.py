@@ -13,13 +13,19 @@ import torch
 from torch import Tensor
 
 ENDING = ".safetensors"
-NAMES = ("model", "diffusion_pytorch_model")  # the latter in version 0.1
+NAMES = ("model", "diffusion_pytorch_model")  # the latter in version 0.1, and where a class of diffusers does open them
 
 
-def save_weights(folder: Path, tensors: Mapping[str, Tensor], variant: str | None = None) -> None:
-    """Write `model.safetensors`, or `model.fp16.safetensors` for the variant fp16."""
+def save_weights(
+    folder: Path, tensors: Mapping[str, Tensor], variant: str | None = None, *, of_diffusers: bool = False
+) -> None:
+    """Write `model.safetensors`, or `model.fp16.safetensors` for the variant fp16.
+
+    Those `of_diffusers`, which a class of its own opens, have the name that it looks for.
+    """
     weights = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    safetensors.torch.save_file(weights, folder / weights_name(variant), {"format": "pt"})
+    file = weights_name(variant, NAMES[1] if of_diffusers else NAMES[0])
+    safetensors.torch.save_file(weights, folder / file, {"format": "pt"})
 
 
 def load_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
@@ -37,9 +43,9 @@ def load_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
     return safetensors.torch.load_file(files[0])
 
 
-def weights_name(variant: str | None = None) -> str:
+def weights_name(variant: str | None = None, name: str = NAMES[0]) -> str:
     """What the weights of a variant are called."""
-    return f"{NAMES[0]}{ENDING}" if variant is None else f"{NAMES[0]}.{variant}{ENDING}"
+    return f"{name}{ENDING}" if variant is None else f"{name}.{variant}{ENDING}"
 
 
 def downloaded(repository: str, *files: str, **options: Any) -> Path:

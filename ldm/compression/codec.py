@@ -1,6 +1,7 @@
 """The image codec: an autoencoder, an entropy model of its latents, and what was measured of both."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -113,9 +114,13 @@ class Codec:
 
     def compressed(self, images: Sequence[Tensor], target: Target) -> Iterator[bytes]:
         """The same files, each as soon as it is there."""
+        for image, latent in self.encoded(images):
+            yield self._compressed(image, latent, target)
+
+    def encoded(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each image and its latent; DataError for an image that the codec does not take."""
         for batch in self._batches(images):
-            for image, latent in zip(batch, self.latents(batch), strict=True):
-                yield self._compressed(image, latent, target)
+            yield from zip(batch, self.latents(batch), strict=True)
 
     def decompress(self, files: Iterable[bytes], refine: "Refinement | None" = None) -> list[Tensor]:
         """The image of each file in [-1, 1], channels x height x width; CodecError for one that is not of this codec.
@@ -127,14 +132,22 @@ class Codec:
     def symbols(self, file: bytes) -> Symbols:
         """The symbols of a file: what is the same on every machine."""
         header, payload = unpack(file)
-        if header.codec.hex() != self.id[: 2 * len(header.codec)]:
-            raise CodecError(f"it was written with another codec ({header.codec.hex()}), and this one is {self.id[:8]}")
-        network = self.autoencoder.network
-        if network.fixed_size not in (None, (network.image_channels, *header.sides)):
-            raise CodecError(f"it claims {header.height} x {header.width} pixels, a size that the codec does not take")
-        shape = self.autoencoder.latent_shape(header.sides)
-        check_plausible(header, shape, payload)
+        (shape,) = self.shapes([header], payload)
         return Symbols(header, self.entropy_model.decode(payload, shape, steps_of(header.step, self.ratios)))
+
+    def shapes(self, headers: Sequence[Header], payload: bytes) -> list[tuple[int, int, int]]:
+        """The shape of each latent; CodecError for headers that are not of this codec, or lie."""
+        network, shapes = self.autoencoder.network, []
+        for header in headers:
+            if header.codec.hex() != self.id[: 2 * len(header.codec)]:
+                other = header.codec.hex()
+                raise CodecError(f"it was written with another codec ({other}), and this one is {self.id[:8]}")
+            if network.fixed_size not in (None, (network.image_channels, *header.sides)):
+                claimed = f"{header.height} x {header.width} pixels"
+                raise CodecError(f"it claims {claimed}, a size that the codec does not take")
+            shapes.append(self.autoencoder.latent_shape(header.sides))
+        check_plausible(headers, sum(math.prod(shape) for shape in shapes), payload)
+        return shapes
 
     def images(self, decoded: Sequence[Symbols], refine: "Refinement | None" = None) -> list[Tensor]:
         """The images of symbols."""
@@ -189,9 +202,9 @@ class Codec:
 
     @torch.no_grad()
     def latents(self, images: Images) -> Latents:
-        """The mode of each image's posterior."""
+        """The mode of each image's posterior, not rounded."""
         device = self.autoencoder.latent_mean.device
-        return self.autoencoder.encode(images.to(device)).mode().cpu()
+        return self.autoencoder.unrounded(images.to(device)).mode().cpu()
 
     @torch.no_grad()
     def _decoded(self, latents: Latents, sides: tuple[int, int]) -> Images:

@@ -30,6 +30,19 @@ class Job:
 
 def jobs_of(given: Sequence[Path], out: Path, *, compresses: bool) -> list[Job]:
     """What is made of these files and folders in the folder `out`; ConfigError if there is nothing, or it exists."""
+    found = sources_of(given, compresses=compresses)
+    names = target_names([name for _, name in found], ENDING if compresses else ".png")
+    jobs = [Job(source, out / name) for (source, _), name in zip(found, names, strict=True)]
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: name a folder")
+    for job in jobs:
+        if job.target.exists():
+            raise ConfigError(f"--out {out} holds {job.target.name} already: choose another folder")
+    return jobs
+
+
+def sources_of(given: Sequence[Path], *, compresses: bool) -> list[tuple[Path, Path]]:
+    """These files and those of these folders, each with its path in its folder; ConfigError if there is nothing."""
     endings = EXTENSIONS if compresses else (ENDING,)
     found: list[tuple[Path, Path]] = []
     for path in given:
@@ -39,14 +52,7 @@ def jobs_of(given: Sequence[Path], out: Path, *, compresses: bool) -> list[Job]:
         if path.is_dir() and not inside:
             raise ConfigError(f"{path} holds no {'image' if compresses else f'{ENDING} file'}")
         found += [(each, each.relative_to(path)) for each in inside] or [(path, Path(path.name))]
-    names = target_names([name for _, name in found], ENDING if compresses else ".png")
-    jobs = [Job(source, out / name) for (source, _), name in zip(found, names, strict=True)]
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file: name a folder")
-    for job in jobs:
-        if job.target.exists():
-            raise ConfigError(f"--out {out} holds {job.target.name} already: choose another folder")
-    return jobs
+    return found
 
 
 def target_names(names: Sequence[Path], ending: str) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder
@@ -19,6 +20,7 @@ from ldm.shapes import Images, Latents, rounded
 
 NUDGE = 0.25  # standard deviation of the noise by which a channel's effect on the image is measured
 FURTHEST_RATIO = 8  # of a channel's step to the others'
+FURTHEST_LEARNED_RATIO = 64  # the same of steps that were learned, where a channel may have learned to be 0
 MOST_NUDGED = 32  # images
 RATIO_PARTS = 64  # a ratio is a multiple of 1 / this, so that its product with a step is exact
 
@@ -49,7 +51,10 @@ def fit_codec(
     config, progress = config or EntropyModelConfig(), progress or FittingProgress()
     autoencoder = copy.deepcopy(autoencoder).eval().requires_grad_(False)
     latents = encoded(autoencoder, training, progress)
-    ratios = [1.0] * latents.shape[1] if equal_steps else step_ratios(autoencoder, latents)
+    ratios = [1.0] * latents.shape[1]
+    if not equal_steps:
+        learned = learned_step(autoencoder)
+        ratios = step_ratios(autoencoder, latents) if learned is None else learned_ratios(autoencoder, learned)
     codecs = []
     for kind in dict.fromkeys(["factorized", config.kind]):
         with torch.enable_grad():
@@ -87,7 +92,7 @@ def encoded(autoencoder: Autoencoder, training: Iterable[Images], progress: Fitt
     """Latents of the training images, standardized over them here and in the autoencoder from now on."""
     statistics, found = LatentStatistics(), []
     for images in training:
-        posterior = autoencoder.encode(images.to(autoencoder.latent_mean.device))
+        posterior = autoencoder.unrounded(images.to(autoencoder.latent_mean.device))
         statistics.add(posterior)
         found.append(posterior.mode().cpu())
         progress.on_images(len(images))
@@ -116,5 +121,28 @@ def step_ratios(autoencoder: Autoencoder, latents: Latents) -> list[float]:
         nudged[:, channel] += noise[:, channel]
         effects.append((autoencoder.decode(nudged) - images).double().square().mean().sqrt())
     logs = torch.stack(effects).cpu().clamp_min(1e-12).log()
-    ratios = (logs.mean() - logs).exp().clamp(1 / FURTHEST_RATIO, FURTHEST_RATIO)
+    return in_parts((logs.mean() - logs).exp().clamp(1 / FURTHEST_RATIO, FURTHEST_RATIO))
+
+
+def learned_step(autoencoder: Autoencoder) -> float | None:
+    """The step of a codec at which each channel has the step that its bottleneck has learned; None if it rounds none.
+
+    It is the geometric mean of those, in standard deviations; one of 1 or more, of a channel that is mostly 0, counts
+    as 1.
+    """
+    if autoencoder.bottleneck.cell is None:
+        return None
+    steps = autoencoder.bottleneck.cell / autoencoder.latent_std
+    return float(steps.detach().clamp(max=1).log().mean().exp())
+
+
+def learned_ratios(autoencoder: Autoencoder, learned: float) -> list[float]:
+    """What makes the learned steps of that one."""
+    assert autoencoder.bottleneck.cell is not None
+    ratios = autoencoder.bottleneck.cell / autoencoder.latent_std / learned
+    return in_parts(ratios.detach().flatten().cpu().clamp(1 / FURTHEST_LEARNED_RATIO, FURTHEST_LEARNED_RATIO))
+
+
+def in_parts(ratios: Tensor) -> list[float]:
+    """Ratios to the nearest that are exact."""
     return [max(round(float(ratio) * RATIO_PARTS), 1) / RATIO_PARTS for ratio in ratios]

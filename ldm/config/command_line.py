@@ -21,12 +21,13 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ldm.config import reader
 from ldm.config.bounds import declared_ranges, types_of
+from ldm.config.presets import PRESET, PRESET_HELP, presets_of
 from ldm.config.yaml_file import inline
 from ldm.errors import ConfigError
 
 T = TypeVar("T")
 
-Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None]], Any]]
+Inherited = Mapping[str, Callable[[Mapping[str, str | bool | None], Mapping[str, Any]], Any]]  # of options and file
 
 _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", NoneType: "null"}
 
@@ -167,6 +168,8 @@ def _rows(
         if field.name == "kind":
             yield flag, f"{(cls.__doc__ or '').splitlines()[0]}  {note}"
             indent += "  "
+            if presets := presets_of(cls):
+                yield f"{indent}--{prefix}{PRESET} {'|'.join(presets)}", PRESET_HELP
         elif sections := reader.sections_of(kind):
             for section in sections:
                 chosen = type(default) is section or len(sections) == 1

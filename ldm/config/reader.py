@@ -1,8 +1,8 @@
 """Reads a config, a frozen dataclass, from a YAML file and from flags of the same dotted names, both strictly.
 
 A field is a number, a truth value, text, a `Literal`, a tuple of these, another dataclass, one of several dataclasses
-told apart by their `kind`, or a list of dataclasses; `Annotated` declares its bounds (`ldm.config.bounds`). Whatever is
-wrong becomes a ConfigError of one line.
+told apart by their `kind`, or dataclasses in a list or by name; `Annotated` declares its bounds (`ldm.config.bounds`).
+Whatever is wrong becomes a ConfigError of one line.
 """
 
 import math
@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ldm.config.bounds import OneOf, bounds_of, declared_ranges, types_of
+from ldm.config.presets import PRESET, presets_of, with_preset
 from ldm.config.yaml_file import from_yaml, inline, read_yaml, shorten, to_yaml
 from ldm.errors import ConfigError
 
@@ -22,12 +23,15 @@ T = TypeVar("T")
 
 
 def load(
-    cls: type[T], file: Path | None, flags: dict[str, str], inherited: Mapping[str, Callable[[], Any]] | None = None
+    cls: type[T],
+    file: Path | None,
+    flags: dict[str, str],
+    inherited: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None,
 ) -> T:
     """The settings that `file` describes, changed by `flags`: dotted names and the text given for each.
 
-    `inherited` are sections that a file without them takes from elsewhere; each is a function, called if it is needed,
-    which returns the section as a dictionary, or None.
+    `inherited` are sections that a file without them takes from elsewhere; each is a function of what the file has,
+    called if it is needed, which returns the section as a dictionary, or None.
     """
     flags = {name.replace("-", "_"): text for name, text in flags.items()}
     names = setting_names(cls)
@@ -38,7 +42,7 @@ def load(
             raise ConfigError(f"--{name} and --{inner} cannot be given together")
     given = read_yaml(file) if file else {}
     for section, settings in (inherited or {}).items():
-        if isinstance(given, dict) and section not in given and (found := settings()) is not None:
+        if isinstance(given, dict) and section not in given and (found := settings(given)) is not None:
             given[section] = found
     config: T = _Reader(names, flags, str(file or "")).root(cls, given)
     return config
@@ -88,7 +92,8 @@ class _Reader:
     def section(self, classes: list[Any], given: dict[str, Any], prefix: str, default: Any) -> Any:
         """One of `classes`, as `default` says, then as `given`, then as the flags that start with `prefix`."""
         cls, given = self.choose(classes, given, prefix, default)
-        kinds, own = types_of(cls), _field_names(cls)
+        given = with_preset(cls, given, f"{prefix}{PRESET}", self.flags, self.leaf)
+        kinds, own = types_of(cls), _field_names(cls) + [PRESET] * bool(presets_of(cls))
         flags = [flag for flag in self.flags if flag.startswith(prefix)]
         unknown = [f"{prefix}{name}" for name in given if name not in own]
         unknown += [flag for flag in flags if flag.removeprefix(prefix).split(".")[0] not in own]
@@ -116,7 +121,7 @@ class _Reader:
         kind = self.leaf(Literal[tuple(cls.kind for cls in classes)], before, f"{prefix}kind")
         chosen = next(cls for cls in classes if cls.kind == kind)
         former = next((cls for cls in classes if cls.kind == before), chosen)
-        left_out = set(_field_names(former)) - set(_field_names(chosen))
+        left_out = {*_field_names(former), PRESET} - set(_field_names(chosen)) if former is not chosen else set()
         return chosen, {name: value for name, value in given.items() if name not in left_out}
 
     def value(self, kind: Any, given: Any, path: str, default: Any) -> Any:
@@ -126,6 +131,8 @@ class _Reader:
             return default
         if items := sections_of(get_args(kind)[0]) if get_origin(kind) is tuple else []:
             return self.several(items, given, path)
+        if items := sections_of(get_args(kind)[1]) if get_origin(kind) is dict else []:
+            return self.named(items, given, path)
         sections = sections_of(kind)
         empty = given is MISSING or (given is None and (deeper or NoneType not in _options(kind)))
         if sections and path not in self.flags and (empty or isinstance(given, dict)):
@@ -143,6 +150,19 @@ class _Reader:
             shown, names = inline(given) if text is None else shorten(text), ", ".join(_field_names(classes[0]))
             raise self.error(path, f"is {shown}; expected a list of settings: {names}")
         return tuple(self.section(classes, each, f"{path}.{number}.", MISSING) for number, each in enumerate(given))
+
+    def named(self, classes: list[Any], given: Any, path: str) -> dict[str, Any]:
+        """Sections under names of a person's choice, which a flag gives as a whole, in YAML's braces."""
+        text = self.flags.get(path)
+        if text is not None:
+            given = None
+            with suppress(ValueError):
+                given = from_yaml(text)
+        if not isinstance(given, dict) or not all(isinstance(each, dict) for each in given.values()):
+            shown = inline(given) if text is None else shorten(text)
+            kinds = "|".join(cls.kind for cls in classes)
+            raise self.error(path, f"is {shown}; expected settings by name: {{NAME: {{kind: {kinds}, ...}}}}")
+        return {str(name): self.section(classes, each, f"{path}.{name}.", MISSING) for name, each in given.items()}
 
     def leaf(self, kind: Any, given: Any, path: str) -> Any:
         """One value that is not a section."""
@@ -226,7 +246,7 @@ def sections_of(kind: Any) -> list[Any]:
 
 def setting_names(cls: Any, prefix: str = "") -> list[str]:
     """The dotted names of all settings and sections, of every kind."""
-    names = []
+    names = [prefix + PRESET] if presets_of(cls) else []
     for name, kind in types_of(cls).items():
         names.append(prefix + name)
         for section in sections_of(kind):
@@ -250,6 +270,8 @@ def type_name(kind: Any, words: dict[Any, str]) -> str:
         return "|".join(inline(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return f"[{', '.join('...' if item is Ellipsis else type_name(item, words) for item in get_args(kind))}]"
+    if get_origin(kind) is dict:
+        return "{NAME: settings, ...}"
     if len(_options(kind)) > 1:
         names = dict.fromkeys(type_name(option, words) for option in _options(kind))
         return (" or " if words is NOUNS else "|").join(names)
@@ -273,4 +295,6 @@ def to_plain(value: Any) -> Any:
     """A field's value in dictionaries and lists."""
     if is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
     return [to_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -15,8 +15,9 @@ from ldm.data.balanced_order import BalancedOrder
 from ldm.data.config import DataConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.data.device_store import fits_on
+from ldm.data.order import Order, order_of
 from ldm.errors import ConfigError
-from ldm.randomness import StepRandom, generator
+from ldm.randomness import StepRandom
 from ldm.shapes import Labels, to_float
 from ldm.training.config import RunConfig
 
@@ -68,7 +69,7 @@ class BatchSampler:
         if self.balanced is not None:
             return self.balanced.place(position)
         epoch, step = divmod(position, len(self.samples))
-        return epoch, shuffled(len(self.samples), self.seed, epoch)[step]
+        return epoch, int(shuffled(len(self.samples), self.seed, epoch)[step])
 
 
 def balanced_order(training: Subset, seed: int) -> BalancedOrder | None:
@@ -85,9 +86,9 @@ def balanced_order(training: Subset, seed: int) -> BalancedOrder | None:
 
 
 @lru_cache(maxsize=4)
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of one pass."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
+def shuffled(count: int, seed: int, epoch: int) -> Order:
+    """The order of one pass: which sample is at a place, or at an array of them."""
+    return order_of(count, seed, "order", epoch)
 
 
 class ImageRows(NamedTuple):

@@ -1,10 +1,11 @@
 """Config of the data, with the table of the sources to choose from."""
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from ldm.config.bounds import AtLeast, Between, Checked
+from ldm.config.bounds import Above, AtLeast, Between, Checked
 from ldm.config.parts import Part
 
 Byte = Annotated[int, Between(0, 255)]
@@ -38,6 +39,38 @@ class AugmentConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassConditionConfig(Checked):
+    """A condition that is one of several classes: `label`, or a column of the metadata."""
+
+    kind: Literal["class"] = "class"
+    column: str | None = None  # of the metadata; null: the one of the condition's name, and for `label` the classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberConditionConfig(Checked):
+    """A condition that is a number."""
+
+    kind: Literal["number"] = "number"
+    column: str | None = None  # of the metadata; null: the one of the condition's name
+    period: Annotated[float, Above(0)] | None = None  # numbers that differ by it mean the same, as angles by 360
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConditionConfig(Checked):
+    """A condition that is a text, through a frozen text encoder and cross-attention."""
+
+    kind: Literal["text"] = "text"
+    column: str | None = None  # of the metadata; null: that of the condition's name, or captions beside the images
+    encoder: str = "wordllama"  # what embeds words: this package's, or a transformers text encoder by folder or hub id
+    length: Annotated[int, AtLeast(1)] = 32  # tokens; longer texts are cut
+    channels: Annotated[int, AtLeast(1)] = 256  # of a token as the denoiser is given it
+    layers: Annotated[int, AtLeast(0)] = 2  # trained transformer blocks between the encoder and the denoiser
+
+
+ConditionConfig: TypeAlias = ClassConditionConfig | NumberConditionConfig | TextConditionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
     """Settings that every data source shares."""
 
@@ -49,6 +82,9 @@ class DataConfig(Checked):
     crop: Literal["center", "random"] = "center"  # where the rectangle is cut from
     resize: bool = True  # scale images until they just cover `size`, before the crop
     augment: AugmentConfig | None = None  # null: none
+    decode: Literal["exact", "draft"] = (
+        "exact"  # draft: JPEGs of at least twice the size coarsely, several times faster
+    )
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)  # RGB: what transparent pixels are laid on
     balance: Annotated[float, Between(0, 1)] = (
         0.0  # 0: every image equally often, 1: every class; else size^(1-balance)
@@ -98,6 +134,7 @@ class FolderConfig(DataConfig):
     path: str = ""  # the folder or file; several files as "shards/{000..007}.tar"
     labels: Literal["auto", "none", "folder", "metadata"] = "auto"  # what names classes; auto: metadata, else folders
     label_column: str = "label"  # what metadata or a Parquet file calls the class
+    conditions: dict[str, ConditionConfig] = field(default_factory=dict)  # what a denoiser is told; {}: the classes
     split: str = "auto"  # the split to train on; auto: train, if there are splits; none: folders called so are classes
     held_out_split: str = "auto"  # the split to hold out; auto: validation, if there; none: `held_out` of the training
     exclude: tuple[str, ...] = ()  # files and folders to leave out: paths from `path` on, with * and **
@@ -107,6 +144,9 @@ class FolderConfig(DataConfig):
         super().__post_init__()
         if not self.path.strip():
             raise ValueError("path is empty: name the folder of images")
+        for name in self.conditions:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"conditions: {name!r} must be a name of letters, digits and _")
         if self.split == self.held_out_split and self.split not in ("auto", "none"):
             raise ValueError(f"held_out_split {self.held_out_split} is the split that is trained on")
 

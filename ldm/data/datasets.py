@@ -11,8 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
+from ldm.data.condition_columns import (
+    CLASSES,
+    ConditionColumn,
+    ConditionTable,
+    EmbeddedCaptions,
+    conditions_fingerprint,
+    schema_and_table,
+)
 from ldm.data.config import SOURCES, DataConfig, DataSourceConfig
 from ldm.data.decoding import UnreadableImage, center_crop, fit
+from ldm.data.kept_images import KeptImages
 from ldm.data.split import explain_split, split_groups
 from ldm.errors import DataError
 from ldm.shapes import Images, to_float
@@ -37,11 +46,14 @@ class Dataset:
     source: Callable[[int], np.ndarray]  # the decoded image, [channels, height, width] of `depth`, or UnreadableImage
     held_out_split: str = ""  # the split of the data that is held out; empty: a fraction of the images
     is_held_out: np.ndarray | None = None  # bool, one per image, where a split is
+    columns: tuple[ConditionColumn, ...] = ()  # the conditions; without any, the classes are the only one
+    captions: dict[str, EmbeddedCaptions] = field(default_factory=dict)  # of the texts among them, once embedded
     passed_over: Mapping[str, int] = field(default_factory=dict)  # other files, counted by ending
     notes: tuple[str, ...] = ()  # what else was found that a person should know
     _reasons: dict[int, str] = field(default_factory=dict)
     _cached: dict[int, np.ndarray] = field(default_factory=dict)
     _stack: np.ndarray | None = None
+    _kept: KeptImages | None = None  # where not all of them fit into memory
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,12 +71,31 @@ class Dataset:
     @property
     def schema(self) -> ConditionSchema:
         """What a model of these images can be conditioned on."""
-        return ConditionSchema((ClassAttribute("label", tuple(self.classes)),) if self.classes else ())
+        return self.schema_and_conditions()[0]
+
+    @property
+    def conditions(self) -> ConditionTable:
+        """The conditions of all images by index, without the images."""
+        return self.schema_and_conditions()[1]
+
+    def schema_and_conditions(self) -> tuple[ConditionSchema, ConditionTable]:
+        """Both, of the columns or else of the classes; texts must have been embedded (`ldm.text.captions`)."""
+        if self.columns:
+            return schema_and_table(self.columns, self.captions, self.split()[0].indices)
+        if not self.classes:
+            return ConditionSchema(), ConditionTable({}, {})
+        values = {CLASSES: torch.from_numpy(self.labels)}
+        return ConditionSchema((ClassAttribute(CLASSES, tuple(self.classes)),)), ConditionTable(values, {})
 
     def condition(self, indices: Sequence[int]) -> Condition:
         """The conditions of these images."""
-        labels = torch.from_numpy(self.labels[indices])
-        return Condition({attribute.name: labels for attribute in self.schema.attributes})
+        return self.conditions[indices]
+
+    def with_conditions(self, fingerprint: str) -> str:
+        """A fingerprint of what this and the conditions of all images are; the same if they are only the classes."""
+        if not self.columns:
+            return fingerprint
+        return f"{fingerprint} {conditions_fingerprint(self.columns, self.captions)}"
 
     def split(self) -> "tuple[Subset, Subset]":
         """The training images and the held-out ones: splits of the data, or as `data.held_out` and `split_seed` say."""
@@ -87,7 +118,7 @@ class Dataset:
 
     def view_or_failure(self, index: int) -> Tensor | UnreadableImage:
         """The same, but where it cannot be read the reason, and not another image in its place."""
-        result = self._cached[index] if index in self._cached else self._attempt(index)
+        result = self._pixels(index)
         return (
             result if isinstance(result, UnreadableImage) else torch.as_tensor(center_crop(result, self.config.sides))
         )
@@ -133,12 +164,31 @@ class Dataset:
                     self._cached[index] = place
         return self._stack
 
+    def keep_some(self) -> None:
+        """Keep as many decoded images as fit into `cache_gb`, as they are met."""
+        config = self.config
+        places = int(config.cache_gb * 1e9 / (prod(config.shape) * np.dtype(config.depth).itemsize + 1))
+        if config.crop == "center" and places:
+            self._kept = KeptImages(len(self), places, config.shape, np.dtype(config.depth))
+            share = f"{places / len(self):.0%} of the decoded images are kept in memory (data.cache_gb)"
+            self.notes = (*self.notes, share)
+
+    def _pixels(self, index: int) -> np.ndarray | UnreadableImage:
+        """The decoded image, as it is kept, or decoded now."""
+        kept = self._cached.get(index) if self._kept is None else self._kept.get(index)
+        if kept is not None:
+            return kept
+        result = self._attempt(index)
+        if self._kept is not None and not isinstance(result, UnreadableImage):
+            self._kept.put(index, result)
+        return result
+
     def _readable(self, index: int) -> tuple[int, np.ndarray]:
         """The first readable image from `index` on, cyclically and among those of its label, and where it is."""
         for candidate in self._candidates(index):
             if candidate in self._reasons:
                 continue
-            result = self._cached[candidate] if candidate in self._cached else self._attempt(candidate)
+            result = self._pixels(candidate)
             if not isinstance(result, UnreadableImage):
                 return candidate, result
             self._reasons[candidate] = str(result)
@@ -215,8 +265,10 @@ class Subset:
 
 
 def open_dataset(config: DataSourceConfig, progress: bool = False) -> Dataset:
-    """The data set that the config names, decoded now if it fits into `cache_gb`, else at each access."""
+    """The data set that the config names, decoded now if it fits into `cache_gb`, else at each access but for some."""
     dataset: Dataset = SOURCES[config.kind].load()(config)
     if len(dataset) * prod(config.shape) * np.dtype(config.depth).itemsize <= config.cache_gb * 1e9:
         dataset.preload(progress)
+    else:
+        dataset.keep_some()
     return dataset

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldm.data.condition_columns import columns_of
 from ldm.data.config import DataConfig, FolderConfig, MNIST5kConfig, TorchvisionConfig
 from ldm.data.datasets import Dataset
 from ldm.data.decoding import UnreadableImage, covering, to_array
@@ -74,6 +75,7 @@ def folder(config: FolderConfig) -> Dataset:
         fingerprint_of(config, contents),
         partial(_stored, config, listing.store, names),
         held_out_split=held_out or "",
+        columns=columns_of(config, entries, f"data.path {config.path}"),
         is_held_out=np.array([entry.split == held_out for entry in entries]) if held_out else None,
         passed_over=listing.passed_over,
         notes=(*notes, *listing.all_notes()),
@@ -93,5 +95,6 @@ def _stored(config: FolderConfig, store: ImageStore, names: list[str], index: in
 
 def fingerprint_of(config: DataConfig, contents: Iterable[object]) -> str:
     """SHA-256 of the contents and of every setting that shapes an image."""
-    shaping = [config.shape, config.depth, config.value_range, config.crop, config.resize, config.background]
+    shaping: list[object] = [config.shape, config.depth, config.value_range, config.crop, config.resize]
+    shaping += [config.background] + ([config.decode] if config.decode != "exact" else [])
     return hashlib.sha256(json.dumps([shaping, *contents]).encode()).hexdigest()

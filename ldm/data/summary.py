@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ldm.data.condition_columns import CLASSES
 from ldm.data.datasets import Dataset
 from ldm.data.decoding import NEEDS
 
@@ -29,6 +30,7 @@ def what_was_found(dataset: Dataset) -> str:
     images = f"{len(dataset):,} image{'s' * (len(dataset) != 1)}"
     classes = f" in {_classes(dataset)}" if dataset.classes else ", no classes"
     parts = [f"{images}{classes}, {_held_out(dataset)}", dataset.split_note(), *dataset.notes]
+    parts += [column.describe() for column in dataset.columns if column.name != CLASSES or not dataset.classes]
     if dataset.passed_over:
         parts.append(f"{_files(sum(dataset.passed_over.values()))} passed over ({_listed(dataset.passed_over)})")
     line = " ".join("; ".join(filter(None, parts)).split())

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from ldm.config.bounds import Above, AtLeast, Between, Checked, OneOf
 from ldm.config.parts import Part
@@ -33,12 +33,14 @@ class SamplerFacts(Part):
     calls: int  # of the denoiser per step
     stochastic: bool = False  # whether it may draw noise on the way
     gaussian: bool = False  # whether it needs the Gaussian of the latents, which a skip of kind gaussian has
+    consistency: bool = False  # whether it is for models that objective.kind consistency made, and for no others
     options: tuple[str, ...] = ()  # which of SAMPLER_OPTIONS it takes
 
 
 CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
 RESTART = ("restarts", "restart_min", "restart_max")  # each goes a part of the way again, with calls of its own
 START = ("gaussian_start",)
+SECOND = ("second_sigma",)
 
 SAMPLERS = {
     "euler": SamplerFacts("ldm.diffusion.samplers.one_step:euler", order=1, calls=1),
@@ -68,6 +70,14 @@ SAMPLERS = {
     "restart": SamplerFacts(
         "ldm.diffusion.samplers.stochastic:restart", order=2, calls=2, stochastic=True, options=RESTART
     ),
+    "consistency": SamplerFacts(
+        "ldm.diffusion.samplers.stochastic:consistency",
+        order=1,
+        calls=1,
+        stochastic=True,
+        consistency=True,
+        options=SECOND,
+    ),
 }
 
 
@@ -91,9 +101,28 @@ SAMPLER_OPTIONS = {
     "restarts": SamplerOption("how often restart goes a part of the way again (2)", whole=True),
     "restart_min": SamplerOption("where that part ends (0.1)"),
     "restart_max": SamplerOption("where it begins (0.6)"),
+    "second_sigma": SamplerOption("noise level of the second step of consistency (one of the grid)"),
 }
 
-DENOISER_NETWORKS = {"unet": Part("ldm.diffusion.networks.unet:UNet")}
+# How conditions that are no classes are embedded, by kind; a class has a table of embeddings.
+ATTRIBUTE_EMBEDDINGS = {
+    "number": Part("ldm.diffusion.attribute_embeddings:NumberEmbedding"),
+    "text": Part("ldm.diffusion.attribute_embeddings:TextEmbedding"),
+}
+
+DENOISER_NETWORKS = {
+    "unet": Part("ldm.diffusion.networks.unet:UNet"),
+    "dit": Part("ldm.diffusion.networks.dit:DiT"),
+    "edm2": Part("ldm.diffusion.networks.edm2:PreservingUNet"),
+    "unet2d": Part("ldm.diffusion.networks.unet2d:DiffusersUNet"),
+}
+
+
+UNET_PRESETS = {
+    "S": {"widths": (64, 128), "blocks": 2, "attention": (1,)},
+    "M": {"widths": (128, 256, 256), "blocks": 2, "attention": (1, 2)},
+    "L": {"widths": (256, 512, 512), "blocks": 2, "attention": (1, 2)},
+}
 
 
 @dataclass(frozen=True)
@@ -105,17 +134,97 @@ class UNetConfig(Checked):
     blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and as many on the way up
     attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution
     head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
+    qk_norm: bool = False  # RMS norm of queries and keys, which keeps attention stable at large learning rates
     dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
+
+    PRESETS: ClassVar = UNET_PRESETS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.widths:
-            raise ValueError("widths must be one or more numbers, not none")
-        if not set(self.attention) <= set(range(len(self.widths))):
-            raise ValueError(f"attention must name levels from 0 to {len(self.widths) - 1}, not {self.attention}")
+        check_levels(self.widths, self.attention)
 
 
-DenoiserNetworkConfig: TypeAlias = UNetConfig
+def check_levels(widths: tuple[int, ...], attention: tuple[int, ...]) -> None:
+    """Raise ValueError for a U-Net without levels, or with attention at others."""
+    if not widths:
+        raise ValueError("widths must be one or more numbers, not none")
+    if not set(attention) <= set(range(len(widths))):
+        raise ValueError(f"attention must name levels from 0 to {len(widths) - 1}, not {attention}")
+
+
+@dataclass(frozen=True)
+class DiTConfig(Checked):
+    """A diffusion transformer: a ViT whose layer norms are scaled, shifted and gated by the condition (adaLN-zero)."""
+
+    kind: Literal["dit"] = "dit"
+    patch: Annotated[int, AtLeast(1)] = 2  # side of a token's square of the latent, whose height and width it divides
+    width: Annotated[int, AtLeast(1)] = 192  # channels of a token
+    depth: Annotated[int, AtLeast(1)] = 12  # blocks
+    heads: Annotated[int, AtLeast(1)] = 3  # attention heads
+    qk_norm: bool = True  # RMS norm of queries and keys, which keeps attention stable at large learning rates
+    positions: Literal["rotary", "sin-cos"] = "rotary"  # of rows and columns: in the attention, or added to the tokens
+    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside the MLPs
+
+    PRESETS: ClassVar = {
+        "Ti": {"width": 192, "depth": 12, "heads": 3},
+        "S": {"width": 384, "depth": 12, "heads": 6},
+        "B": {"width": 768, "depth": 12, "heads": 12},
+        "L": {"width": 1024, "depth": 24, "heads": 16},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width must be a multiple of 4 * heads, for cosine and sine of row and column, not {self.width} with"
+                f" {self.heads} heads"
+            )
+
+
+@dataclass(frozen=True)
+class EDM2Config(Checked):
+    """A magnitude-preserving U-Net (EDM2): a learning rate is the relative change of its weights, 1e-2 for a start."""
+
+    kind: Literal["edm2"] = "edm2"
+    widths: tuple[Annotated[int, AtLeast(1)], ...] = (64, 128)  # channels per level
+    blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and as many on the way up
+    attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution
+    head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
+    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
+
+    PRESETS: ClassVar = UNET_PRESETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_levels(self.widths, self.attention)
+
+
+@dataclass(frozen=True)
+class UNet2DConfig(Checked):
+    """diffusers' UNet2DModel; with a scalar skip and no condition but a class, stock diffusers opens its runs."""
+
+    kind: Literal["unet2d"] = "unet2d"
+    widths: tuple[Annotated[int, AtLeast(2)], ...] = (64, 128)  # channels per level; multiples of norm_groups
+    blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and one more on the way up
+    attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution; the middle has it
+    head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
+    norm_groups: Annotated[int, AtLeast(1)] = 32  # groups of the group norms
+    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
+
+    PRESETS: ClassVar = UNET_PRESETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_levels(self.widths, self.attention)
+        for width in self.widths:
+            if width % self.norm_groups or width % self.head_channels:
+                raise ValueError(
+                    f"widths must be multiples of norm_groups {self.norm_groups} and of head_channels"
+                    f" {self.head_channels}, not {width}"
+                )
+
+
+DenoiserNetworkConfig: TypeAlias = UNetConfig | DiTConfig | EDM2Config | UNet2DConfig
 
 
 @dataclass(frozen=True)
@@ -157,11 +266,13 @@ class DenoiserConfig(Checked):
 
 @dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """The grid of noise levels along which a trained denoiser is sampled (Karras et al. 2022, equation 5)."""
+    """How a trained denoiser is sampled: the grid of noise levels (Karras et al. 2022, equation 5), and a sampler."""
 
     sigma_min: Annotated[float, Above(0)] = 0.01  # the last level before 0; latents have unit variance
     sigma_max: Annotated[float, Above(0)] = 40.0  # about 40, 80, 160 for latents 8, 16, 32 pixels wide
     rho: Annotated[float, Above(0)] = 7.0  # 1 spaces the levels evenly; the larger, the more of them are small
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "heun"  # where none is asked for; objective.kind consistency has its own
+    steps: Annotated[int, AtLeast(1)] = 18  # where no number of them is asked for
 
     def __post_init__(self) -> None:
         super().__post_init__()

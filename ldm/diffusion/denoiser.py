@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ class Denoiser(nn.Module):
     of the clean data. Noise levels are positive: zero has no logarithm.
 
     With a `gaussian` the best linear denoiser takes the place of c_skip(σ) x, and the root of its mean squared error
-    that of c_out(σ): EDM with a matrix for σ_data.
+    that of c_out(σ): EDM with a matrix for σ_data. With `consistency` D is a consistency function, which answers with
+    where the path of x ends, and the Gaussian's own one takes that place.
     """
 
     def __init__(
@@ -35,13 +37,14 @@ class Denoiser(nn.Module):
         parametrization: str = "edm",
         sigma_data: float = 1.0,
         gaussian: LatentGaussian | None = None,
+        consistency: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.embedding = embedding or ConditionEmbedding(ConditionSchema(), 0)
         self.parametrization: Parametrization = PARAMETRIZATIONS[parametrization].load()
         self.sigma_data = sigma_data
-        self.gaussian = gaussian
+        self.gaussian, self.consistency = gaussian, consistency
 
     def forward(self, noisy: Latents, sigma: float | NoiseLevels, condition: Condition | None = None) -> Latents:
         """The denoised tensor, in float64 if `noisy` is and in float32 otherwise; no condition is the null one.
@@ -54,8 +57,13 @@ class Denoiser(nn.Module):
         level = broadcast_sigma(sigma, noisy)
         vector, tokens = self.embedding(condition, sigma)
         scaled = (self.c_in(level) * noisy).to(self.network_dtype or level.dtype)
+        vector, tokens = (None if each is None else each.to(scaled.dtype) for each in (vector, tokens))
         output: Tensor = self.network(scaled, sigma.log() / 4, vector, tokens)
         return self.skip(noisy, level) + self.c_out(level) * output.to(level.dtype)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network, in place; preconditioning stays as it is."""
+        self.network.compile(*args, **kwargs)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
@@ -97,7 +105,8 @@ class Denoiser(nn.Module):
     def skip(self, noisy: Latents, level: Tensor) -> Latents:
         """What goes into the answer beside the network, for noise levels that multiply `noisy` sample by sample."""
         if self.gaussian is not None:
-            return self.gaussian.denoise(noisy.to(level.dtype), level)
+            answer = self.gaussian.path_end if self.consistency else self.gaussian.denoise
+            return answer(noisy.to(level.dtype), level)
         return self.c_skip(level) * noisy
 
     def c_skip(self, sigma: Tensor) -> Tensor:

@@ -43,12 +43,7 @@ class LatentGaussian(nn.Module):
 
         `sigma` is one noise level, or one for each sample. The precision is that of `noisy`, under autocast too.
         """
-        if noisy.shape[1:] != self.mean.shape:
-            trained, given = (" x ".join(map(str, shape)) for shape in (self.mean.shape, noisy.shape[1:]))
-            raise ConfigError(
-                f"latents of {given} were given to a denoiser whose skip is the Gaussian of latents of {trained}: keep"
-                " that size, or train with denoiser.skip.kind scalar"
-            )
+        self.check_size(noisy)
         with torch.autocast(noisy.device.type, enabled=False):
             basis, rest = self.basis.to(noisy.dtype), self.rest.to(noisy.dtype)
             variance = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1) ** 2
@@ -58,6 +53,22 @@ class LatentGaussian(nn.Module):
             along = (centered @ basis) * (excess / (self.eigenvalues.to(noisy.dtype) + variance))
             linear = rest / (rest + variance) * centered + along @ basis.mT
             return linear.view_as(noisy) + self.mean.to(noisy.dtype)
+
+    def path_end(self, noisy: Latents, sigma: float | NoiseLevels) -> Latents:
+        """m + V diag(√(λ_i / (λ_i + σ²))) Vᵀ (y − m): where the path of y ends, the Gaussian's consistency function."""
+        self.check_size(noisy)
+        mean = self.mean.to(noisy.dtype)
+        noise = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1) ** 2
+        return mean + self.scaled(noisy - mean, lambda variance: (variance / (variance + noise)).sqrt())
+
+    def check_size(self, noisy: Latents) -> None:
+        """Raise ConfigError for latents of another size."""
+        if noisy.shape[1:] != self.mean.shape:
+            trained, given = (" x ".join(map(str, shape)) for shape in (self.mean.shape, noisy.shape[1:]))
+            raise ConfigError(
+                f"latents of {given} were given to a denoiser whose skip is the Gaussian of latents of {trained}: keep"
+                " that size, or train with denoiser.skip.kind scalar"
+            )
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """The root of the mean squared error of `denoise` per number, c_out² = σ² [Σ g_i + (d − k) ḡ] / d."""

@@ -5,14 +5,15 @@ the worse one, and above 1 the samples become more typical and less varied.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ldm.batch import Condition
+from ldm.batch import Condition, ConditionSchema
 from ldm.errors import RequestError
 from ldm.shapes import Latents, NoiseLevels
 
@@ -57,7 +58,32 @@ class Autoguidance:
         return within(self.interval, guided, denoiser)
 
 
-Guidance: TypeAlias = ClassifierFreeGuidance | Autoguidance
+@dataclass(frozen=True)
+class PerConditionGuidance:
+    """Classifier-free guidance with a weight of its own for each condition, in this order (Brooks et al. 2023).
+
+    D(∅) + Σ w_k (D(c_1 ... c_k) − D(c_1 ... c_{k-1})): each weight enlarges what its condition adds to those before it.
+    With all weights 1 this is D with all conditions, and with equal ones classifier-free guidance.
+    """
+
+    weights: tuple[tuple[str, float], ...]  # by name, of all conditions of the model
+    interval: GuidanceInterval = EVERYWHERE
+    rescale: float = 0.0
+    kind: Literal["per-condition"] = "per-condition"
+
+    @property
+    def weight(self) -> float:
+        """The largest of the weights."""
+        return max(weight for _, weight in self.weights)
+
+    def around(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
+        """The guided denoiser."""
+        if all(weight == self.weight for _, weight in self.weights):
+            return ClassifierFreeGuidance(self.weight, self.interval, self.rescale).around(denoiser)
+        return within(self.interval, per_condition(denoiser, self.weights, rescale=self.rescale), denoiser)
+
+
+Guidance: TypeAlias = ClassifierFreeGuidance | PerConditionGuidance | Autoguidance
 
 
 def classifier_free(denoiser: ConditionalDenoise, *, guidance: float, rescale: float = 0.0) -> ConditionalDenoise:
@@ -78,6 +104,32 @@ def classifier_free(denoiser: ConditionalDenoise, *, guidance: float, rescale: f
         both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigmas, sigmas]), condition.joined(condition.null()))
         conditional, unconditional = both.chunk(2)
         return rescaled(unconditional + guidance * (conditional - unconditional), conditional, rescale)
+
+    return guided
+
+
+def per_condition(
+    denoiser: ConditionalDenoise, weights: Sequence[tuple[str, float]], *, rescale: float = 0.0
+) -> ConditionalDenoise:
+    """Classifier-free guidance with a weight for each condition; all answers come from one call with a larger batch.
+
+    Summed by parts: the answer with the first k conditions counts w_k - w_{k+1} times, and is not computed where that
+    is zero.
+    """
+    names, numbers = [name for name, _ in weights], [1.0, *(weight for _, weight in weights), 0.0]
+    counts = {tuple(names[:k]): numbers[k] - numbers[k + 1] for k in range(len(names) + 1)}
+    needed = {kept: count for kept, count in counts.items() if count or (rescale and len(kept) == len(names))}
+
+    def guided(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
+        if condition is None:
+            raise ValueError("classifier-free guidance needs a condition, and there is none")
+        sigmas = torch.as_tensor(sigma, device=noisy.device).reshape(-1).expand(len(noisy))
+        parts = [condition.only(kept) for kept in needed]
+        times = len(parts)
+        joined = reduce(Condition.joined, parts)
+        answers = denoiser(torch.cat([noisy] * times), torch.cat([sigmas] * times), joined).chunk(times)
+        total = sum((count * answer for count, answer in zip(needed.values(), answers, strict=True)), start=0 * noisy)
+        return rescaled(total, answers[-1], rescale)
 
     return guided
 
@@ -125,8 +177,8 @@ def rescaled(guided: Tensor, plain: Tensor, share: float) -> Tensor:
 
 
 def checked_guidance(
-    guidance: float | None,
-    classes: int,
+    guidance: float | Mapping[str, float] | None,
+    schema: ConditionSchema,
     dropout: bool,
     *,
     interval: GuidanceInterval | None = None,
@@ -135,18 +187,26 @@ def checked_guidance(
 ) -> Guidance:
     """The guidance that is asked for, or else 2 where it is possible; RequestError for one that the model cannot give.
 
-    By itself a model needs classes, and that in training the class was sometimes left out (`dropout`); a `guide` needs
+    A mapping has weights by condition, in its order; conditions that it does not name come last, with weight 1. By
+    itself a model needs conditions, and that in training they were sometimes left out (`dropout`); a `guide` needs
     neither.
     """
-    weight = checked_number(
-        "guidance", guidance if guidance is not None else 2.0 if guide or (classes and dropout) else 1.0
-    )
-    if guide is None and weight != 1 and not classes:
-        raise RequestError("guidance", "needs a model with classes, and this one has none")
-    if guide is None and weight != 1 and not dropout:
-        raise RequestError("guidance", "needs a model trained with objective.condition_dropout, and this one had none")
+    if isinstance(guidance, Mapping):
+        weights = checked_weights(guidance, schema, guided=guide is not None)
+    else:
+        default = 2.0 if guide or (schema.attributes and dropout) else 1.0
+        weights = (("", checked_number("guidance", default if guidance is None else guidance)),)
+    guides = any(weight != 1 for _, weight in weights)
+    if guide is None and guides and not schema.attributes:
+        raise RequestError("guidance", "needs a model with classes or other conditions, and this one has none")
+    if guide is None and guides and not dropout:
+        raise RequestError(
+            "guidance",
+            "needs a model trained with objective.condition_dropout, and this one had none (a model tuned for few steps"
+            " has its guidance baked in: objective.guidance)",
+        )
     for name, given in (("guidance_interval", interval), ("guidance_rescale", rescale)):
-        if given is not None and weight == 1:
+        if given is not None and not guides:
             raise RequestError(name, "says nothing without guidance: give a guidance other than 1, or leave it out")
     low, high = interval or EVERYWHERE
     if not 0 <= low < high:
@@ -154,9 +214,26 @@ def checked_guidance(
     share = checked_number("guidance_rescale", rescale or 0.0)
     if not 0 <= share <= 1:
         raise RequestError("guidance_rescale", f"{share:g} must be at least 0 and at most 1")
+    if isinstance(guidance, Mapping):
+        return PerConditionGuidance(weights, (low, high), share)
+    weight = weights[0][1]
     if guide is None:
         return ClassifierFreeGuidance(weight, (low, high), share)
     return Autoguidance(weight, guide, (low, high), share)
+
+
+def checked_weights(
+    given: Mapping[str, float], schema: ConditionSchema, *, guided: bool
+) -> tuple[tuple[str, float], ...]:
+    """The weights of all conditions, those that are given first; RequestError for a condition that is not there."""
+    known = [each.name for each in schema.attributes]
+    for name in given:
+        if name not in known:
+            raise RequestError("guidance", f"{name} is no condition of this model; its conditions: {', '.join(known)}")
+    if guided:
+        raise RequestError("guidance", "has one weight where a guide is given, and not one for each condition")
+    chosen = {name: checked_number("guidance", weight) for name, weight in given.items()}
+    return (*chosen.items(), *((name, 1.0) for name in known if name not in chosen))
 
 
 def checked_number(name: str, value: float) -> float:

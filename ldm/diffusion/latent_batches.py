@@ -11,11 +11,12 @@ from ldm.data.augmentation import draws
 from ldm.data.batches import BatchSampler, TrainingBatches
 from ldm.data.datasets import Dataset
 from ldm.data.device_store import fits_on
-from ldm.diffusion.losses.config import DenoisingObjectiveConfig
+from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.diffusion.losses.noise_distribution import create_noise_distribution
 from ldm.diffusion.objective import drop_condition
 from ldm.randomness import StepRandom
 from ldm.training.config import RunConfig
+from ldm.training.sharded_array import as_tensor
 
 
 class CachedMoments(Protocol):
@@ -23,7 +24,7 @@ class CachedMoments(Protocol):
 
     @property
     def moments(self) -> np.ndarray:
-        """Flips x images x channels x height x width."""
+        """Flips x images x channels x height x width; of bfloat16 the bits, as `as_tensor` reads them."""
         ...
 
     @property
@@ -52,29 +53,28 @@ class LatentRows(NamedTuple):
 class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
     """Training latents, with noise, noise levels and conditions drawn beside them.
 
-    Where the moments fit onto the device they lie there, in the precision of `run.latents`, and the rows are numbers;
-    else workers bring them.
+    Where the moments fit onto the device they lie there, in the precision that they are cached in, and the rows are
+    numbers; else workers bring them.
     """
 
     def __init__(
         self,
         cache: CachedMoments,
         dataset: Dataset,
-        config: DenoisingObjectiveConfig,
+        config: ObjectiveConfig,
         sampler: BatchSampler,
         device: torch.device | str = "cpu",
         run: RunConfig | None = None,
     ):
         super().__init__(sampler)
         run = run or RunConfig()
-        self.cache, self.config, self.dtype = cache.statistics_on(device), config, getattr(torch, run.latents)
-        self.condition = dataset.condition(list(range(len(dataset))))  # and not the images, which workers would copy
+        self.cache, self.config = cache.statistics_on(device), config
+        self.condition = dataset.conditions  # and not the images, which workers would copy
         self.noise_distribution = create_noise_distribution(config.noise_distribution)
-        size = cache.moments.size * self.dtype.itemsize
-        self.loads_data = not fits_on(device, size, run.store, dataset.config.cache_gb)
+        self.loads_data = not fits_on(device, cache.moments.nbytes, run.store, dataset.config.cache_gb)
         # On the host that is the mapped file, which its processes share.
         on_gpu = not self.loads_data and torch.device(device).type != "cpu"
-        self.store = copied(cache.moments, self.dtype, device) if on_gpu else None
+        self.store = copied(cache.moments, device) if on_gpu else None
 
     def __getitem__(self, micro_batch: int) -> LatentRows:
         spec = self.sampler.spec(micro_batch)
@@ -98,7 +98,7 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
         flips = self.flips(indices, epochs)
         if self.store is not None:
             return self.store[flips, indices]
-        return torch.from_numpy(self.cache.moments[flips.numpy(), indices.numpy()]).to(self.dtype)
+        return as_tensor(self.cache.moments[flips.numpy(), indices.numpy()])
 
     def flips(self, indices: Tensor, epochs: Tensor) -> Tensor:
         """1 for each image that is seen mirrored, as (seed, epoch, image) alone decides, 0 for the others."""
@@ -107,11 +107,11 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
         return (draws(self.sampler.seed, epochs, indices).flip < 0.5).long()
 
 
-def copied(moments: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def copied(moments: np.ndarray, device: torch.device | str) -> Tensor:
     """The moments of every image in one tensor on a device, some at a time."""
-    store = torch.empty(moments.shape, dtype=dtype, device=device)
+    store = torch.empty(moments.shape, dtype=as_tensor(moments[:0, :0].copy()).dtype, device=device)
     for flip, rows in enumerate(moments):
         for start in range(0, len(rows), 1024):
             part = slice(start, start + 1024)
-            store[flip, part] = torch.from_numpy(np.array(rows[part])).to(device, dtype)
+            store[flip, part] = as_tensor(np.array(rows[part])).to(device)
     return store

@@ -26,6 +26,25 @@ def karras_sigmas(
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float().to(device)
 
 
+def consistency_sigmas(
+    steps: int, sigma_min: float, sigma_max: float, rho: float, second_sigma: float | None = None
+) -> Tensor:
+    """A decreasing grid of `steps` noise levels for a consistency model, and a zero after them; float32.
+
+    They are those of `karras_sigmas` with one step more, but for the last one, sigma_min, where next to nothing would
+    be left to do. With a `second_sigma` all after the first go from there.
+    """
+    if steps == 1 or second_sigma is None:
+        return without_lowest(karras_sigmas(steps + 1, sigma_min, sigma_max, rho))
+    others = without_lowest(karras_sigmas(steps, sigma_min, second_sigma, rho))
+    return torch.cat([others.new_full((1,), sigma_max), others])
+
+
+def without_lowest(sigmas: Tensor) -> Tensor:
+    """A grid without its last level above zero."""
+    return torch.cat([sigmas[:-2], sigmas[-1:]])
+
+
 def broadcast_sigma(sigma: NoiseLevels, over: Tensor) -> Tensor:
     """`sigma` with trailing axes of length one, so that it multiplies `over` sample by sample."""
     return sigma.reshape(-1, *[1] * (over.ndim - 1))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
-from ldm.diffusion.losses.config import DenoisingObjectiveConfig, PredictionWeightingConfig, WeightingConfig
+from ldm.diffusion.losses.config import ObjectiveConfig, PredictionWeightingConfig, WeightingConfig
 from ldm.diffusion.losses.weighting import Uncertainty, error_scale
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
@@ -49,10 +49,21 @@ class DenoisingObjective(nn.Module):
 
 
 def drop_condition(
-    config: DenoisingObjectiveConfig, condition: Condition, rng: StepRandom, device: torch.device | str = "cpu"
+    config: ObjectiveConfig, condition: Condition, rng: StepRandom, device: torch.device | str = "cpu"
 ) -> Condition:
-    """The conditions of a part of a global batch, on a device, some left out, for classifier-free guidance."""
-    return condition.dropped(rng.uniform("label dropout", device=device) < config.condition_dropout)
+    """The conditions of a part of a global batch, on a device, some of them left out, for classifier-free guidance.
+
+    With the probability that the config gives all of an image is left out; of several conditions each, moreover, by
+    itself with the same probability.
+    """
+
+    def left_out(purpose: str) -> Tensor:
+        return rng.uniform(purpose, device=device) < config.condition_dropout
+
+    dropped = condition.dropped(left_out("label dropout"))
+    for name in condition.values if len(condition.values) > 1 else ():
+        dropped = dropped.dropped(left_out(f"dropout of {name}"), name)
+    return dropped
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.entropy.categorical import TOTAL
 from ldm.entropy.config import ENTROPY_MODELS, EntropyModelConfig
 from ldm.entropy.integer_network import SCALES, IntegerNetwork, inputs_of
 from ldm.entropy.range_coder import SymbolReader, SymbolWriter
@@ -62,6 +63,11 @@ class EntropyModel:
     def encode(self, symbols: np.ndarray, steps: Sequence[int]) -> bytes:
         """The symbols of one latent, channels x h x w of integers, as bytes."""
         writer = SymbolWriter()
+        self.write(writer, symbols, steps)
+        return writer.finish()
+
+    def write(self, writer: SymbolWriter, symbols: np.ndarray, steps: Sequence[int]) -> None:
+        """Append the symbols of one latent to others."""
 
         def write(predicted: Prediction) -> np.ndarray:
             found: np.ndarray = symbols[predicted.places()]
@@ -70,11 +76,16 @@ class EntropyModel:
             return found
 
         self._traverse(symbols.shape, steps, write)
-        return writer.finish()
 
     def decode(self, payload: bytes, shape: tuple[int, int, int], steps: Sequence[int]) -> np.ndarray:
         """The same symbols, on any machine; CodecError for bytes that `encode` does not write."""
         reader = SymbolReader(payload)
+        symbols = self.read(reader, shape, steps)
+        reader.check_end()
+        return symbols
+
+    def read(self, reader: SymbolReader, shape: tuple[int, int, int], steps: Sequence[int]) -> np.ndarray:
+        """The symbols of the next latent."""
 
         def read(predicted: Prediction) -> np.ndarray:
             found = predicted.shift.copy()
@@ -82,9 +93,19 @@ class EntropyModel:
                 found[indices] += reader.read(len(indices), table)
             return found
 
-        symbols = self._traverse(shape, steps, read)
-        reader.check_end()
-        return symbols
+        return self._traverse(shape, steps, read)
+
+    def sample(self, shape: tuple[int, int, int], steps: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+        """Symbols drawn from the model: what a decoder makes of random bytes. Beyond its table is just beyond it."""
+
+        def draw(predicted: Prediction) -> np.ndarray:
+            found = predicted.shift.copy()
+            for table, indices in predicted.groups:
+                drawn = rng.integers(TOTAL, size=len(indices))
+                found[indices] += np.searchsorted(np.cumsum(table.weights), drawn, side="right") - table.last
+            return found
+
+        return self._traverse(shape, steps, draw)
 
     def bits(self, symbols: np.ndarray, steps: Sequence[int]) -> float:
         """What the symbols cost, without what the coder adds."""

@@ -2,9 +2,9 @@
 
 import hashlib
 import platform
-from importlib.metadata import version
 from typing import Any
 
+from ldm.component.versions import versions_of
 from ldm.evaluation.classifier import protocol_entry
 from ldm.evaluation.fidelity import COVERAGE_NEIGHBORS, MANIFOLD_NEIGHBORS
 from ldm.evaluation.formatting import format_metric
@@ -47,7 +47,7 @@ def header(
         "samples": {"source": source, "count": num, **model_entry(model)},
         "protocol": protocol(real, num, model, settings),
         "data": real.data.training.dataset.fingerprint,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
     }
 
 

@@ -1,10 +1,11 @@
 """Metrics on held-out images (validation), beside what linear codes of the same size reach."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from ldm.autoencoder.bottleneck import Posterior
 from ldm.autoencoder.config import ReconstructionObjectiveConfig
@@ -16,41 +17,72 @@ from ldm.evaluation.metrics import linear_restoration_psnr, patch_pca_psnr, pca_
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import Latents, rounded
 
+T = TypeVar("T")
+MOST_MEASURED = 100_000  # images; of more, as many that are evenly spaced are measured, which is said
 MAX_IMAGES_FOR_PCA = 5000  # and fewer where together they have more values than
 MAX_VALUES_FOR_PCA = 10**8
 
 
+class Spread(Protocol):
+    """`work(0)`, `work(1)`, ... in order, computed by whichever process: `Processes.map`, or `alone`."""
+
+    def __call__(self, jobs: int, work: Callable[[int], T], /) -> Iterable[T]: ...
+
+
+def alone(jobs: int, work: Callable[[int], T]) -> Iterable[T]:
+    """All of them, by this process."""
+    return map(work, range(jobs))
+
+
+def of_chunks(images: Subset, measure: Callable[[Subset], T], spread: Spread) -> Iterable[T]:
+    """What is measured of 64 images at a time, in their order."""
+    chunks = list(images.chunks())
+    return spread(len(chunks), lambda number: measure(chunks[number]))
+
+
 @torch.no_grad()
-def latent_statistics(autoencoder: Autoencoder, images: Subset, device: torch.device) -> LatentStatistics:
+def latent_statistics(
+    autoencoder: Autoencoder, images: Subset, device: torch.device, spread: Spread = alone
+) -> LatentStatistics:
     """The statistics of the latents of these images."""
-    statistics = LatentStatistics()
-    for chunk in images.chunks():
+
+    def measure(chunk: Subset) -> LatentStatistics:
+        statistics = LatentStatistics()
         statistics.add(autoencoder.encode(chunk.images().to(device)))
-    return statistics
+        return statistics
+
+    whole = LatentStatistics()
+    for part in of_chunks(images, measure, spread):
+        whole.join(part)
+    return whole
 
 
 @torch.no_grad()
-def held_out_psnr(autoencoder: Autoencoder, images: Subset, device: torch.device) -> float:
+def held_out_psnr(autoencoder: Autoencoder, images: Subset, device: torch.device, spread: Spread = alone) -> float:
     """Mean over the images of their PSNR in dB, images and reconstructions rounded to 8 bits as in `ldm evaluate`."""
-    values = []
-    for chunk in images.chunks():
+
+    def measure(chunk: Subset) -> Tensor:
         pixels = chunk.images().to(device)
-        values.append(psnr(rounded(pixels), rounded(autoencoder.reconstruct(pixels))).cpu())
-    return torch.cat(values).mean().item()
+        return psnr(rounded(pixels), rounded(autoencoder.reconstruct(pixels))).cpu()
+
+    return torch.cat([*of_chunks(images, measure, spread)]).mean().item()
 
 
 @torch.no_grad()
-def held_out_psnr_of_sample(autoencoder: Autoencoder, images: Subset, device: torch.device) -> float | None:
+def held_out_psnr_of_sample(
+    autoencoder: Autoencoder, images: Subset, device: torch.device, spread: Spread = alone
+) -> float | None:
     """The same, decoded from a sample of each posterior, as a denoiser's latents are; None of a deterministic code."""
     if not autoencoder.bottleneck.is_stochastic:
         return None
-    values = []
-    for chunk in images.chunks():
+
+    def measure(chunk: Subset) -> Tensor:
         pixels = chunk.images().to(device)
         latents = posterior_sample(autoencoder.encode(pixels), chunk.indices)
         height, width = pixels.shape[2:]
-        values.append(psnr(rounded(pixels), rounded(autoencoder.decode(latents)[..., :height, :width])).cpu())
-    return torch.cat(values).mean().item()
+        return psnr(rounded(pixels), rounded(autoencoder.decode(latents)[..., :height, :width])).cpu()
+
+    return torch.cat([*of_chunks(images, measure, spread)]).mean().item()
 
 
 def posterior_sample(posterior: Posterior, indices: Sequence[int]) -> Latents:
@@ -132,11 +164,13 @@ def restoration_metrics(
 
 
 @torch.no_grad()
-def head_accuracy(autoencoder: Autoencoder, images: Subset, device: torch.device) -> float:
+def head_accuracy(autoencoder: Autoencoder, images: Subset, device: torch.device, spread: Spread = alone) -> float:
     """The fraction of these images that the classification head gets right, with the statistics of the training."""
-    assert autoencoder.head is not None
-    right = 0
-    for chunk in images.chunks():
-        predicted = autoencoder.head(autoencoder.encode(chunk.images().to(device)).mean.mean((2, 3))).argmax(1)
-        right += int((predicted.cpu() == chunk.labels).sum())
-    return right / len(images)
+    head = autoencoder.head
+    assert head is not None
+
+    def measure(chunk: Subset) -> int:
+        predicted = head(autoencoder.encode(chunk.images().to(device)).mean.mean((2, 3))).argmax(1)
+        return int((predicted.cpu() == chunk.labels).sum())
+
+    return sum(of_chunks(images, measure, spread)) / len(images)

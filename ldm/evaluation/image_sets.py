@@ -96,7 +96,7 @@ class SamplingSettings:
         """The same as arguments of `model.sample_latents`."""
         guidance = checked_guidance(
             self.guidance,
-            len(model.classes),
+            model.config.schema,
             model.config.trained_with_condition_dropout,
             interval=None if self.guidance == 1 else self.guidance_interval,
             rescale=None if self.guidance == 1 else self.guidance_rescale,

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ldm.autoencoder.latent_diagnostics import encoder_jacobian, spectrum_slope
 from ldm.autoencoder.model import Autoencoder
 from ldm.autoencoder.restoration import restore
 from ldm.data.datasets import Subset
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.objective import losses_by_sigma
 from ldm.evaluation.metrics import psnr
@@ -53,17 +55,21 @@ class ReconstructionPanel:
 
 
 class SamplePanel:
-    """The same seeds sampled again and again."""
+    """The same seeds sampled again and again: the classes in turn or, of other conditions, those of `images`."""
 
-    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig):
+    def __init__(self, autoencoder: Autoencoder, config: DiffusionModelConfig, images: Subset | None = None):
         self.autoencoder, self.config = autoencoder, config
+        has_more = images is not None and bool(images.dataset.columns)
+        self.condition = images.evenly_spaced(40).condition if images is not None and has_more else None
 
-    def draw(self, denoiser: Denoiser, path: Path, num: int = 40, steps: int = 12) -> dict[str, float]:
+    def draw(self, denoiser: Denoiser, path: Path, num: int = 40) -> dict[str, float]:
         """Save a grid of samples, of which there are no metrics here."""
         model = LatentDiffusion(self.autoencoder, denoiser, self.config)
         columns = len(model.classes)
         columns = columns if 4 <= columns <= 16 else 8
-        images = model.sample(columns * (num // columns), steps=steps, sampler="dpm++2m")
+        own = SAMPLERS[self.config.sampling.sampler]
+        how: dict[str, Any] = {} if own.consistency else {"steps": 12, "sampler": "dpm++2m"}
+        images = model.sample(columns * (num // columns), conditions=self.condition, **how)
         save_png(upscaled(grid(images, columns)), path)
         return {}
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import platform
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from ldm.autoencoder.latent_diagnostics import encoder_jacobian, slope_of
 from ldm.autoencoder.latent_statistics import LatentStatistics
 from ldm.autoencoder.model import Autoencoder
+from ldm.component.versions import versions_of
 from ldm.data.datasets import Subset
 from ldm.evaluation.feature_networks import FeatureExtractor, PerceptualMetric
 from ldm.evaluation.held_out import noise_metrics, pca_baselines
@@ -106,7 +106,7 @@ def report(
         "reference": hashlib.sha256(b"".join(digests)).hexdigest(),
         "count": len(digests),
         "unreadable": len({reason for batch in batches for reason in batch.unreadable}),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
     }
 
 

@@ -19,6 +19,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.export.pipeline.denoiser_model import DenoiserModel
 from ldm.export.pipeline.latent_diffusion_pipeline import LatentDiffusionPipeline, class_of, write_index
 from ldm.pipeline import DiffusionModelConfig
+from ldm.text.prompts import PromptEncoders
 
 __all__ = ["AutoencoderModel", "DenoiserModel", "LatentDiffusionPipeline", "save_pipeline"]
 
@@ -29,14 +30,17 @@ def save_pipeline(
     denoiser: Denoiser,
     config: DiffusionModelConfig,
     *,
+    prompts: PromptEncoders | None = None,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
 ) -> None:
     """Write all that diffusers and `sample.py` need into `folder`; what else lies there is left alone.
 
-    The weights are in float32, or in `dtype`; a `variant` (fp16) is part of the names of their files.
+    `prompts` are the text encoders, found by the references in the config if they are left out. The weights are in
+    float32, or in `dtype`; a `variant` (fp16) is part of the names of their files.
     """
     unet = DenoiserModel.around(denoiser, config)
+    unet.prompts = prompts or unet.prompts
 
     def save_vae(new: Path) -> None:
         autoencoder.save(new)

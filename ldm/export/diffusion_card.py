@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import reader
+from ldm.diffusion.config import SAMPLERS
+from ldm.diffusion.diffusers_format import config_of_diffusers
 from ldm.errors import LDMError
 from ldm.export.model_card import commands, images_of
 from ldm.pipeline import LatentDiffusion
@@ -35,7 +37,11 @@ images = LatentDiffusion.load("this/folder").sample(16, seed=0)  # B C H W in [-
 ```
 
 `vae/` by itself is an autoencoder: `ldm.Autoencoder.load("this/folder")`, or in diffusers
-`{vae}`."""
+`{vae}`.{unet}"""
+STOCK = """
+
+`unet/` is diffusers' own `UNet2DModel`, for its `EDMEulerScheduler`, whose settings are in `scheduler/`: it is called
+as `unet(scheduler.scale_model_input(latents, t), t)`, and needs no code of this folder."""
 
 
 def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dict[str, Any]) -> None:
@@ -47,7 +53,14 @@ def write(folder: Path, name: str, run: Path, model: LatentDiffusion, facts: dic
     stock = model.autoencoder.is_autoencoder_kl
     vae, trust = ("AutoencoderKL", "") if stock else ("AutoModel", ", trust_remote_code=True")
     vae = f'{vae}.from_pretrained("this/folder/vae"{trust}{half})'
-    loading = LOADING.format(labels=labels, half=half, needs_torch="import torch\n" if torch_name else "", vae=vae)
+    is_stock = config_of_diffusers(model.denoiser, model.config.denoiser, model.config.schema) is not None
+    loading = LOADING.format(
+        labels=labels,
+        half=half,
+        needs_torch="import torch\n" if torch_name else "",
+        vae=vae,
+        unet=STOCK if is_stock else "",
+    )
     sections = [
         f"# {name}\n\n{description(model)}",
         "![Samples of seed 0](samples.png)",
@@ -78,9 +91,10 @@ def sampling(model: LatentDiffusion, steps: int) -> str:
     grid = model.config.sampling
     guided = model.classes and model.config.trained_with_condition_dropout
     guidance = "classifier-free guidance 2" if guided else "no guidance"
+    method = "multistep consistency sampling" if SAMPLERS[grid.sampler].consistency else "Heun's method"
     return (
         f"Noise levels from {grid.sigma_max:g} down to {grid.sigma_min:g} (ρ = {grid.rho:g}), in units of the latents'"
-        f" standard deviation. The picture is of seed 0, with Heun's method, {steps} steps and {guidance}."
+        f" standard deviation. The picture is of seed 0, with {method}, {steps} steps and {guidance}."
     )
 
 

@@ -19,7 +19,6 @@ from ldm.training.devices import choose_device
 
 SAMPLES = 16  # on the card
 COMPARED = 4  # of them, drawn again from what was written
-STEPS = 18
 # The largest difference of a pixel, over the range from black to white; half precision is a change of every step.
 SAMPLE_TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 
@@ -48,12 +47,13 @@ def export_diffusion_model(request: ExportRequest) -> dict[str, Any]:
     images = drawn(model, SAMPLES)
     facts: dict[str, Any] = {"format": request.format, "kind": "diffusion model", "dtype": request.dtype}
     facts["tolerance"] = tolerance = SAMPLE_TOLERANCES[request.dtype]
-    facts |= {"samples": {"num": SAMPLES, "steps": STEPS, "seed": 0}}
+    facts |= {"samples": {"num": SAMPLES, "steps": model.config.sampling.steps, "seed": 0}}
     facts["command"] = model_card.without_places(request.command)
 
     def write(folder: Path) -> None:
         dtype, variant = DTYPES[request.dtype], variant_of(request.dtype)
-        save_pipeline(folder, model.autoencoder, model.denoiser, model.config, dtype=dtype, variant=variant)
+        parts = (model.autoencoder, model.denoiser, model.config)
+        save_pipeline(folder, *parts, prompts=model.prompts, dtype=dtype, variant=variant)
         again = drawn(LatentDiffusion.load(folder, device), COMPARED)
         facts["sample_difference"] = (again - images[:COMPARED]).abs().max().item() / 2
         if not facts["sample_difference"] <= tolerance:
@@ -93,5 +93,5 @@ def check_request(request: ExportRequest) -> None:
 
 def drawn(model: LatentDiffusion, count: int) -> Images:
     """The first samples of seed 0."""
-    with tqdm(total=STEPS, desc="sampling", unit="step", delay=1) as bar:
-        return model.sample(count, steps=STEPS, seed=0, on_step=bar.update)
+    with tqdm(total=model.config.sampling.steps, desc="sampling", unit="step", delay=1) as bar:
+        return model.sample(count, seed=0, on_step=bar.update)

@@ -8,7 +8,7 @@ from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.data.datasets import Subset, open_dataset
 from ldm.errors import CheckpointError, ConfigError
-from ldm.evaluation.held_out import latent_statistics
+from ldm.evaluation.held_out import MOST_MEASURED, latent_statistics
 from ldm.script_configs import TrainVAEConfig, vae_config_of
 from ldm.shapes import Images
 from ldm.training.devices import choose_device
@@ -47,7 +47,7 @@ class LoadedAutoencoder:
         RunFolder(self.run).check_same_data(dataset.fingerprint, "export with --latent-scale source")
         training, _ = dataset.split()
         device = choose_device(None)
-        statistics = latent_statistics(self.autoencoder.to(device), training, device)
+        statistics = latent_statistics(self.autoencoder.to(device), training.evenly_spaced(MOST_MEASURED), device)
         self.autoencoder.to("cpu").standardize(statistics.mean, statistics.std)
         return Subset(dataset, training.indices[:COMPARED_IMAGES]).images()
 

@@ -1,7 +1,7 @@
 """Warm start of stage two: a new run that begins with the denoiser of a finished one (fine-tuning)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.batch import ConditionSchema
+from ldm.batch import Attribute, ConditionSchema, NumberAttribute, TextAttribute
 from ldm.config import reader
 from ldm.data.config import DataSourceConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.errors import CheckpointError, ConfigError
+from ldm.evaluation.held_out import MOST_MEASURED
 from ldm.latents import LatentCache, open_autoencoder, open_latents
-from ldm.pipeline import DiffusionModelConfig, check_latent_shape, load_denoiser
+from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser, load_denoiser
 from ldm.shapes import Latents
 from ldm.training.run import Run
 
 MAY_DIFFER = {"network.dropout"}  # of the settings of a denoiser: it has no weights
 COMPARED_IMAGES = 16
 SAME_LATENTS = 1e-3  # of their standard deviation: what rounding may make of the same ones
-TABLE = "embedding.tables.{}.weight"  # of an attribute, in a denoiser's state
+EMBEDDING, CROSS_ATTENTION = "embedding.", ".cross_attention."  # in a denoiser's state
+TABLE = "embedding.tables.{}.weight"  # of an attribute
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ class WarmStart:
     def initialize(self, denoiser: Denoiser, schema: ConditionSchema, say: Callable[[str], None]) -> None:
         """Copy into a new denoiser what it has in common with this one, and say what starts anew."""
         own, theirs = denoiser.state_dict(), self.denoiser.state_dict()
-        tables = {TABLE.format(each.name) for each in (*schema.attributes, *self.config.schema.attributes)}
-        for name in sorted((own.keys() | theirs.keys()) - tables):
+        for name in sorted(own.keys() | theirs.keys()):
+            if name.startswith(EMBEDDING) or (CROSS_ATTENTION in name and not (name in own and name in theirs)):
+                continue
             if name not in own or name not in theirs or own[name].shape != theirs[name].shape:
                 known = " x ".join(map(str, self.config.latent_shape))
                 is_skip = name.startswith("gaussian.")
@@ -88,18 +92,58 @@ class WarmStart:
             " optimizer and the EMA start anew"
         )
         for attribute in schema.attributes:
-            place = TABLE.format(attribute.name)
-            own[place] = self.table(attribute.name, attribute.classes, own[place], say)
+            if attribute.kind == "class":
+                place = TABLE.format(attribute.name)
+                own[place] = self.table(attribute.name, attribute.classes, own[place], say)
+            else:
+                own |= self.embedding(attribute, denoiser.embedding.state_dict(), say)
         for gone in {each.name for each in self.config.schema.attributes} - {each.name for each in schema.attributes}:
             say(f"{gone}: the embedding of {self.run} is left out, as the data have no such attribute")
         denoiser.load_state_dict(own)
+
+    def guide(self, model: DiffusionModelConfig) -> Denoiser:
+        """The same denoiser once more, for the classes of a model that starts with it; it stays as it is."""
+        guide = create_denoiser(replace(model, sampling=self.config.sampling))
+        self.initialize(guide, model.schema, lambda _: None)
+        return guide.eval().requires_grad_(False)
+
+    def schema_of(self, schema: ConditionSchema) -> ConditionSchema:
+        """The same schema, with numbers standardized as this run did, as its embedding of them asks."""
+        before = {each.name: each for each in self.config.schema.attributes if each.kind == "number"}
+        return ConditionSchema(
+            tuple(
+                replace(each, mean=before[each.name].mean, std=before[each.name].std)
+                if each.kind == "number" and each.name in before
+                else each
+                for each in schema.attributes
+            )
+        )
+
+    def embedding(
+        self, attribute: NumberAttribute | TextAttribute, own: dict[str, Tensor], say: Callable[[str], None]
+    ) -> dict[str, Tensor]:
+        """The weights of the embedding of a number or a text, of this run where that had the same; new ones else.
+
+        Those start without an effect.
+        """
+        known = {each.name: each for each in self.config.schema.attributes}.get(attribute.name)
+        parts = {f"embedding.{name}" for name in own if name.split(".")[1] == attribute.name}
+        theirs = self.denoiser.state_dict()
+        is_same = known is not None and replaceable(known) == replaceable(attribute)
+        if is_same:
+            say(f"{attribute.name}: the embedding is taken over")
+            return {name: theirs[name] for name in parts}
+        reason = "is new" if known is None else "is another than there"
+        say(f"{attribute.name}: this {attribute.kind} {reason}, and starts without an effect")
+        return {}
 
     def table(self, name: str, classes: tuple[str, ...], new: Tensor, say: Callable[[str], None]) -> Tensor:
         """The embeddings of an attribute's classes and null label: those of the same name, others as the null label.
 
         So every class is denoised at first as it was, or as none. Of a run without the attribute all are zero.
         """
-        known = next((each.classes for each in self.config.schema.attributes if each.name == name), None)
+        attributes = self.config.schema.attributes
+        known = next((each.classes for each in attributes if each.kind == "class" and each.name == name), None)
         if known is None:
             say(f"{name}: all {len(classes)} classes are new, and start without an effect")
             return torch.zeros_like(new)
@@ -117,9 +161,36 @@ class WarmStart:
         return before[[*rows, -1]]
 
 
+def replaceable(attribute: Attribute) -> tuple[object, ...]:
+    """What of a number or a text must be the same for an embedding of one to be that of the other."""
+    if attribute.kind == "number":
+        return attribute.kind, attribute.period
+    if attribute.kind == "text":
+        return attribute.kind, attribute.sha256, attribute.length, attribute.layers, attribute.channels
+    return (attribute.kind,)
+
+
 def open_warm_start(run: str | None, wanted: DenoiserConfig) -> WarmStart | None:
     """The denoiser that `--from` names, if it does."""
     return None if run is None else WarmStart.read(run, wanted)
+
+
+def check_objective(objective: ObjectiveConfig, schema: ConditionSchema, warm: WarmStart | None) -> None:
+    """Raise ConfigError for an objective that needs another start than it has."""
+    if objective.kind != "consistency":
+        return
+    if warm is None:
+        raise ConfigError("objective.kind consistency tunes a finished denoiser: name its run with --from RUN")
+    if objective.guidance == 1:
+        return
+    given = f"objective.guidance {objective.guidance:g} needs"
+    if not schema.attributes:
+        raise ConfigError(f"{given} data with classes, and these have none: leave it out")
+    if not warm.config.trained_with_condition_dropout:
+        raise ConfigError(
+            f"{given} a denoiser trained with objective.condition_dropout, and that of --from {warm.run} was not: leave"
+            " it out, or start from another"
+        )
 
 
 def open_latent_space(
@@ -144,7 +215,7 @@ def open_latent_space(
     check_latent_shape(run.config.denoiser, autoencoder.latent_shape(data.sides))
     latents = open_latents(run, cache, autoencoder.to(run.device), dataset)
     if warm is None and not standardized:
-        latents = latents.standardize(autoencoder, training.indices)
+        latents = latents.standardize(autoencoder, training.evenly_spaced(MOST_MEASURED).indices)
     return autoencoder, latents
 
 

@@ -1,9 +1,12 @@
 """Residual convolution blocks, and the layers that change resolution."""
 
 import math
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
@@ -11,11 +14,17 @@ def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, max(channels // 4, 1), channels), channels, affine=affine)
 
 
-def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:
+def zeroed(layer: Layer) -> Layer:
     """The same layer, starting as the zero function."""
-    for parameter in convolution.parameters():
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return convolution
+    return layer
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """SiLU(norm(x) · (1 + scale) + shift), in the precision of x; in half precision the norm still sums in float32."""
+    h: Tensor = norm(x)
+    return F.silu(h if scale is None or shift is None else h * (1 + scale) + shift)
 
 
 class ResidualBlock(nn.Module):
@@ -36,10 +45,10 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.convolution_in(F.silu(self.norm_in(x)))
+        h = self.convolution_in(norm_silu(self.norm_in, x))
         scale, shift = self.condition(condition)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm_out(h) * (1 + scale) + shift
-        return self.skip(x) + self.convolution_out(self.dropout(F.silu(h)))
+        h = norm_silu(self.norm_out, h, scale, shift)
+        return self.skip(x) + self.convolution_out(self.dropout(h))
 
 
 class Downsample(nn.Conv2d):

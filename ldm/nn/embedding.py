@@ -5,6 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.outer_linear import OuterLinear
+
+
+class NoiseEmbedding(nn.Sequential):
+    """Features of the noise level (or timestep) as a vector: linear, SiLU, linear. Muon leaves it to AdamW."""
+
+    def __init__(self, features: int, channels: int):
+        super().__init__(OuterLinear(features, channels), nn.SiLU(), OuterLinear(channels, channels))
+
 
 class FourierFeatures(nn.Module):
     """cos and sin of a scalar at geometrically spaced frequencies: batch -> batch x channels.

@@ -48,18 +48,23 @@ class RunConfig(Checked):
     batch_size: Annotated[int, AtLeast(1)] = 64  # images per update, over all processes and accumulated micro-batches
     accumulation: Annotated[int, AtLeast(1)] = 1  # micro-batches per update
     seed: Annotated[int, AtLeast(0)] = 0  # everything random follows from it
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
+    precision: Literal["auto", "fp32", "bf16", "fp16", "bf16-weights"] = "auto"  # auto: bf16 where the hardware has it
+    graph: Literal["off", "on"] = "off"  # a step as one CUDA graph
+    compile: Literal["off", "on"] = "off"  # the network by torch.compile
+    gradient_checkpointing: bool = False  # less memory: the backward pass computes the activations of blocks again
+    deterministic: bool = False  # deterministic kernels on a GPU; CPUs have them anyway
     ema: Literal["0.05", "0.10"] = "0.05"  # which of the two averages of the weights is exported, by its sigma_rel
     keep: Literal["last", "best"] = (
         "last"  # the exported model: the last, or that of the lowest held-out loss (stage two)
     )
     log_every: Annotated[int, AtLeast(1)] = 10  # steps between lines of metrics.jsonl, and between reads of the device
     sample_every: Annotated[int, AtLeast(0)] = 0  # steps between panels; 0 means a tenth of the run
-    checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: a tenth of the run, at most 1000
+    checkpoint_seconds: Annotated[float, AtLeast(0)] = 60.0  # between checkpoints, which wait for a line of the log
+    checkpoint_every: Annotated[int, AtLeast(0)] = 0  # steps between checkpoints; 0: as `checkpoint_seconds` says
     snapshots: Annotated[int, Between(0, 16)] = 0  # of both averages, for one of any length later; 0: none (stage two)
     workers: Annotated[int, AtLeast(0)] = 0  # processes that decode images
     store: Store = "auto"  # images or latents: auto, on the device up to half of its free memory; else on the host
-    latents: Literal["float32", "bfloat16"] = "float32"  # precision of the latents in memory (stage two)
+    latents: Literal["float32", "bfloat16"] = "float32"  # precision of the cached latents (stage two)
     report_to: str = ""  # an Accelerate tracker beside metrics.jsonl: tensorboard, wandb, ...
 
 

@@ -13,10 +13,11 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from ldm.errors import ConfigError
 from ldm.training.config import RunConfig
+from ldm.training.kernels import use_ieee_float32
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "bf16-weights"]
 TIMEOUT = timedelta(days=1)  # the others wait while the main process encodes the images, or measures at the end
-MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "bf16-weights": "no"}  # what is cast during a step
 
 
 def resolve_precision(asked: str) -> Precision:
@@ -37,7 +38,11 @@ def cpu_has_bf16() -> bool:
 
 
 def choose_device(asked: str | torch.device | None) -> torch.device:
-    """The device that a person asked for, or the best one here: CUDA, Apple's mps, the CPU; ConfigError if unusable."""
+    """The device that a person asked for, or the best one here: CUDA, Apple's mps, the CPU; ConfigError if unusable.
+
+    What is computed there is in IEEE float32 from now on.
+    """
+    use_ieee_float32()
     best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = asked or best or "cpu"
     try:
@@ -72,7 +77,11 @@ def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: 
         log_with=config.report_to or None,
         project_dir=str(out),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters),
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False,  # they are equal on all processes by the way they are computed
+                gradient_as_bucket_view=True,
+                find_unused_parameters=find_unused_parameters,
+            ),
             InitProcessGroupKwargs(timeout=TIMEOUT),
         ],
     )

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from ldm import checkpoint
 from ldm.errors import DivergedError
 from ldm.training.config import RunConfig
 from ldm.training.run_folder import RunFolder
+
+
+def stacked(terms: Mapping[str, Tensor]) -> Tensor:
+    """The terms as one tensor, on the device."""
+    return torch.stack([term.detach() for term in terms.values()])
 
 
 class MetricsLog:
@@ -33,10 +39,14 @@ class MetricsLog:
         self.since = time.monotonic()
         return self.bar
 
-    def append(self, terms: dict[str, Tensor]) -> None:
+    def append(self, terms: Mapping[str, Tensor]) -> None:
         """Remember the terms of a micro-batch on the device; they need not be the same every time."""
-        self.names.append([*terms])
-        self.rows.append(torch.stack([term.detach() for term in terms.values()]))
+        self.keep([*terms], stacked(terms))
+
+    def keep(self, names: list[str], row: Tensor) -> None:
+        """Remember terms that are stacked already."""
+        self.names.append(names)
+        self.rows.append(row)
 
     def read(self, step: int, lr: float) -> dict[str, Any]:
         """Bring what was kept to the host and write one line; raise DivergedError at anything that is not finite."""

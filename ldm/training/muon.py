@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nn.outer_convolution import OuterConv2d
+from ldm.nn.outer_linear import OuterLinear
 
 CHANNELS = 32  # on both sides, at least: those that face images, latents or labels are left to AdamW
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Newton-Schulz; it takes singular values to about 1
@@ -32,8 +33,10 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         (group,) = self.param_groups
-        lr, beta, decay = group["lr"], group["momentum"], group["weight_decay"]
         applies = 1 - self.found_inf
+        beta, lr, decay = group["momentum"], group["lr"], group["lr"] * group["weight_decay"]
+        if isinstance(lr, Tensor):  # on the device, in float64
+            lr, decay = lr.to(applies.dtype), decay.to(applies.dtype)
         for parameters in self.of_one_shape():
             shape = parameters[0].shape
             gradients = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None]) / self.grad_scale
@@ -43,8 +46,8 @@ class Muon(torch.optim.Optimizer):
             momentum += applies * (1 - beta) * (gradients - momentum)
             update = orthogonalized(torch.lerp(gradients, momentum, beta)) * RMS * math.sqrt(max(update_sides(shape)))
             torch._foreach_copy_(moments, list(momentum.view(-1, *shape)))
-            if decay:
-                torch._foreach_mul_(parameters, 1 - lr * decay * applies)
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - decay * applies)
             torch._foreach_sub_(parameters, list((lr * applies * update).view(-1, *shape)))
 
     def of_one_shape(self) -> Iterator[list[Tensor]]:
@@ -83,7 +86,7 @@ def update_sides(shape: torch.Size) -> tuple[int, int]:
 
 def is_hidden_weight(module: nn.Module) -> bool:
     """Whether a module's weight is a matrix between hidden layers."""
-    if isinstance(module, OuterConv2d):
+    if isinstance(module, OuterConv2d | OuterLinear):
         return False
     if isinstance(module, nn.Linear):
         return min(module.in_features, module.out_features) >= CHANNELS

@@ -1,10 +1,13 @@
 """The optimizer: clipping, fused AdamW or Muon, learning rate schedule and a guard, without waiting for the device."""
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.magnitude_preserving import UnitWeight, force_magnitude
 from ldm.training.config import MuonConfig, OptimConfig
 from ldm.training.muon import Muon, hidden_weights
 
@@ -31,33 +34,52 @@ class GuardedOptimizer:
 
     `all_finite` is 1 on the device until then and 0 from then on; the host may look whenever it likes. Clipping is the
     fused kernel's division by `grad_scale`, skipping is its `found_inf`, so nothing is read back during a step.
+
+    What it moves is `trained`: the module's parameters or, where `masters` has one by that name, the float32 master of
+    a parameter that is itself in half precision and is rounded anew after every step.
     """
 
-    def __init__(self, module: nn.Module, config: OptimConfig, scaler: "torch.amp.GradScaler | None"):
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        scaler: "torch.amp.GradScaler | None",
+        masters: Mapping[str, nn.Parameter] | None = None,
+    ):
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.trained = {name: (masters or {}).get(name, p) for name, p in self.parameters.items()}
+        self.rounded = {name for name, p in self.parameters.items() if self.trained[name] is not p}
+        self.gradients: dict[str, Tensor] = {}  # of masters, in float32
         self.config, self.scaler = config, scaler
+        self.device = next(module.parameters()).device
         matrices = self.parameters.keys() & hidden_weights(module) if isinstance(config, MuonConfig) else set()
-        others = [p for name, p in self.parameters.items() if name not in matrices]
+        others = [p for name, p in self.trained.items() if name not in matrices]
+        lr, decay, on_gpu = config.lr, config.weight_decay, self.device.type == "cuda"
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+            torch.optim.AdamW(others, lr, config.betas, weight_decay=decay, fused=True, capturable=on_gpu)
         ]
         if isinstance(config, MuonConfig) and matrices:
-            chosen = [p for name, p in self.parameters.items() if name in matrices]
-            self.optimizers.append(
-                Muon(chosen, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-            )
-        self.all_finite = torch.ones((), dtype=torch.float32, device=next(module.parameters()).device)
+            chosen = [p for name, p in self.trained.items() if name in matrices]
+            self.optimizers.append(Muon(chosen, lr=lr, momentum=config.momentum, weight_decay=decay))
+        self.unit_weights = [
+            self.trained[f"{name}.weight"] for name, part in module.named_modules() if isinstance(part, UnitWeight)
+        ]
+        self.all_finite = torch.ones((), dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
-    def step(self, lr: float, loss: Tensor) -> Tensor:
-        """One update; returns the norm of the gradient before clipping. Gradients are gone afterwards."""
+    def step(self, lr: float | Tensor, loss: Tensor) -> Tensor:
+        """One update; returns the norm of the gradient before clipping. Gradients are gone afterwards.
+
+        The learning rate is a number, or a float64 scalar on the device.
+        """
         for parameter in self.parameters.values():
             if not parameter.requires_grad:  # frozen for now: no momentum may move it, and no decay
                 parameter.grad = None
+        self.give_gradients_to_masters()
         if self.scaler is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # 0 * loss is 0 unless the loss is infinite or not a number.
         finite = torch.add(norm if self.scaler is None else loss, loss, alpha=0) < math.inf
@@ -66,18 +88,45 @@ class GuardedOptimizer:
         for optimizer in self.optimizers:
             optimizer.found_inf = 1 - applies  # type: ignore[attr-defined]
             optimizer.grad_scale = (norm / self.config.clip).clamp_(min=1).float()  # type: ignore[attr-defined]
-            optimizer.param_groups[0]["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr if isinstance(optimizer, Muon) else self.rate_for_kernel(lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        for weight in self.unit_weights:
+            force_magnitude(weight, applies)
+        if self.rounded:
+            names = [name for name in self.parameters if name in self.rounded]
+            torch._foreach_copy_([self.parameters[n] for n in names], [self.trained[n] for n in names])
         if self.scaler is not None:
             self.scaler.update()
         return norm
+
+    def give_gradients_to_masters(self) -> None:
+        """Move the gradients of rounded parameters to their masters, in float32."""
+        names = [name for name, p in self.parameters.items() if name in self.rounded and p.grad is not None]
+        if not names:
+            return
+        for name in names:
+            if name not in self.gradients:
+                self.gradients[name] = torch.empty_like(self.trained[name])
+            self.trained[name].grad = self.gradients[name]
+        torch._foreach_copy_(
+            [self.gradients[name] for name in names],
+            [self.parameters[name].grad for name in names],  # type: ignore
+        )
+        for name in names:
+            self.parameters[name].grad = None
+
+    def rate_for_kernel(self, lr: float | Tensor) -> float | Tensor:
+        """The learning rate for AdamW: its kernel on a GPU takes a scalar there in float32, so that any is rounded."""
+        if self.device.type != "cuda":
+            return lr
+        return lr.float() if isinstance(lr, Tensor) else float(np.float32(lr))
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's memory by parameter name."""
         return {
             f"{key}.{name}": value
-            for name, parameter in self.parameters.items()
+            for name, parameter in self.trained.items()
             for optimizer in self.optimizers
             for key, value in optimizer.state.get(parameter, {}).items()
         }
@@ -86,8 +135,10 @@ class GuardedOptimizer:
         """Take back what `tensors` gave."""
         for key, value in tensors.items():
             kind, name = key.split(".", 1)
-            parameter = self.parameters[name]
+            parameter = self.trained[name]
             holder = next(
                 each for each in self.optimizers if any(parameter is p for p in each.param_groups[0]["params"])
             )
+            if (kind == "momentum") != isinstance(holder, Muon):
+                raise ValueError(f"{name} was trained by another optimizer")
             holder.state[parameter][kind] = value.to(parameter.device)

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
@@ -17,19 +17,21 @@ from ldm.config import reader
 from ldm.data.batches import BatchSampler, TrainingBatches, balanced_order, to_device
 from ldm.data.datasets import Subset
 from ldm.distributed import copy_from_main
-from ldm.errors import ConfigError, LDMError, StopRequested
+from ldm.errors import ConfigError, StopRequested
 from ldm.pictures import drawn
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision
+from ldm.training.graph import WARM_UP, GraphedStep, check_graph
+from ldm.training.kernels import prepare_kernels, training_kernels
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
 from ldm.training.run_folder import RunFolder
 from ldm.training.signals import StopFlag, catch_signals
-from ldm.training.step import Panel, Schedule, TrainingStep, WholeRun
-from ldm.training.train_state import TrainState
+from ldm.training.step import Learn, Panel, Schedule, TrainingStep
+from ldm.training.trained import TrainedModules
 from ldm.training.validation import HeldOutLosses, Validation
 
 T = TypeVar("T")
@@ -44,17 +46,17 @@ class Run:
     """
 
     def __init__(self, config: Any, out: Path, *, dry: bool = False, find_unused_parameters: bool = False):
+        prepare_kernels(config.run)
         precision = resolve_precision(config.run.precision)
         self.config = replace(config, run=replace(config.run, precision=precision))
         self.run_config, self.dry = self.config.run, dry
         self.accelerator = create_accelerator(self.run_config, out, find_unused_parameters=find_unused_parameters)
         self.device = self.accelerator.device
         self.processes = Processes(self.device)
+        check_graph(self.run_config, self.device, self.processes.count)
         self.is_main = self.processes.is_main
         self.folder = RunFolder(out)
-        self.states: dict[str, TrainState] = {}
-        self.objectives: list[nn.Module] = []
-        self.schedules: list[Schedule] = []
+        self.trained = TrainedModules(self.accelerator, self.run_config)
         self.monitors: list[Callable[[dict[str, Any]], str | None]] = []
         self.validation = Validation(keeps_best=self.run_config.keep == "best")
         self.checkpoints = RunCheckpoints(self.folder, self.run_config, self.print)
@@ -116,17 +118,9 @@ class Run:
         name and its own optimizer config. The learning rate goes through its schedule once in the run, or once in every
         window of `schedule`.
         """
-        objective.to(self.device)
-        scaler = self.accelerator.scaler
-        scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
-        schedule = schedule or WholeRun(self.run_config.steps)
-        self.states[name] = TrainState(
-            trains, optim or self.config.optim, scaler, name=name, keeps_ema=not name, window=schedule.window
-        )
-        self.checkpoints.parts = [*self.states.values(), self.validation]
-        self.schedules.append(schedule)
-        self.objectives.append(self.accelerator.prepare(objective))
-        return self.objectives[-1]
+        prepared = self.trained.add(objective, trains, optim or self.config.optim, name, schedule)
+        self.checkpoints.parts = [*self.trained.states.values(), self.validation]
+        return prepared
 
     def resume(self, data: str, perceptual_weights: str = "", **facts: Any) -> None:
         """Go on from the newest whole checkpoint in the folder, if there is one.
@@ -151,15 +145,18 @@ class Run:
 
     # ---- the loop
 
-    def steps(self, batches: TrainingBatches[Any, Any]) -> Iterator[TrainingStep]:
-        """Every step from where the run stands to its end, with its batch; a step comes once per micro-batch.
+    def steps(self, batches: TrainingBatches[Any, Any], learn: Learn) -> Iterator[TrainingStep]:
+        """Every step from where the run stands to its end, after `learn` was called with it, once per micro-batch.
 
-        Between two steps the run logs, saves, and stops if it was asked to. A dry run makes its last few steps only, in
-        which everything takes part that starts late, and measures them.
+        With `run.graph on`, what `learn` computes is recorded and replayed. Between two steps the run logs, saves, and
+        stops if it was asked to. A dry run makes its last few steps only, in which everything takes part that starts
+        late, and measures them.
         """
         config = self.run_config
+        learn = learn if config.graph == "off" else GraphedStep(learn, self.trained.phase, self.device)
         if self.dry:
-            yield from self.dry_steps(batches)
+            with training_kernels(config, self.device):
+                yield from self.dry_steps(batches, learn)
             return
         loader = torch.utils.data.DataLoader(
             batches,
@@ -168,41 +165,44 @@ class Run:
             num_workers=config.workers if batches.loads_data else 0,
             pin_memory=self.device.type == "cuda",
         )
-        with catch_signals() as self.stop, self.metrics.progress():
+        kernels = training_kernels(config, self.device)
+        with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing(), kernels:
+            # The iterator comes before the first seed of dropout: it draws from the global generator.
             incoming = batches.on_device(iter(loader), self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):
                 self.begin_step(number)
                 for micro_step in range(config.accumulation):
                     is_last = micro_step == config.accumulation - 1
-                    with ExitStack() as stack:
-                        for objective in () if is_last else self.objectives:
-                            stack.enter_context(self.accelerator.no_sync(objective))
-                        yield self.step(number, micro_step, next(incoming))
+                    with nullcontext() if is_last else self.trained.gradients_stay_here():
+                        learn(step := self.step(number, micro_step, next(incoming)))
+                        yield step
                 self.between_steps(number + 1)
 
-    def dry_steps(self, batches: TrainingBatches[Any, Any]) -> Iterator[TrainingStep]:
+    def dry_steps(self, batches: TrainingBatches[Any, Any], learn: Learn) -> Iterator[TrainingStep]:
         """The last few steps of the run, on its first batches, and then the report."""
         accumulation, seconds = self.run_config.accumulation, []
-        for micro_batch in range(dry_run.STEPS * accumulation):
+        slower = 1 if self.run_config.graph == "off" else WARM_UP + 1  # the first ones
+        for micro_batch in range((dry_run.STEPS + slower - 1) * accumulation):
             began = time.monotonic()
             number = max(self.run_config.steps - 1 - micro_batch // accumulation, 0)
             self.begin_step(number)
-            yield self.step(number, micro_batch % accumulation, batches.batch(micro_batch, self.device))
+            batch = batches.batch(micro_batch, self.device)
+            learn(step := self.step(number, micro_batch % accumulation, batch))
+            yield step
             self.metrics.rows_on_host()  # waits for the device
             seconds.append(time.monotonic() - began)
-        per_step = mean(seconds[1:]) * accumulation  # the first is slower
+        per_step = mean(seconds[slower:]) * accumulation
         self.measured = dry_run.Measured(per_step, self.metrics.memory())
 
     def report(self, image: tuple[int, ...], latent: tuple[int, ...], training: Subset, held_out: Subset) -> None:
         """After the steps of a dry run: print what the whole run would take, for images and latents of these shapes."""
-        modules = {name: state.module for name, state in self.states.items()}
         sizes = (image, latent, training, held_out)
-        self.on_main(lambda: self.print("\n".join(dry_run.report(self.config, self.measured, modules, *sizes))))
+        lines = partial(dry_run.report, self.config, self.measured, self.trained.modules, *sizes)
+        self.on_main(lambda: self.print("\n".join(lines())))
 
     def begin_step(self, number: int) -> None:
         """Whatever is due before a step: phases that begin, and the seed of dropout."""
-        for schedule in self.schedules:
-            schedule.begin_step(number)
+        self.trained.begin_step(number)
         torch.manual_seed(derived_seed(self.run_config.seed, "dropout", number, self.processes.rank))
 
     def step(self, number: int, micro_step: int, batch: Any) -> TrainingStep:
@@ -211,7 +211,8 @@ class Run:
         parts, part = config.accumulation * processes.count, micro_step * processes.count + processes.rank
         rng = StepRandom.of_part(config.seed, number, total=config.batch_size, parts=parts, part=part)
         samples = self.folder.samples if self.is_main and not self.dry else None
-        return TrainingStep(to_device(batch, self.device), rng, micro_step, config, self.states, self.metrics, samples)
+        kept = (self.trained.states, self.metrics, self.metrics, samples)
+        return TrainingStep(to_device(batch, self.device), rng, micro_step, config, *kept)
 
     def add_monitor(self, monitor: Callable[[dict[str, Any]], str | None]) -> None:
         """Let `monitor` read every line of the log; what it returns is printed as a warning, once."""
@@ -219,28 +220,27 @@ class Run:
 
     def ema_model(self) -> Any:
         """A copy of the trained module with the averaged weights that would be exported now."""
-        return self.states[""].ema_model(self.run_config.ema)
+        return self.trained.main.ema_model(self.run_config.ema)
 
     def final_model(self) -> Any:
         """A copy of the trained module as it is exported: averaged now or, with `run.keep best`, where it was best."""
         best = self.validation.best
-        return self.states[""].with_weights(best) if best else self.ema_model()
+        return self.trained.main.with_weights(best) if best else self.ema_model()
 
     # ---- between two steps
 
     def between_steps(self, done: int) -> None:
         """Read, log, save, stop: whatever is due when so many steps are done."""
         config = self.run_config
-        stop = self.stop.is_agreed(done, self.accelerator)
-        saves = stop or self.checkpoints.is_due(done)
+        stop, saves = self.checkpoints.agree(done, self.stop, self.processes)
         if saves or done % config.log_every == 0:
             self.read_metrics(done)
         if done == self.first_step + 1:
             self.on_main(lambda: self.folder.record(self.config))
         if (snapshots := self.checkpoints.snapshots).is_due(done):  # before the checkpoint, which is resumed after it
-            self.on_main(lambda: snapshots.write(done, self.states[""].ema_by_name()))
+            self.on_main(lambda: snapshots.write(done, self.trained.main.ema_by_name()))
         if saves:
-            self.save(done)
+            self.save(done, wait=stop or done == config.steps)
         if stop:
             raise StopRequested(
                 f"stopped by {self.stop.name or 'a signal'} at step {done} of {config.steps}, all saved;"
@@ -249,19 +249,16 @@ class Run:
 
     def read_metrics(self, done: int) -> None:
         """Write what was kept as one line of the log, and let the monitors read it."""
-        line = self.metrics.read(done, self.states[""].lr(done - 1))
+        line = self.metrics.read(done, self.trained.main.lr(done - 1))
         for monitor in list(self.monitors):
             if warning := monitor(line):
                 self.print(f"warning: {warning}")
                 self.monitors.remove(monitor)
 
-    def save(self, done: int) -> None:
-        """Write a checkpoint, once every process has shown that it holds the same weights."""
-        if self.processes.count > 1:
-            sums = self.accelerator.gather(torch.cat([state.checksum() for state in self.states.values()])[None])
-            if (sums != sums[0]).any():
-                raise LDMError(f"the processes hold different weights at step {done}; nothing was saved")
-        self.on_main(lambda: self.checkpoints.write(done))
+    def save(self, done: int, *, wait: bool) -> None:
+        """Write a checkpoint, once every process has shown that it holds the same weights; `wait` until it is there."""
+        self.trained.check_equal(done)
+        self.on_main(lambda: self.checkpoints.write(done, wait=wait))
 
     # ---- small services
 
@@ -273,7 +270,7 @@ class Run:
         """Record the held-out loss of the averaged model at this step, and say once since when it overfits."""
         if not held_out.groups:
             return
-        state, length = self.states[""], self.run_config.ema
+        state, length = self.trained.main, self.run_config.ema
         losses = held_out.losses(state.ema_model(length))
         weights = state.ema_by_name()[length]
         step.record(**self.validation.update(step.number + 1, losses, held_out.groups, weights))

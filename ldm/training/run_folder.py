@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ldm import checkpoint
 from ldm.checkpoint import read_entry, write_atomically
+from ldm.component.versions import versions_of
 from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError, DataError
 from ldm.pictures import curves
@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "run.log_every",
     "run.sample_every",
     "run.checkpoint_every",
+    "run.checkpoint_seconds",
     "run.snapshots",
     "run.workers",
     "run.store",
@@ -162,14 +163,13 @@ class RunFolder:
                     " choose another --out"
                 )
             return
-        packages = {name: version(name) for name in PACKAGES}
         environment = {
             "format": RUN_FORMAT,
             "data": fingerprint,
             "perceptual_weights": perceptual_weights,
             **facts,
             "python": platform.python_version(),
-            "packages": packages,
+            "packages": versions_of(PACKAGES),
         }
         write_atomically(file, json.dumps(environment, indent=2).encode())
 

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-from accelerate import Accelerator
-
 from ldm.terminal import stopping_signals
 
 ECHO = 1.0  # seconds within which a second signal is the first once more: torchrun passes on what Ctrl-C told all
@@ -27,15 +24,6 @@ class StopFlag:
             self.name, self.since = name, time.monotonic()
         elif name != "SIGHUP" and time.monotonic() - self.since > ECHO:  # asked twice: the person means now
             raise KeyboardInterrupt
-
-    def is_agreed(self, done: int, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; with several on GPUs they compare notes every eighth step."""
-        if accelerator.num_processes == 1:
-            return bool(self.name)
-        if accelerator.device.type != "cpu" and done % 8:
-            return False
-        asked = torch.tensor([float(bool(self.name))], device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum").item())
 
 
 @contextmanager

@@ -1,23 +1,29 @@
 """A training step: the micro-batch, its random numbers, and what a training loop does with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from ldm.batch import Step
 from ldm.training.config import RunConfig
+from ldm.training.ema import SIGMA_RELS, ema_share
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.train_state import TrainState
 
 
 class Schedule(Protocol):
-    """What changes over the steps of a run: the windows of the learning rate, and what begins with a step."""
+    """What changes over the steps of a run: the windows of the learning rate, phases, and what begins with a step."""
 
     def window(self, step: int) -> tuple[int, int]:
         """The first step of this one's window, and the first one after it."""
+        ...
+
+    def phase(self, step: int) -> Hashable:
+        """The same for steps in which the same is computed, numbers that come with the step aside."""
         ...
 
     def begin_step(self, step: int) -> None:
@@ -35,7 +41,7 @@ class Panel(Protocol):
 
 @dataclass(frozen=True)
 class WholeRun:
-    """One window, in which nothing changes."""
+    """One window and one phase, in which nothing changes."""
 
     steps: int
 
@@ -43,8 +49,20 @@ class WholeRun:
         """All steps belong together."""
         return 0, self.steps
 
+    def phase(self, step: int) -> Hashable:
+        """There is only one."""
+        return 0
+
     def begin_step(self, step: int) -> None:
         """Nothing begins."""
+
+
+class KeepsTerms(Protocol):
+    """What takes the terms that a step logs."""
+
+    def append(self, terms: Mapping[str, Tensor]) -> None:
+        """Keep them on the device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class TrainingStep(Step):
     config: RunConfig
     states: Mapping[str, TrainState]
     metrics: MetricsLog
+    terms: KeepsTerms  # the metrics, or what stands between
     samples: Path | None  # the folder of the panels; None where this process draws none
     gradient_norms: dict[str, Tensor] = field(default_factory=dict)
 
@@ -73,11 +92,13 @@ class TrainingStep(Step):
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         if self.is_last:
             name = "_".join(filter(None, [of, "gradient_norm"]))
-            self.gradient_norms[name] = state.advance(self.number + 1, state.lr(self.number), loss.detach())
+            lr = self.value(state.key("lr"), state.lr)
+            shares = [self.value(f"share {length}", partial(share_of, length)) for length in SIGMA_RELS]
+            self.gradient_norms[name] = state.advance(lr, shares, loss.detach())
 
     def log(self, terms: dict[str, Tensor]) -> None:
         """Keep the terms, on the device, until the next line of the log is due."""
-        self.metrics.append(terms | self.gradient_norms)
+        self.terms.append(terms | self.gradient_norms)
 
     @property
     def draws_panel(self) -> bool:
@@ -96,3 +117,11 @@ class TrainingStep(Step):
         """Write metrics of this step, if there are any, to the log beside the loss terms."""
         if values:
             self.metrics.write({"step": self.number + 1, **values})
+
+
+def share_of(length: str, step: int) -> float:
+    """The share of the newest weights in an average, after step number `step` (from 0)."""
+    return ema_share(length, step + 1)
+
+
+Learn: TypeAlias = Callable[[TrainingStep], None]  # what a training loop does with a step

@@ -30,6 +30,7 @@ CHECKS = {
     "denoiser": "each parametrization preconditions its network as the table says",
     "gaussian": "the Gaussian skip is the best linear denoiser, fitted for unseen latents",
     "samplers": "the order of each sampler on the exact path of Gaussian data",
+    "consistency": "consistency functions that are known, their sampler, and the tuning of one",
     "anomaly": "scores of known laws, planted anomalies, the false-alarm rate, and the metrics",
     "compression": "rate and distortion of a Gaussian source are those of its quantizer, the gap to R(D) as known",
     "contracts": "every part in the tables keeps its contract",

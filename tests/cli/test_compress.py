@@ -1,5 +1,6 @@
 """`ldm codec fit`, `ldm compress` and `ldm decompress`: from a run to files to pictures; mistakes are one line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -139,3 +140,47 @@ def test_names_that_would_become_one_keep_their_endings() -> None:
     assert target_names(names, ".ldmc") == ["a/x.png.ldmc", "a/x.jpg.ldmc", "b/x.ldmc", "y.tar.ldmc"]
     with pytest.raises(ConfigError, match=r"both become x\.png\.ldmc"):
         target_names([Path("x.png"), Path("x.png")], ".ldmc")
+
+
+def test_a_solid_file_gives_the_pictures_of_single_ones_in_a_folder_of_its_name(
+    fitted: Path, pictures: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "all.ldmc", tmp_path / "out"
+    outcome = compress(fitted, pictures, "--solid", "--step", 0.2, "--verify", "--out", file)
+    assert outcome.code == 0 and "4 images in one file" in outcome.out and "dB on average" in outcome.out, outcome
+    assert f"{file.stat().st_size:,} bytes" in outcome.out
+    assert decompress(fitted, file, "--out", out).code == 0
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert found == ["all/disc/00.png", "all/disc/01.png", "all/disc/02.png", "all/odd.png"]
+    refusal(decompress(fitted, file, "--out", out), 2, "holds all already")
+    refusal(compress(fitted, pictures, "--solid", "--step", 1, "--out", file), 2, "all.ldmc exists")
+    refusal(compress(fitted, pictures, "--solid", "--step", 1, "--out", tmp_path / "all"), 2, "must end in .ldmc")
+
+
+def test_samples_of_a_codec_are_pictures_of_its_size(fitted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    outcome = decompress(fitted, "--sample", 3, "--step", 1, "--size", "8x12", "--out", out)
+    assert outcome.code == 0 and "3 images" in outcome.out, outcome
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png", "2.png"]
+    assert Image.open(out / "2.png").size == (12, 8)
+    other = tmp_path / "other"
+    refusal(decompress(fitted, "--sample", 3, "--step", 1, "--out", out), 2, "exists")
+    refusal(decompress(fitted, "--out", other), 2, "FILES", "--sample")
+    refusal(decompress(fitted, tmp_path, "--step", 1, "--out", other), 2, "--step is for --sample")
+    refusal(decompress(fitted, "--sample", 1, "--step", 99, "--out", other), 2, "--step 99 must be")
+
+
+def test_rate_distortion_of_a_codec_is_measured_beside_classical_ones(
+    fitted: Path, finished_vae: Path, tmp_path: Path
+) -> None:
+    files = {"--out": tmp_path / "curves.json", "--panel": tmp_path / "curves.png"}
+    flags = [each for pair in files.items() for each in pair]
+    outcome = ran("ldm.cli.main", "evaluate", finished_vae, "--codec", fitted, "--images", 2, *flags)
+    assert outcome.code == 0 and "BD-rate of ldm against JPEG" in outcome.out, outcome
+    found = json.loads(files["--out"].read_text())
+    assert {"ldm", "JPEG", "WebP", "WebP lossless", "JPEG 2000"} <= found["curves"].keys()
+    for points in found["curves"].values():
+        assert all(0 < each["payload_bits_per_pixel"] < each["bits_per_pixel"] for each in points)
+    assert found["curves"]["WebP lossless"][0]["metrics"]["psnr"] == 100
+    assert Image.open(files["--panel"]).size[0] > 500
+    refusal(ran("ldm.cli.main", "evaluate", finished_vae, "--codec", fitted, "--probe", "mean"), 2, "--probe")

@@ -497,7 +497,10 @@ def test_differences_are_the_dotted_names_that_changed_appeared_or_went() -> Non
     ("cls", "name", "values"),
     [
         *((RunConfig, name, (0, -1)) for name in ("steps", "batch_size", "accumulation", "log_every")),
-        *((RunConfig, name, (-1,)) for name in ("seed", "sample_every", "checkpoint_every", "workers")),
+        *(
+            (RunConfig, name, (-1,))
+            for name in ("seed", "sample_every", "checkpoint_every", "checkpoint_seconds", "workers")
+        ),
         *((AdamWConfig, name, (0.0, -1.0, math.nan)) for name in ("lr", "clip")),
         (AdamWConfig, "betas", ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan))),
         (AdamWConfig, "weight_decay", (-0.1, math.nan)),

@@ -120,6 +120,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
         {"size": (10, 8)},
         {"depth": "uint16"},
         {"value_range": (0, 2)},
+        {"decode": "draft"},
     ]
     assert len({fingerprint, *(opened(copy, **config).fingerprint for config in shaping)}) == len(shaping) + 1
     assert opened(copy, size=(8, 8), augment=AugmentConfig(rotate90=True)).fingerprint == fingerprint

@@ -25,6 +25,7 @@ register_heif_opener()  # so that Pillow writes HEIC here
 
 WHITE = (255, 255, 255)
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16)[None]
+HOW = ("exact", "draft")
 SMOOTH = np.add.outer(np.arange(40) * 3, np.arange(48) * 2).astype(np.uint8)
 
 
@@ -461,3 +462,29 @@ def test_a_folder_is_listed_in_order_without_hidden_files_or_loops(tmp_path) -> 
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "x")
     assert FolderTree(tmp_path).names == ["a/again/1.webp", "b/1.png", "b/2.JPG", "b/notes.txt"]
+
+
+# ---- JPEGs, coarsely
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (240, 400)), (6, (400, 240))])
+def test_a_draft_of_a_large_jpeg_is_nearly_the_same_image_of_fewer_pixels(orientation, upright) -> None:
+    waves = np.sin(np.add.outer(np.arange(240) / 9, np.arange(400) / 15))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.stack([127 + 100 * waves] * 3, -1).astype(np.uint8))
+    data = saved(picture, "JPEG", quality=95, exif=exif.tobytes())
+    exact, draft = (decode(io.BytesIO(data), config(size=(60, 50), decode=how), pixel_limit=10**6) for how in HOW)
+    assert exact.shape[1:] == upright and draft.shape[1:] == tuple(side // 4 for side in upright)
+    same = [fit(image, (60, 50), resize=True).astype(float) for image in (exact, draft)]
+    assert same[0].shape == same[1].shape and 0 < abs(same[0] - same[1]).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("file_format", "size", "resize"), [("JPEG", 25, True), ("PNG", 10, True), ("JPEG", 10, False)]
+)
+def test_of_other_files_a_draft_is_the_image_itself(file_format: str, size: int, resize: bool) -> None:
+    """Those that are no JPEG, less than twice as large as they have to be, or not scaled at all."""
+    data = saved(Image.fromarray(SMOOTH), file_format)
+    images = [decode(io.BytesIO(data), config(size=size, resize=resize, decode=how), pixel_limit=10**6) for how in HOW]
+    assert np.array_equal(*images) and images[0].shape[1:] == SMOOTH.shape

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema
+from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema, NumberAttribute
 from ldm.diffusion.conditioning import ConditionEmbedding
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, autoguidance, checked_guidance, classifier_free
@@ -27,9 +27,9 @@ class Network(nn.Module):
         return (mixed + noise_condition[:, None, None, None]).tanh()
 
 
-def denoiser_of(seed: int) -> Denoiser:
+def denoiser_of(seed: int, schema: ConditionSchema = SCHEMA) -> Denoiser:
     """In float64, with an embedding of a fixed seed."""
-    denoiser = Denoiser(Network(seed), ConditionEmbedding(SCHEMA, CHANNELS))
+    denoiser = Denoiser(Network(seed), ConditionEmbedding(schema, CHANNELS))
     for table in denoiser.embedding.parameters():
         nn.init.normal_(table, generator=generator(seed, "embedding"))
     return denoiser.double()
@@ -144,22 +144,70 @@ def test_guidance_1_with_everything_else_is_the_denoiser_itself(denoiser: Denois
         assert guidance.around(denoiser) is denoiser
 
 
+NONE = ConditionSchema()
+TWO = ConditionSchema((ClassAttribute("label", ("a", "b", "c", "d")), NumberAttribute("angle", 0.0, 1.0, -1.0, 1.0)))
+
+
+@pytest.fixture
+def of_two() -> Denoiser:
+    """A denoiser of two conditions, both of which it minds."""
+    return denoiser_of(3, TWO)
+
+
+BOTH = Condition({"label": LABELS.values["label"], "angle": torch.tensor([0.5, -1.0, 2.0])})
+
+
+def test_a_weight_for_each_condition_enlarges_what_it_adds_to_those_before_it(of_two: Denoiser) -> None:
+    guidance = checked_guidance({"angle": 3.0, "label": 1.5}, TWO, True)
+    nothing, angle, both = (of_two(NOISY, SIGMA, BOTH.only(kept)) for kept in ((), ("angle",), ("angle", "label")))
+    expected = nothing + 3.0 * (angle - nothing) + 1.5 * (both - angle)
+    assert torch.allclose(guidance.around(of_two)(NOISY, SIGMA, BOTH), expected, rtol=0, atol=1e-12)
+    assert min((angle - nothing).abs().max(), (both - angle).abs().max()) > 1e-3
+
+
+def test_weights_of_one_are_the_denoiser_itself_and_equal_ones_plain_guidance(of_two: Denoiser) -> None:
+    assert checked_guidance({"label": 1.0}, TWO, True).around(of_two) is of_two
+    each, plain = checked_guidance({"label": 2.0, "angle": 2.0}, TWO, True), ClassifierFreeGuidance(2.0)
+    assert each.around(of_two)(NOISY, SIGMA, BOTH).equal(plain.around(of_two)(NOISY, SIGMA, BOTH))
+
+
+def test_answers_that_count_zero_times_are_not_computed(of_two: Denoiser) -> None:
+    counts: list[int] = []
+
+    def counted(noisy: torch.Tensor, sigma: torch.Tensor, condition: Condition | None) -> torch.Tensor:
+        counts.append(len(noisy))
+        return of_two(noisy, sigma, condition)
+
+    for weights in (
+        {"label": 3.0},
+        {"label": 3.0, "angle": 2.0},
+        {"label": 3.0, "angle": 0.0},
+        {"label": 1.0, "angle": 2.0},
+    ):
+        checked_guidance(weights, TWO, True).around(counted)(NOISY, SIGMA, BOTH)
+    assert counts == [9, 9, 6, 6]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        ((2.0, 0, True), {}, "guidance needs a model with classes"),
-        ((2.0, 2, False), {}, "guidance needs a model trained with objective.condition_dropout"),
-        ((2.0, 2, True), {"interval": (2.0, 1.0)}, "guidance_interval 2,1 must be two noise levels"),
-        ((2.0, 2, True), {"rescale": 1.5}, "guidance_rescale 1.5 must be at least 0"),
-        ((1.0, 2, True), {"rescale": 0.5}, "guidance_rescale says nothing without guidance"),
+        ((2.0, NONE, True), {}, "guidance needs a model with classes"),
+        ((2.0, TWO, False), {}, "guidance needs a model trained with objective.condition_dropout"),
+        ((2.0, TWO, True), {"interval": (2.0, 1.0)}, "guidance_interval 2,1 must be two noise levels"),
+        ((2.0, TWO, True), {"rescale": 1.5}, "guidance_rescale 1.5 must be at least 0"),
+        ((1.0, TWO, True), {"rescale": 0.5}, "guidance_rescale says nothing without guidance"),
+        (({"label": 2.0}, TWO, False), {}, "guidance needs a model trained with objective.condition_dropout"),
+        (({"tone": 2.0}, TWO, True), {}, "guidance tone is no condition of this model; its conditions: label, angle"),
+        (({"label": 2.0}, TWO, True), {"guide": print}, "guidance has one weight where a guide is given"),
+        (({"label": 1.0}, TWO, True), {"rescale": 0.5}, "guidance_rescale says nothing without guidance"),
     ],
 )
-def test_impossible_guidance_is_refused(arguments: tuple[float, int, bool], options: dict, words: str) -> None:
+def test_impossible_guidance_is_refused(arguments: tuple, options: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         checked_guidance(*arguments, **options)
 
 
 def test_a_guide_needs_neither_classes_nor_dropout(denoiser: Denoiser) -> None:
-    assert checked_guidance(None, 0, False, guide=denoiser) == Autoguidance(2.0, denoiser)
-    assert checked_guidance(None, 2, True) == ClassifierFreeGuidance(2.0)
-    assert checked_guidance(None, 2, False) == ClassifierFreeGuidance(1.0)
+    assert checked_guidance(None, NONE, False, guide=denoiser) == Autoguidance(2.0, denoiser)
+    assert checked_guidance(None, TWO, True) == ClassifierFreeGuidance(2.0)
+    assert checked_guidance(None, TWO, False) == ClassifierFreeGuidance(1.0)

@@ -25,6 +25,7 @@ from ldm.randomness import StepRandom, generator
 from ldm.script_configs import TrainDiffusionConfig
 from ldm.training.config import RunConfig
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 SCHEMA = ConditionSchema((ClassAttribute("label", ("a", "b", "c")),))
@@ -208,14 +209,20 @@ def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
     run = Run(config, out, dry=True)
     objective = run.prepare(DenoisingObjective(denoiser), trains=denoiser)
     run.resume("")
-    for step in run.steps(SameBatch(BatchSampler((0,), seed=0, batch_size=4))):
+    made: list[Calls] = []
+
+    def learn(step: TrainingStep) -> None:
         with Calls(denoiser) as calls:
             losses = objective(step.batch, step)
             step.update(losses.total)
             step.log(losses.terms)
         for handle in calls.handles:
             handle.remove()
-    return calls
+        made.append(calls)
+
+    for _ in run.steps(SameBatch(BatchSampler((0,), seed=0, batch_size=4)), learn):
+        pass
+    return made[-1]
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ AUTOENCODERS = {
 }
 
 
-def diffusion_model(kind: str, *, classes: tuple[str, ...] = ("disc", "square")) -> LatentDiffusion:
+def diffusion_model(
+    kind: str, *, classes: tuple[str, ...] = ("disc", "square"), parts: DenoiserConfig = DENOISER
+) -> LatentDiffusion:
     """A model of one kind of autoencoder, with statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -57,7 +59,7 @@ def diffusion_model(kind: str, *, classes: tuple[str, ...] = ("disc", "square"))
         autoencoder.standardize(torch.linspace(-0.2, 0.3, channels), torch.linspace(0.5, 2, channels))
         schema = ConditionSchema((ClassAttribute("label", classes),) if classes else ())
         shape = autoencoder.latent_shape(IMAGE[1:])
-        config = DiffusionModelConfig(shape, schema, DENOISER, replace(SamplingConfig(), sigma_max=20.0))
+        config = DiffusionModelConfig(shape, schema, parts, replace(SamplingConfig(), sigma_max=20.0))
         denoiser = create_denoiser(config)
         with torch.no_grad():
             for parameter in denoiser.parameters():

@@ -2,12 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from ldm import checkpoint
+from ldm.training.processes import Processes
 from tests.support.scripts import forked, script, together
 
 
@@ -19,6 +22,15 @@ def in_float64(action: Callable[[], int]) -> Callable[[], int]:
         return action()
 
     return doubled
+
+
+@contextmanager
+def one_process() -> Iterator[Processes]:
+    """The only process, on the CPU; forked children, who inherit what is known of it, may be several again later."""
+    try:
+        yield Processes("cpu")
+    finally:
+        PartialState._reset_state()
 
 
 def newest_checkpoint(run: Path) -> checkpoint.Checkpoint:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.diffusion.config import UNetConfig
+from ldm.diffusion.networks.unet import UNet
 from ldm.training.config import AdamWConfig, MuonConfig
 from ldm.training.muon import hidden_weights, orthogonalized
 from ldm.training.optim import GuardedOptimizer, learning_rate
@@ -37,6 +39,11 @@ def advance(module: nn.Module, optimizer: GuardedOptimizer, number: int, lr: flo
     loss = loss_of(module, number)
     loss.backward()
     optimizer.step(lr, loss.detach())
+
+
+def test_muon_took_the_embedding_of_the_noise_level():
+    names = hidden_weights(UNet(UNetConfig(widths=(32, 32), blocks=1), channels=4))
+    assert "middle.0.block.condition.weight" in names and not [name for name in names if "noise_embedding" in name]
 
 
 def test_muon_takes_hidden_matrices_and_filters_and_leaves_first_last_and_biases_to_adamw():

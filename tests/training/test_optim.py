@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldm.training.config import AdamWConfig
-from ldm.training.ema import SIGMA_RELS, PowerEMA, gamma_from_sigma_rel
+from ldm.training.ema import SIGMA_RELS, PowerEMA, ema_shares, gamma_from_sigma_rel
 from ldm.training.optim import GuardedOptimizer, learning_rate
 from ldm.training.train_state import TrainState
 
@@ -59,7 +59,7 @@ def test_from_the_first_bad_number_on_no_bit_changes(bad, place):
         if broken and place == "gradient":
             module[0].weight.grad[0, 0] = bad
         seen = torch.tensor(bad) if broken and place == "loss" else loss.detach()
-        state.advance(number, 1e-2, seen)
+        state.advance(1e-2, ema_shares(number), seen)
 
     for number in range(1, 4):
         advance(number, broken=False)
@@ -128,7 +128,7 @@ def test_an_average_has_the_relative_length_it_is_named_after(length):
     averages = PowerEMA([weights])
     for step in range(1, steps + 1):
         weights.zero_()[step - 1] = 1
-        averages.update(step, torch.ones(()))
+        averages.update(ema_shares(step), torch.ones(()))
     profile, times = averages.averages[length][0], torch.arange(1, steps + 1, dtype=torch.float64) / steps
     mean = (profile * times).sum()
     spread = ((profile * (times - mean) ** 2).sum()).sqrt().item()
@@ -140,7 +140,7 @@ def test_the_first_update_forgets_the_untrained_weights():
     weights = torch.zeros(4)
     averages = PowerEMA([weights])
     weights.fill_(3)
-    averages.update(1, torch.ones(()))
+    averages.update(ema_shares(1), torch.ones(()))
     assert all(average[0].equal(weights) for average in averages.averages.values())
 
 
@@ -150,7 +150,7 @@ def test_looking_at_the_averaged_module_does_not_touch_training():
     for number in range(1, 4):
         loss = loss_of(module, number)
         loss.backward()
-        state.advance(number, 1e-1, loss.detach())
+        state.advance(1e-1, ema_shares(number), loss.detach())
     before = [p.detach().clone() for p in module.parameters()]
     average = state.ema_model("0.05")
     assert not average.training and module.training

@@ -7,10 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder
+from ldm.component.versions import SOURCES, versions_of
 from ldm.pipeline import LatentDiffusion
 from ldm.script_configs import TrainVAEConfig
 from ldm.training.run_folder import RunFolder
@@ -209,3 +211,8 @@ def out_of_memory(stage: Stage, run: Path) -> Outcome:
         return action()
 
     return forked(starved)[1]()
+
+
+def test_sources_that_were_never_installed_crashed_a_run() -> None:
+    found = versions_of(["numpy", "surely-not-installed"])
+    assert found == {"numpy": np.__version__, "surely-not-installed": SOURCES}

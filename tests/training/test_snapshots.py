@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm import checkpoint
 from ldm.errors import CheckpointError, RequestError
 from ldm.training.config import RunConfig
-from ldm.training.ema import SIGMA_RELS, PowerEMA, gamma_from_sigma_rel
+from ldm.training.ema import SIGMA_RELS, PowerEMA, ema_shares, gamma_from_sigma_rel
 from ldm.training.run_folder import RunFolder
 from ldm.training.snapshots import (
     Snapshots,
@@ -49,7 +49,7 @@ def run_with_snapshots(folder: Path, snapshots: int, steps: int = STEPS) -> Path
     writer = Snapshots(RunFolder(folder), config)
     for step in range(1, steps + 1):
         parameter.copy_(weights_at(step))
-        ema.update(step, torch.ones(()))
+        ema.update(ema_shares(step), torch.ones(()))
         if writer.is_due(step):
             writer.write(step, {length: {"weight": ema.averages[length][0]} for length in SIGMA_RELS})
     return folder

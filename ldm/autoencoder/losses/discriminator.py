@@ -1,5 +1,6 @@
 """The discriminator: a PatchGAN that joins the training late, its loss, and the adversarial loss it gives."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -58,6 +59,10 @@ class Discriminator(nn.Module):
         """The first step in which it learns, and the end of the run: the learning rate's schedule."""
         return self.first_step, self.steps
 
+    def phase(self, step: int) -> Hashable:
+        """Whether it learns, and whether the autoencoder hears of it."""
+        return self.learns(step), self.ramp(step) > 0
+
     def begin_step(self, step: int) -> None:
         """From its first step on, a longer run must not change any more when it began."""
         self.has_begun |= self.learns(step)
@@ -65,6 +70,10 @@ class Discriminator(nn.Module):
     def ramp(self, step: int) -> float:
         """How much of the adversarial loss counts in this step: 0 at first, rising to 1 over the warm-up."""
         return min(max((step - self.first_step) / self.warmup, 0.0), 1.0)
+
+    def ramped_weight(self, step: int) -> float:
+        """The weight of the adversarial loss in this step."""
+        return self.config.weight * self.ramp(step)
 
     def get_extra_state(self) -> Tensor:
         """When it began, for checkpoints."""

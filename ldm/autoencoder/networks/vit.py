@@ -86,15 +86,22 @@ class ViTNetwork(AutoencoderNetwork):
         rows = images.shape[2] // p
         grid = rows, squares.shape[1] // rows
         x = self.encoder["embedding"](squares) + self.embedded_positions(grid, self.config.width, squares)
-        seen = None if hidden is None else ~hidden.flatten(1)
+        seen = None if hidden is None else self.visible(hidden)[:, :, None]
         if seen is not None:
-            x = x[seen].view(len(x), -1, x.shape[2])
+            x = x.gather(1, seen.expand(-1, -1, x.shape[2]))
         for block in self.encoder["blocks"].children():
             x = block(x)
         code = self.encoder["code"](self.encoder["norm"](x))
         if seen is not None:
-            code = code.new_zeros(*seen.shape, code.shape[2]).masked_scatter(seen[:, :, None], code)
+            nothing = code.new_zeros(len(code), squares.shape[1], code.shape[2])
+            code = nothing.scatter(1, seen.expand_as(code), code)
         return rearrange(code, "b (h w) c -> b c h w", h=grid[0])
+
+    def visible(self, hidden: Tensor) -> Tensor:
+        """The positions of the patches that are not hidden, in order: batch x how many there are."""
+        known = self.hides if self.training else None
+        count = int(hidden[0].sum()) if known is None else known  # the former waits for a GPU
+        return hidden.flatten(1).byte().argsort(dim=1, stable=True)[:, : hidden[0].numel() - count]
 
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
         """batch x C x H x W."""

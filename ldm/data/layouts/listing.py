@@ -1,9 +1,9 @@
 """The listing of a data set, made before any image is decoded: names, labels, groups, splits, where to read them."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Entry:
     label: str | int | None
     group: str
     split: str = ""  # train, val, ... as it is called there; empty where there are no splits
+    row: Mapping[str, Any] = field(default_factory=dict)  # what metadata says of it, where conditions are asked for
 
 
 class ImageStore(Protocol):
@@ -78,11 +79,10 @@ def joined(listings: dict[str, Listing]) -> Listing:
     if len(listings) == 1:
         return next(iter(listings.values()))
     entries = [
-        Entry(
-            f"{file}/{entry.name}",
-            entry.label,
-            f"{file}/{entry.name}" if entry.group == entry.name else entry.group,
-            entry.split,
+        replace(
+            entry,
+            name=f"{file}/{entry.name}",
+            group=f"{file}/{entry.name}" if entry.group == entry.name else entry.group,
         )
         for file, listing in listings.items()
         for entry in listing.entries

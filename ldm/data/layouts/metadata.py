@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,11 +34,13 @@ def metadata_files(tree: FileTree) -> dict[str, str]:
     return found
 
 
-def described(tree: FileTree, file: str, label_column: str | None, captions: Counter[str]) -> list[Entry] | None:
+def described(
+    tree: FileTree, file: str, label_column: str | None, captions: Counter[str], *, keep_rows: bool = False
+) -> list[Entry] | None:
     """The images that a file of metadata names, sorted; None if it names none and says that nothing is labeled.
 
     A `file_name` is a path from the file's own folder on. `label_column` None means that labels are not wanted. What it
-    says of captions is counted in `captions`, by column.
+    says of captions is counted in `captions`, by column. With `keep_rows` the images keep all that it says of them.
     """
     folder, _, kind = file.rpartition("/")
     place = f"{tree.place.removeprefix('data.path ')}/{file}"
@@ -54,7 +57,7 @@ def described(tree: FileTree, file: str, label_column: str | None, captions: Cou
                 raise ValueError(f"either every line has a {label_column} or none")
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
-        entries[entry.name] = entry
+        entries[entry.name] = replace(entry, row=row) if keep_rows else entry
         captions.update(f"{name} in {kind}" for name in CAPTION_COLUMNS if name != label_column and row.get(name))
     if not entries:
         raise DataError(f"{place} names no images")

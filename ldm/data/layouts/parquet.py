@@ -61,7 +61,8 @@ def list_parquet(file: Path, config: FolderConfig) -> Listing:
                         " data.label_column, or data.labels none"
                     )
                 wanted = []
-            present = [name for name in (*wanted, "group") if name in schema.names and name != column]
+            asked = [*wanted, "group", *condition_columns(config)]
+            present = [name for name in dict.fromkeys(asked) if name in schema.names and name != column]
             rows = opened.read(columns=present, use_threads=False).to_pylist() if present else [{}] * layout.num_rows
             sizes = [layout.row_group(group).num_rows for group in range(layout.num_row_groups)]
     except (OSError, ValueError) as error:
@@ -78,10 +79,17 @@ def list_parquet(file: Path, config: FolderConfig) -> Listing:
             raise DataError(f"{file}, row {number}: {error}") from error
         if isinstance(label, int) and 0 <= label < len(names):
             label = names[label]
-        entries.append(Entry(f"{number:07d}", label, f"{number:07d}" if group is None else str(group)))
-    captions = [name for name in CAPTION_COLUMNS if name in schema.names and name not in (column, *wanted)]
+        kept = row if config.conditions else {}
+        entries.append(Entry(f"{number:07d}", label, f"{number:07d}" if group is None else str(group), row=kept))
+    captions = [name for name in CAPTION_COLUMNS if name in schema.names and name not in (column, *asked)]
     counted = Counter({f"{name} in Parquet": len(rows) for name in captions})
     return Listing(entries, ParquetImages(file, column, np.cumsum([0, *sizes[:-1]]).tolist()), captions=counted)
+
+
+def condition_columns(config: FolderConfig) -> list[str]:
+    """The columns that conditions may be in."""
+    found = [each.column or name for name, each in config.conditions.items()]
+    return found + [*CAPTION_COLUMNS] * any(each.kind == "text" for each in config.conditions.values())
 
 
 def rows_of_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:

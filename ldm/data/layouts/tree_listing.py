@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS, NEEDS
 from ldm.data.layouts.file_tree import FileTree, ending_of, is_image
-from ldm.data.layouts.listing import Entry, Listing, check_label
+from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, Listing, check_label
 from ldm.data.layouts.metadata import described, metadata_files
 from ldm.data.layouts.splits import folders_are_splits, split_named
 from ldm.errors import DataError
@@ -43,7 +43,12 @@ def list_tree(tree: FileTree, config: FolderConfig) -> Listing:
         )
     if config.labels == "folder" or (config.labels == "auto" and not files and not sidecars):
         entries, notes = _with_folder_labels(tree, entries, config)
+    if wants_captions(config, entries):
+        entries, read = _with_captions(tree, entries)
+        sidecars |= read
     passed_over, captions = _passed_over(tree, images, sidecars | set(files.values()))
+    if config.conditions:
+        described_captions.clear()  # which of them are used is for the config to say
     return Listing(entries, tree, passed_over, captions + described_captions, unnamed, notes)
 
 
@@ -54,7 +59,8 @@ def _of_metadata(
     if not files:
         return None
     column = config.label_column if config.labels in ("auto", "metadata") else None
-    parts = [described(tree, file, column, captions) for file in files.values()]
+    keeps = bool(config.conditions)
+    parts = [described(tree, file, column, captions, keep_rows=keeps) for file in files.values()]
     entries = [entry for part in parts for entry in part or ()]
     return sorted(entries, key=lambda entry: entry.name) or None
 
@@ -182,6 +188,28 @@ def _with_sidecar_labels(tree: FileTree, entries: list[Entry], config: FolderCon
         if any(label is not None for label in labels.values()):
             return [replace(entry, label=labels.get(entry.name)) for entry in entries], used
     return entries, set()
+
+
+def wants_captions(config: FolderConfig, entries: Sequence[Entry]) -> bool:
+    """Whether a text is asked for that no metadata has, so that it must be in files beside the images."""
+    texts = {name: each for name, each in config.conditions.items() if each.kind == "text" and each.column is None}
+    return any(
+        not any(column in entry.row for column in (name, *CAPTION_COLUMNS) for entry in entries) for name in texts
+    )
+
+
+def _with_captions(tree: FileTree, entries: list[Entry]) -> tuple[list[Entry], set[str]]:
+    """The entries with the text of the caption files beside them in their rows, and those files."""
+    found, read = [], set[str]()
+    for entry in entries:
+        stem = entry.name.rpartition(".")[0]
+        file = next((stem + ending for ending in CAPTIONS if stem + ending in tree), None)
+        if file is not None:
+            read.add(file)
+            text = " ".join(tree.read(file).decode("utf-8-sig", "replace").split())
+            entry = replace(entry, row={**entry.row, CAPTION_COLUMNS[0]: text})
+        found.append(entry)
+    return found, read
 
 
 def _sidecar_label(tree: FileTree, file: str, config: FolderConfig) -> str | int | None:

@@ -1,4 +1,4 @@
-"""Config of the denoising loss: the distribution of noise levels and their weighting, with the tables to choose from.
+"""Config of the training loss: denoising or consistency, noise levels and weighting, with the tables to choose from.
 
 Constants are in units of σ_data = 1, as latents have unit variance.
 """
@@ -187,8 +187,25 @@ WeightingConfig: TypeAlias = (
 class DenoisingObjectiveConfig(Checked):
     """The multi-scale denoising loss: E over σ and noise of weight(σ) (D(x + σ n; σ) - x)²."""
 
+    kind: Literal["denoising"] = "denoising"
     noise_distribution: NoiseDistributionConfig = field(default_factory=LogNormalConfig)
     weighting: WeightingConfig = field(default_factory=PredictionWeightingConfig)
     condition_dropout: Annotated[float, Between(0, 1)] = (
-        0.1  # how often the condition (the class) is left out, for guidance
+        0.1  # how often all conditions (the class) are left out, and of several each by itself, for guidance
     )
+
+
+@dataclass(frozen=True)
+class ConsistencyObjectiveConfig(Checked):
+    """Easy consistency tuning of a finished denoiser (--from), for samples in one to four steps."""
+
+    kind: Literal["consistency"] = "consistency"
+    noise_distribution: NoiseDistributionConfig = field(default_factory=lambda: LogNormalConfig(mean=-0.4, std=2.0))
+    weighting: Literal["gap", "edm"] = "gap"  # of ‖D(x + σ n; σ) − D(x + r n; r)‖: 1 / (σ − r), or (1 + σ²) / σ²
+    stages: Annotated[int, AtLeast(1)] = 8  # equal shares of the steps, from one to the next of which r nears σ
+    shrink: Annotated[float, Above(1)] = 2.0  # what (σ − r) / σ, small at first too, is divided by in each stage
+    guidance: float = 1.0  # weight of classifier-free guidance that is baked in; 1: none
+    condition_dropout: Annotated[float, Between(0, 1)] = 0.0  # how often the condition (the class) is left out
+
+
+ObjectiveConfig: TypeAlias = DenoisingObjectiveConfig | ConsistencyObjectiveConfig

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import EDM, Denoiser
-from ldm.diffusion.losses.config import WEIGHTINGS, DenoisingObjectiveConfig
+from ldm.diffusion.losses.config import WEIGHTINGS, DenoisingObjectiveConfig, ObjectiveConfig
 from ldm.diffusion.losses.noise_distribution import create_noise_distribution
 from ldm.diffusion.losses.weighting import error_scale
 from ldm.pictures import drawn, import_matplotlib
@@ -74,3 +74,8 @@ class EffectiveWeight:
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
+
+
+def effective_weight(config: ObjectiveConfig, denoiser: Denoiser) -> EffectiveWeight | None:
+    """That of an objective; None of one that does not compare an answer with the clean latent."""
+    return EffectiveWeight(config, denoiser) if config.kind == "denoising" else None

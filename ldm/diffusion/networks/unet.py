@@ -1,4 +1,4 @@
-"""A small U-Net, conditioned on the noise level and on a vector that embeds the class.
+"""A small U-Net, conditioned on the noise level, on a vector that embeds the condition, and on the words of a text.
 
        noisy latents                                  output
             |                                            |
@@ -7,6 +7,8 @@ level 0   [block]x2 ------------- skips ------------> [block]x2
 level 1   [block, attention]x2 -- skips --> [block, attention]x2
             |                                            |
             +------------- [block, attention, block] ----+
+
+Attention is among the positions and, where there is text, from the positions to its tokens.
 """
 
 from typing import Self
@@ -16,46 +18,58 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import UNetConfig
-from ldm.diffusion.network import DenoiserNetwork
+from ldm.diffusion.network import DenoiserNetwork, check_halvings
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
-from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, zeroed
-from ldm.nn.embedding import FourierFeatures
+from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, norm_silu, zeroed
+from ldm.nn.cross_attention import CrossAttention
+from ldm.nn.embedding import FourierFeatures, NoiseEmbedding
 from ldm.nn.outer_convolution import OuterConv2d
 
 
 class Level(nn.Module):
-    """One residual block and, at the levels that have it, self-attention."""
+    """One residual block and, at the levels that have it, attention: to itself and to the tokens of a text."""
 
-    def __init__(self, block: ResidualBlock, attention: SelfAttention | nn.Identity):
+    def __init__(
+        self, block: ResidualBlock, attention: SelfAttention | nn.Identity, cross_attention: CrossAttention | None
+    ):
         super().__init__()
         self.block = block
         self.attention = attention
+        self.cross_attention = cross_attention
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.attention(self.block(x, condition))
+    def forward(self, x: Tensor, condition: Tensor, tokens: Tensor | None) -> Tensor:
+        x = self.attention(self.block(x, condition))
+        if self.cross_attention is None or tokens is None:
+            return x
+        attended: Tensor = self.cross_attention(x, tokens)
+        return attended
 
 
 class UNet(DenoiserNetwork):
-    """F(x; noise, vector): batch c h w -> batch c h w, h and w divisible by 2 ** (levels - 1).
+    """F(x; noise, vector, tokens): batch c h w -> batch c h w, h and w divisible by 2 ** (levels - 1).
 
     The output starts at zero, where the EDM loss is 1 at every noise level.
     """
 
-    def __init__(self, config: UNetConfig, *, channels: int):
+    takes_tokens = True
+
+    def __init__(self, config: UNetConfig, *, channels: int, token_channels: int = 0):
         super().__init__()
         widths, condition = config.widths, 4 * config.widths[0]
         self.vector_channels, self.factor = condition, 2 ** (len(widths) - 1)
         self.noise_features = FourierFeatures(widths[0])
-        self.noise_embedding = nn.Sequential(
-            nn.Linear(widths[0], condition), nn.SiLU(), nn.Linear(condition, condition)
-        )
+        self.noise_embedding = NoiseEmbedding(widths[0], condition)
 
         def layer(inputs: int, level: int) -> Level:
             width = widths[level]
             attends = level in config.attention
-            attention = SelfAttention(width, config.head_channels) if attends else nn.Identity()
-            return Level(ResidualBlock(inputs, width, condition, config.dropout), attention)
+            attention: SelfAttention | nn.Identity = nn.Identity()
+            cross = None
+            if attends:
+                attention = SelfAttention(width, config.head_channels, qk_norm=config.qk_norm)
+                cross = CrossAttention(width, token_channels, config.head_channels) if token_channels else None
+            return Level(ResidualBlock(inputs, width, condition, config.dropout), attention, cross)
 
         self.first = OuterConv2d(channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -82,18 +96,15 @@ class UNet(DenoiserNetwork):
         self.last = zeroed(OuterConv2d(current, channels, 3, padding=1))
 
     @classmethod
-    def create(cls, config: UNetConfig, *, latent_shape: tuple[int, int, int]) -> Self:
-        return cls(config, channels=latent_shape[0])
+    def create(cls, config: UNetConfig, *, latent_shape: tuple[int, int, int], token_channels: int = 0) -> Self:
+        if token_channels and not config.attention:
+            raise ConfigError("a text needs attention to it: name a level or more in denoiser.network.attention")
+        return cls(config, channels=latent_shape[0], token_channels=token_channels)
 
     @classmethod
     def check(cls, config: UNetConfig, latent_shape: tuple[int, int, int]) -> None:
         """Every level after the first halves the latent."""
-        halvings, (_, height, width) = len(config.widths) - 1, latent_shape
-        if height % 2**halvings or width % 2**halvings:
-            raise ConfigError(
-                f"latents of {height} x {width} cannot be halved {halvings} times: give denoiser.network.widths fewer"
-                " levels, and denoiser.network.attention none that are not there"
-            )
+        check_halvings(config.widths, latent_shape)
 
     def forward(
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
@@ -105,10 +116,11 @@ class UNet(DenoiserNetwork):
         x = self.first(x)
         skips = [x]
         for module in self.down:
-            x = module(x, condition) if isinstance(module, Level) else module(x)
+            x = module(x, condition, tokens) if isinstance(module, Level) else module(x)
             skips.append(x)
         for module in self.middle:
-            x = module(x, condition)
+            x = module(x, condition, tokens)
         for module in self.up:
-            x = module(torch.cat([x, skips.pop()], dim=1), condition) if isinstance(module, Level) else module(x)
-        return self.last(F.silu(self.norm(x)))
+            is_level = isinstance(module, Level)
+            x = module(torch.cat([x, skips.pop()], dim=1), condition, tokens) if is_level else module(x)
+        return self.last(norm_silu(self.norm, x))

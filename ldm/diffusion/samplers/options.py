@@ -24,6 +24,13 @@ def checked_options(
             "sampler",
             f"{sampler} needs a model with denoiser.skip.kind gaussian, and this one has {denoiser.skip.kind}",
         )
+    if facts.consistency != SAMPLERS[grid.sampler].consistency:
+        raise RequestError(
+            "sampler",
+            f"{sampler} needs a model with objective.kind consistency, and this one is a denoiser: use {grid.sampler}"
+            if facts.consistency
+            else f"{sampler} needs a denoiser, and this model was tuned for few steps: use {grid.sampler}",
+        )
     options = {name: value for name, value in given.items() if value is not None}
     for name, value in options.items():
         if name not in SAMPLER_OPTIONS:
@@ -39,6 +46,11 @@ def checked_options(
     if start is not None and not grid.sigma_min < start <= grid.sigma_max:
         raise RequestError(
             "gaussian_start", f"{start:g} must be above {grid.sigma_min:g} and at most {grid.sigma_max:g} in this model"
+        )
+    second = options.get("second_sigma")
+    if second is not None and not grid.sigma_min < second < grid.sigma_max:
+        raise RequestError(
+            "second_sigma", f"{second:g} must be above {grid.sigma_min:g} and below {grid.sigma_max:g} in this model"
         )
     return {name: int(value) if SAMPLER_OPTIONS[name].whole else value for name, value in options.items()}
 

@@ -1,4 +1,4 @@
-"""Samplers that draw noise on the way: ancestral, DDIM with eta, EDM's churn, and restart.
+"""Samplers that draw noise on the way: ancestral, DDIM with eta, EDM's churn, restart, and that of consistency models.
 
 `noise(step)` returns the unit noise of a step, from 0; that of the restarts has the numbers after those of the grid.
 """
@@ -110,4 +110,25 @@ def restart(
                 for higher, following in pairwise(inside):
                     noisy = heun_step(denoise, noisy, higher, following)
         noisy = after_step(on_step, step, noisy)
+    return noisy
+
+
+def consistency(
+    denoise: Denoise,
+    start: Latents,
+    sigmas: Tensor,
+    *,
+    noise: StepNoise,
+    on_step: OnStep | None = None,
+) -> Latents:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): an answer is a sample, noised anew for a better.
+
+    `denoise` is a consistency function: it answers with where the path of the noisy latents ends, at σ = 0.
+    """
+    noisy = start
+    for step, (sigma, lower) in enumerate(sigma_pairs(sigmas)):
+        noisy = denoise(noisy, expand_sigma(sigma, noisy))
+        if lower:
+            noisy = noisy + lower * noise(step)
+        noisy = after_step(on_step, step + 1, noisy)
     return noisy

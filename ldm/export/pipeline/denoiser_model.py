@@ -17,6 +17,7 @@ from ldm.diffusion.denoiser import Denoiser, check_positive
 from ldm.errors import ConfigError
 from ldm.pipeline import FORMAT, DiffusionModelConfig, create_denoiser, load_denoiser, save_denoiser
 from ldm.shapes import Latents
+from ldm.text.prompts import PromptEncoders
 
 
 class DenoiserModel(OwnModel):
@@ -40,6 +41,7 @@ class DenoiserModel(OwnModel):
             | {"trained_with_condition_dropout": trained_with_condition_dropout, "format": format},
         )
         self.model = create_denoiser(self.model_config)
+        self.prompts = PromptEncoders(self.model_config.schema)
 
     @classmethod
     def around(cls, denoiser: Denoiser, config: DiffusionModelConfig) -> Self:
@@ -51,24 +53,36 @@ class DenoiserModel(OwnModel):
 
     @classmethod
     def read(cls, folder: Path, variant: str | None) -> Self:
-        return cls.around(*load_denoiser(folder, variant))
+        component = cls.around(*load_denoiser(folder, variant))
+        component.prompts = PromptEncoders(component.model_config.schema, folder)
+        return component
 
     def write(self, folder: Path, variant: str | None) -> None:
         save_denoiser(self.model, self.model_config, folder, variant)
+        self.prompts.save(folder)
         self.code().write(folder)
 
     def code(self) -> CodeFile:
         parts = {"DENOISER_NETWORKS": self.model_config.denoiser.network.kind}
         return own_code("ldm.export.pipeline.denoiser_model:DenoiserModel", "denoiser", parts)
 
-    def forward(self, noisy: Latents, sigma: float | Tensor, class_labels: ClassLabels | None = None) -> Latents:
+    def forward(
+        self,
+        noisy: Latents,
+        sigma: float | Tensor,
+        class_labels: ClassLabels | None = None,
+        condition: Condition | None = None,
+    ) -> Latents:
         """The denoised latents, in float32, or float64 if `noisy` is.
 
         `sigma` is the standard deviation of the noise, one number or one per sample. `class_labels` are classes by name
         or index, a tensor of indices in which -1 leaves the class out, or None, which leaves it out everywhere.
+        A `condition`, made by `prompts.request`, stands in their place where there is more to ask for.
         """
         check_positive(sigma)
-        denoised: Latents = self.model(noisy, sigma, self.condition(class_labels, len(noisy)))
+        if condition is None:
+            condition = self.condition(class_labels, len(noisy))
+        denoised: Latents = self.model(noisy, sigma, condition if condition is None else condition.to(noisy.device))
         return denoised
 
     def condition(self, class_labels: ClassLabels | None, count: int) -> Condition | None:

@@ -1,4 +1,4 @@
-"""The pipeline class: class labels to images, called as diffusers' DDPMPipeline and DiTPipeline are."""
+"""The pipeline class: class labels, prompts and more to images, called as diffusers' DDPM and DiT pipelines are."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm.autoencoder.formats.diffusers import statistics
 from ldm.batch import ClassLabels, Condition
 from ldm.component.code_file import own_code
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.guidance import Guidance, checked_guidance
 from ldm.diffusion.samplers import Denoise, OnStep
 from ldm.diffusion.samplers.options import checked_options
@@ -53,10 +54,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             labels, or latents, or 16.
         labels: classes by name or index: one, several, an array or a tensor, one-hot rows; repeated as often as
             needed; None takes all classes in turn. DiTPipeline's `class_labels` are the same.
+        prompt: a text or several, for a model that was trained on captions.
+        conditions: values of other conditions by name, of each one or as many as of the others.
         num_images_per_prompt: images of each of these, one after the other.
-        guidance_scale: of classifier-free guidance; 1 means none, None 2 where the model knows classes.
-        sampler: one of ours, or "scheduler" for what pipe.scheduler does; None takes heun, unless another scheduler
-            than the model's own was put into its place.
+        guidance_scale: of classifier-free guidance; 1 means none, None 2 where the model knows conditions; or one for
+            each condition by name.
+        num_inference_steps: noise levels; None takes as many as the model wants, 18 or, tuned for few steps, 2.
+        sampler: one of ours, or "scheduler" for what pipe.scheduler does; None takes that of the model, heun or, tuned
+            for few steps, consistency, unless another scheduler than the model's own was put into its place.
         generator: one, or one per image, to draw the noise from instead of `seed`.
         latents: unit Gaussian noise to start from instead.
         output_type: pil; np or pt, which are in [0, 1]; or latent.
@@ -79,10 +84,12 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         labels: ClassLabels | None = None,
         *,
         class_labels: ClassLabels | None = None,
+        prompt: str | Sequence[str] | None = None,
+        conditions: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         num_images_per_prompt: int = 1,
-        num_inference_steps: int = 18,
-        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
         sampler: str | None = None,
         seed: int = 0,
         generator: Generators | None = None,
@@ -95,18 +102,26 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """Images, by default the same as LatentDiffusion.sample gives for a seed. The class explains the arguments."""
         config = self.unet.model_config
         if sampler is None:
-            sampler = "heun" if self.scheduler is self.own_scheduler else SCHEDULER
+            sampler = config.sampling.sampler if self.scheduler is self.own_scheduler else SCHEDULER
+        if num_inference_steps is None:
+            num_inference_steps = config.sampling.steps
         try:
             num_images = either("num_images", num_images, "batch_size", batch_size)
             labels = either("labels", labels, "class_labels", class_labels)
-            requested, classes = config.schema.request(labels), len(config.schema.choices)
-            named = None if labels is None else len(config.schema.indices(labels))
+            requested = self.unet.prompts.request(labels, conditions, prompt)
+            named = None if labels is None and prompt is None and not conditions else requested.count
             count = number_of_images(num_images, named, latents, num_images_per_prompt)
-            check_request(count, num_inference_steps, "heun" if sampler == SCHEDULER else sampler, seed=seed)
+            check_request(count, num_inference_steps, config.sampling.sampler, seed=seed)
             check_call(output_type, callback_on_step_end_tensor_inputs)
             if sampler != SCHEDULER:
                 checked_options(sampler, {}, config.denoiser, config.sampling)
-            guidance = checked_guidance(guidance_scale, classes, config.trained_with_condition_dropout)
+            elif SAMPLERS[config.sampling.sampler].consistency:
+                raise RequestError(
+                    "scheduler",
+                    f"{type(self.scheduler).__name__} needs a denoiser, and this model was tuned for few steps: leave"
+                    f" it as it was, or give sampler {config.sampling.sampler}",
+                )
+            guidance = checked_guidance(guidance_scale, config.schema, config.trained_with_condition_dropout)
             condition = requested.repeated(torch.arange(count) // num_images_per_prompt)
             noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
             start, results = noise.start(latents), []
@@ -132,8 +147,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """The denoiser as a function of noisy latents and noise level alone."""
 
         def denoise(noisy: Latents, sigma: Tensor, condition: Condition | None) -> Latents:
-            labels = next(iter(condition.values.values()), None) if condition else None
-            denoised: Latents = self.unet(noisy, sigma, labels)
+            denoised: Latents = self.unet(noisy, sigma, condition=condition)
             return denoised
 
         guided = guidance.around(denoise)

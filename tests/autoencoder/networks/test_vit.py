@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.autoencoder.config import AutoencoderConfig, IdentityConfig, ReconstructionObjectiveConfig, ViTNetworkConfig
 from ldm.autoencoder.losses.distance import patch_statistics
@@ -304,3 +305,12 @@ def test_a_mask_that_the_encoder_cannot_leave_out_is_refused_in_one_line(mask: M
 def test_settings_without_a_meaning_are_refused_by_name(wrong: dict[str, int], says: str):
     with pytest.raises(ValueError, match=f"^{says}"):
         ViTNetworkConfig(**wrong)
+
+
+def test_the_encoder_asked_a_gpu_in_every_step_how_many_patches_are_hidden():
+    network, hidden = built().network.train(), hidden_of()
+    asked = network.encode(images(), hidden)
+    network.hides = Mask(fraction=0.75).hidden_count(16)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # which cannot know a number
+        assert network.encode(mode.from_tensor(images()), mode.from_tensor(hidden)).shape == asked.shape
+    assert network.encode(images(), hidden).equal(asked)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,8 @@ from ldm.autoencoder.config import BOTTLENECKS, NETWORKS
 from ldm.autoencoder.formats import ours
 from ldm.component.code_file import CodeFile, own_code
 from ldm.component.standalone import Closure
-from ldm.diffusion.config import DENOISER_NETWORKS
+from ldm.diffusion.config import DENOISER_NETWORKS, DenoiserConfig, UNet2DConfig
+from ldm.diffusion.samplers import starting_noise
 from ldm.export.diffusers_pipeline import LatentDiffusionPipeline, save_pipeline
 from tests.support.diffusers_process import ALONE, in_another_process
 from tests.support.diffusion_models import diffusion_model
@@ -27,6 +29,7 @@ AUTOENCODERS = [
     *((network, "identity") for network in NETWORKS if network != "pretrained"),
     *(("mlp", bottleneck) for bottleneck in BOTTLENECKS),
 ]
+UNET2D = DenoiserConfig(UNet2DConfig(widths=(8, 16), blocks=1, head_channels=8, norm_groups=4))
 PIPELINE = "ldm.export.pipeline.latent_diffusion_pipeline:LatentDiffusionPipeline"
 DENOISER = "ldm.export.pipeline.denoiser_model:DenoiserModel"
 CODE: dict[str, tuple[str, Callable[[], CodeFile]]] = {
@@ -55,6 +58,22 @@ for run in sys.argv[1:]:
     again.set_progress_bar_config(disable=True)
     first, second = (each(3, num_inference_steps=3, output_type="pt").images.numpy() for each in (pipe, again))
     np.savez(f"{run}/images.npz", first=first, again=second)
+"""
+
+# Before and after the lines of docs/networks.md, for the last of the runs.
+BEFORE_THE_LINES = """
+run = sys.argv[-1]
+noise = torch.from_numpy(np.load(f"{run}/noise.npy"))
+"""
+AFTER_THE_LINES = """
+from diffusers import LDMPipeline
+
+np.save(f"{run}/stock.npy", images.clamp(-1, 1).numpy())
+LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(f"{run}/whole")
+again = DiffusionPipeline.from_pretrained(f"{run}/whole")
+again.set_progress_bar_config(disable=True)
+assert type(again) is LDMPipeline
+assert np.isfinite(again(2, num_inference_steps=2, output_type="np").images).all()
 """
 
 
@@ -98,18 +117,29 @@ def test_two_definitions_of_one_name_are_refused() -> None:
 
 
 def test_a_run_opens_where_the_package_is_not_installed_and_draws_the_same(tmp_path: Path) -> None:
-    """With a stock autoencoder, with one of our own format, and on pixels; saved again, it opens again."""
+    """With a stock autoencoder, with one of our own format, and on pixels; saved again, it opens again.
+
+    And of UNet2DModel, where the lines of docs/networks.md draw it with nothing but diffusers.
+    """
     expected = {}
-    for kind in ("kl", "residual", "pixels"):
-        model = diffusion_model(kind, classes=() if kind == "residual" else ("disc", "square"))
+    for kind in ("kl", "residual", "pixels", "unet2d"):
+        classes = ("disc", "square") if kind in ("kl", "pixels") else ()
+        parts = {"parts": UNET2D} if kind == "unet2d" else {}
+        model = diffusion_model("kl" if parts else kind, classes=classes, **parts)
         save_pipeline(tmp_path / kind, model.autoencoder, model.denoiser, model.config)
         expected[kind] = (model.sample(3, steps=3) / 2 + 0.5).numpy()
-    in_another_process(ALONE + DRAW, tmp_path, *(tmp_path / kind for kind in expected))
+    noise = starting_noise(model.config.latent_shape, [0, 1, 2], 0)
+    np.save(tmp_path / "unet2d" / "noise.npy", noise.numpy())
+    (lines,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "networks.md").read_text(), re.DOTALL)
+    code = ALONE + DRAW + BEFORE_THE_LINES + lines + AFTER_THE_LINES
+    in_another_process(code, tmp_path, *(tmp_path / kind for kind in expected))
     for kind, images in expected.items():
         found = np.load(tmp_path / kind / "images.npz")
         assert np.abs(found["first"] - images).max() < 1e-5 and np.array_equal(found["first"], found["again"])
         own = json.loads((tmp_path / kind / "again" / "model_index.json").read_text())
         assert own == json.loads((tmp_path / kind / "model_index.json").read_text())
+    ours = model.sample(3, steps=18, sampler="euler").numpy()
+    assert ours.std() > 0.1 and np.abs(np.load(tmp_path / "unet2d" / "stock.npy") - ours).max() < 1e-5
 
 
 @pytest.fixture

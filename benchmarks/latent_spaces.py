@@ -1,6 +1,6 @@
 """Benchmark of five autoencoders by how easily their latents are modeled: the same small denoiser behind each.
 
-    python benchmarks/tokenizers.py runs/tokenizers [--seeds 0 1] [--steps 300] [--denoiser-steps 500]
+    python benchmarks/latent_spaces.py runs/tokenizers [--seeds 0 1] [--steps 300] [--denoiser-steps 500]
 
 On digits, at equal budgets of steps and images: KL alone, and with latent noise, masking, equivariance, contraction.
 An autoencoder is measured by held-out PSNR; its latents by what a denoiser trained in them draws, without guidance:

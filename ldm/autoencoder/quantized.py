@@ -1,0 +1,68 @@
+"""The quantized bottleneck: a code that is rounded, and what it costs to store, for a codec that is trained whole."""
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder.bottleneck import LEAST_VARIANCE, Bottleneck, Code, Posterior, moments_of
+from ldm.autoencoder.config import QuantizedConfig
+from ldm.entropy.logistic_mixture import LogisticMixture
+from ldm.randomness import StepRandom
+from ldm.shapes import full_precision
+
+STEP_SPEED = 8  # of the steps beside the weights: Adam moves all by its learning rate, and a step may have a way to go
+
+
+class QuantizedBottleneck(Bottleneck):
+    """The encoder's output, rounded to multiples of a learned step per channel; its cost is the rate, in nats.
+
+    Rounding has no gradient. In training the rate is that of the output plus uniform noise of one step (Ballé et al.
+    2017), whose density is the mass of a cell; the decoder is given the same noise, or the rounded output with the
+    gradient straight through, or, `mixed`, the first for the rate and the second for the decoder (Minnen and Singh
+    2020). Everywhere else the code is really rounded. The entropy model is one of each channel by itself, learned
+    together with the autoencoder; `ldm codec fit` fits one with context once that is trained.
+    """
+
+    config: QuantizedConfig
+
+    def __init__(self, config: QuantizedConfig):
+        super().__init__(config, config.channels)
+        self.relaxation, self.starting_noise = config.relaxation, config.step / 12**0.5
+        self.log_step = nn.Parameter(torch.full((config.channels, 1, 1), config.step).log() / STEP_SPEED)
+        self.prior = LogisticMixture(config.channels)
+
+    @property
+    def cell(self) -> Tensor:
+        """The step of each channel, in units of the encoder's output."""
+        return (STEP_SPEED * self.log_step).exp()
+
+    def posterior(self, moments: Tensor) -> Posterior:
+        code, cell = full_precision(moments), self.cell
+        return Posterior((code / cell).round() * cell)
+
+    def unrounded(self, moments: Tensor) -> Posterior:
+        return Posterior(full_precision(moments))
+
+    def forward(
+        self, moments: Tensor, rng: StepRandom | None = None, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Code:
+        code, cell = full_precision(moments), self.cell
+        rated = decoded = rounded = self.posterior(moments).mean
+        if rng is not None:
+            # The value is that of `rounded`; the gradient that of the code and of a constant number of cells beside it.
+            straight = code + cell * ((rounded - code) / cell).detach()
+            rated = decoded = rounded.detach() + straight - straight.detach()
+        if rng is not None and self.relaxation != "straight-through":
+            uniform = rng.uniform("quantization", *code.shape[1:], device=code.device).to(code)
+            rated = code + cell * (uniform - 0.5)
+            decoded = rated if self.relaxation == "noise" else decoded
+        posterior, latents = Posterior(rounded if rng is None else code), Posterior(decoded)
+        if statistics is not None:
+            posterior, latents = posterior.standardized(*statistics), latents.standardized(*statistics)
+        return Code(latents.mean, posterior, lambda: {"rate": self.prior.nats(rated, cell).flatten(1).sum(1)})
+
+    @torch.no_grad()
+    def initialize(self, moments: Tensor) -> None:
+        mean, square = moments_of(moments.double())
+        std = (square - mean.square()).clamp_min(LEAST_VARIANCE).sqrt()
+        self.log_step.add_(std.log().view(-1, 1, 1) / STEP_SPEED)
+        self.prior.initialize(mean, std)

@@ -1,0 +1,90 @@
+"""Captions: the texts of a data set, each embedded once and kept in a memory-mapped file beside the latents."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ldm.batch import TextAttribute
+from ldm.data.condition_columns import ConditionColumn, EmbeddedCaptions
+from ldm.data.config import TextConditionConfig
+from ldm.data.datasets import Dataset
+from ldm.errors import ConfigError
+from ldm.text.encoder import TextEncoder, encoded, open_encoder
+from ldm.training.run import Run
+
+AT_A_TIME = 256  # texts
+
+
+def embed_captions(run: Run, folder: Path, dataset: Dataset) -> dict[str, TextEncoder]:
+    """Embed the texts among the conditions of a data set, and keep them in `folder`, where they may be already.
+
+    Returns the text encoders by condition. ConfigError for a text encoder that cannot be reached.
+    """
+    encoders = {}
+    for column in dataset.columns:
+        if isinstance(column.config, TextConditionConfig):
+            encoders[column.name] = encoder = open_encoder(column.config.encoder)
+            dataset.captions[column.name] = embedded(run, folder, column, column.config, encoder)
+    return encoders
+
+
+def embedded(
+    run: Run, folder: Path, column: ConditionColumn, config: TextConditionConfig, encoder: TextEncoder
+) -> EmbeddedCaptions:
+    """The tokens of the distinct captions of a condition."""
+    file = folder / f"captions-{fingerprint(encoder, config.length, column.names)[:16]}.npy"
+    if not run.dry:
+        run.on_main(
+            lambda: None if file.is_file() else write(file, encoder.to(run.device), column.names, config.length)
+        )
+        tokens = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+    else:
+        tokens = encoded(encoder, column.names, config.length)
+    counts = (~tokens[..., 0].isnan()).sum(1)
+    if not int(counts.max()):
+        raise ConfigError(f"the text encoder {config.encoder} knows no word of the captions of {column.name}")
+    cut = int((counts == config.length).sum())
+    run.print(
+        f"{column.name}: {len(column.names):,} captions of {counts.float().mean():.1f} tokens on average,"
+        f" {encoder.width} wide, by {config.encoder}"
+        + (f"; {cut:,} of {config.length} or more, where they are cut" if cut else "")
+        + ("" if encoder.is_small else "; exports name that encoder, and do not bring it along")
+    )
+    return EmbeddedCaptions(attribute_of(column.name, config, encoder), tokens)
+
+
+def attribute_of(name: str, config: TextConditionConfig, encoder: TextEncoder) -> TextAttribute:
+    """What a model knows of it; of an encoder that exports bring along not where it lay."""
+    is_folder = encoder.is_small and Path(config.encoder).expanduser().is_dir()
+    reference = Path(config.encoder).name if is_folder else config.encoder
+    return TextAttribute(name, reference, encoder.sha256, encoder.width, config.length, config.layers, config.channels)
+
+
+def fingerprint(encoder: TextEncoder, length: int, texts: Sequence[str]) -> str:
+    """SHA-256 of all that the tokens depend on."""
+    return hashlib.sha256(json.dumps([encoder.sha256, length, list(texts)]).encode()).hexdigest()
+
+
+def write(file: Path, encoder: TextEncoder, texts: Sequence[str], length: int) -> None:
+    """Embed the texts and write their tokens, in float16; the file has its name once it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(texts), length, encoder.width)}
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as out, tqdm(total=len(texts), desc="embedding", unit="text", delay=1) as bar:
+            np.lib.format.write_array_header_1_0(out, header)
+            for start in range(0, len(texts), AT_A_TIME):
+                part = texts[start : start + AT_A_TIME]
+                out.write(encoded(encoder, part, length).numpy().astype("<f2").tobytes())
+                bar.update(len(part))
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

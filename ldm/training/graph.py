@@ -1,0 +1,238 @@
+"""The training step as one CUDA graph: recorded once in a phase of the run, then launched as a whole.
+
+A replayed step reads and writes the memory that it was recorded with. What differs between two steps therefore has
+memory of its own, which is filled before each replay: the batch, the random numbers (`ReplayedRandom`), and what
+depends on the number of the step (`StepScalars`: learning rate, shares of the averages, ramps). Everything else that
+the host computes must be the same all through a phase.
+"""
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.errors import ConfigError
+from ldm.randomness import StepRandom
+from ldm.training.config import RunConfig
+from ldm.training.metrics_log import stacked
+from ldm.training.step import Learn, TrainingStep
+
+WARM_UP = 3  # steps of a phase that are made before one is recorded: what is created at first use is there by then
+WAY_OUT = "set run.graph off"
+
+
+class StepRecorder(Protocol):
+    """What records a step on a device."""
+
+    def warm_up(self, action: Callable[[], None]) -> None:
+        """Do it, as it will be recorded."""
+        ...
+
+    def record(self, action: Callable[[], None]) -> Callable[[], None]:
+        """What does the same again and again, in the same memory; nothing is done yet."""
+        ...
+
+
+class CUDARecorder:
+    """Records CUDA graphs."""
+
+    def warm_up(self, action: Callable[[], None]) -> None:
+        """On a stream of its own, as `torch.cuda.graph` asks for."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            action()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def record(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Other threads, as that of a data loader, may go on with what they do."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                action()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"run.graph on: this step cannot be recorded ({reason}): {WAY_OUT}") from error
+        return graph.replay
+
+
+RECORDERS: dict[str, Callable[[], StepRecorder]] = {"cuda": CUDARecorder}  # by type of device
+
+
+def check_graph(config: RunConfig, device: torch.device, processes: int) -> None:
+    """Raise ConfigError if the steps of a run cannot be graphs."""
+    if config.graph == "off":
+        return
+    found = {
+        f"training on {device.type}": device.type not in RECORDERS,
+        f"{processes} processes": processes > 1,
+        f"run.accumulation {config.accumulation}": config.accumulation > 1,
+        "run.precision fp16": config.precision == "fp16",
+    }
+    if reasons := [reason for reason, is_so in found.items() if is_so]:
+        raise ConfigError(f"run.graph on needs one GPU, no accumulation and no fp16, not {reasons[0]}: {WAY_OUT}")
+
+
+class ReplayedRandom:
+    """The random numbers of a step in memory of their own; what `StepRandom` gives, and drawn by one."""
+
+    def __init__(self, rng: StepRandom, device: torch.device):
+        self.rng, self.device = rng, device
+        self.drawn: dict[tuple[str, str, tuple[int, ...]], Tensor] = {}
+        self.is_complete = False
+
+    @property
+    def step(self) -> int:
+        """The number of the step."""
+        return self.rng.step
+
+    def fill(self, rng: StepRandom) -> None:
+        """Draw again what was drawn so far, for another step."""
+        self.rng = rng
+        for (kind, purpose, shape), kept in self.drawn.items():
+            kept.copy_(getattr(rng, kind)(purpose, *shape, device=self.device))
+
+    def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """As `StepRandom.normal`."""
+        return self.draw("normal", purpose, shape, device)
+
+    def uniform(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """As `StepRandom.uniform`."""
+        return self.draw("uniform", purpose, shape, device)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Numbers that the host would look at: a graph has no place for them."""
+        raise drawn_on_host(purpose)
+
+    def draw(self, kind: str, purpose: str, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        """The numbers of this step, always in the same memory."""
+        if torch.device(device).type != self.device.type:
+            raise drawn_on_host(purpose)
+        key = kind, purpose, shape
+        if key not in self.drawn:
+            if self.is_complete:
+                raise ConfigError(f"run.graph on: not every step draws the same numbers ({purpose}): {WAY_OUT}")
+            self.drawn[key] = getattr(self.rng, kind)(purpose, *shape, device=self.device).clone()
+        return self.drawn[key]
+
+
+def drawn_on_host(purpose: str) -> ConfigError:
+    """What is computed depends on numbers that only the host knows."""
+    return ConfigError(f"run.graph on: the host decides by random numbers what a step does ({purpose}): {WAY_OUT}")
+
+
+class StepScalars:
+    """What depends on the number of the step, as float64 scalars on the device."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.number = device, 0
+        self.functions: dict[str, Callable[[int], float]] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    def fill(self, number: int) -> None:
+        """Compute again what was asked for so far, for another step."""
+        self.number = number
+        if self.kept:
+            torch._foreach_copy_([*self.kept.values()], list(self.on_device(*self.functions.values()).unbind()))
+
+    def value(self, name: str, of: Callable[[int], float]) -> Tensor:
+        """`of(number)`, always in the same memory."""
+        if name not in self.kept:
+            self.functions[name] = of
+            self.kept[name] = self.on_device(of).squeeze(0)
+        return self.kept[name]
+
+    def on_device(self, *functions: Callable[[int], float]) -> Tensor:
+        """The values of some functions of the step's number."""
+        values = torch.tensor([of(self.number) for of in functions], dtype=torch.float64)
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)  # or the host would wait
+
+
+class LoggedTerms:
+    """The terms that a step logs, in the memory that every replay writes to."""
+
+    names: list[str]
+    row: Tensor
+
+    def append(self, terms: Mapping[str, Tensor]) -> None:
+        """Where a step logs them."""
+        self.names, self.row = [*terms], stacked(terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayedStep(TrainingStep):
+    """A step whose batch and numbers are always in the same memory."""
+
+    scalars: StepScalars
+
+    def value(self, name: str, of: Callable[[int], float]) -> Tensor:
+        return self.scalars.value(name, of)
+
+
+class RecordedPhase:
+    """The steps of one phase: a few are made one operation after the other, then one is recorded and replayed."""
+
+    def __init__(self, learn: Learn, step: TrainingStep, recorder: StepRecorder, device: torch.device):
+        self.learn, self.recorder = learn, recorder
+        self.batch, self.terms = copy.deepcopy(step.batch), LoggedTerms()
+        self.rng, self.scalars = ReplayedRandom(step.rng, device), StepScalars(device)
+        self.steps = 0
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, step: TrainingStep) -> None:
+        for kept, given in zip(tensors_in(self.batch), tensors_in(step.batch), strict=True):
+            if kept.shape != given.shape:
+                raise ConfigError(f"run.graph on: a batch of another shape, {list(given.shape)}: {WAY_OUT}")
+            kept.copy_(given, non_blocking=True)
+        self.rng.fill(step.rng)
+        self.scalars.fill(step.number)
+        if self.steps < WARM_UP:
+            self.recorder.warm_up(lambda: self.learn(self.replayed(step)))
+        else:
+            if self.replay is None:
+                self.rng.is_complete = True
+                self.replay = self.recorder.record(lambda: self.learn(self.replayed(step)))
+            self.replay()
+        self.steps += 1
+        step.metrics.keep(self.terms.names, self.terms.row.clone())
+
+    def replayed(self, step: TrainingStep) -> ReplayedStep:
+        """The same step, in the memory of this phase."""
+        given = {each.name: getattr(step, each.name) for each in fields(TrainingStep)}
+        kept = {"batch": self.batch, "rng": self.rng, "terms": self.terms, "gradient_norms": {}}
+        return ReplayedStep(**(given | kept), scalars=self.scalars)
+
+
+class GraphedStep:
+    """What a training loop does with a step, as one graph for each phase of the run, whose number `phase` gives."""
+
+    def __init__(self, learn: Learn, phase: Callable[[int], Hashable], device: torch.device):
+        self.learn, self.phase, self.device = learn, phase, device
+        self.recorder = RECORDERS[device.type]()
+        self.recorded: RecordedPhase | None = None
+        self.current: Hashable = None
+
+    def __call__(self, step: TrainingStep) -> None:
+        phase = self.phase(step.number)
+        if self.recorded is None or phase != self.current:
+            self.recorded = None  # the memory of the former phase is free before this one takes its own
+            self.recorded, self.current = RecordedPhase(self.learn, step, self.recorder, self.device), phase
+        self.recorded(step)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a batch, in order: in named tuples, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, Mapping):
+        yield from tensors_in([*value.values()])
+    elif is_dataclass(value):
+        yield from tensors_in([getattr(value, each.name) for each in fields(value)])

@@ -1,0 +1,80 @@
+"""What a run trains: its objectives, the state of each module that one of them trains, and their schedules."""
+
+from collections.abc import Hashable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ldm.errors import LDMError
+from ldm.training.config import OptimConfig, RunConfig
+from ldm.training.gradient_checkpointing import checkpoint_blocks
+from ldm.training.master_weights import lower_weights
+from ldm.training.step import Schedule, WholeRun
+from ldm.training.train_state import TrainState
+
+
+class TrainedModules:
+    """The modules that a run trains, by name; the main one has none."""
+
+    def __init__(self, accelerator: Accelerator, config: RunConfig):
+        self.accelerator, self.config = accelerator, config
+        self.states: dict[str, TrainState] = {}
+        self.objectives: list[nn.Module] = []
+        self.schedules: list[Schedule] = []
+
+    def add(
+        self, objective: nn.Module, module: nn.Module, optim: OptimConfig, name: str, schedule: Schedule | None
+    ) -> nn.Module:
+        """The objective, ready on all processes; `module` is the part of it that is optimized and saved."""
+        objective.to(self.accelerator.device)
+        schedule = schedule or WholeRun(self.config.steps)
+        scaler = self.accelerator.scaler
+        scaler = torch.amp.GradScaler("cuda") if scaler is not None and name else scaler
+        lowers = self.config.precision == "bf16-weights" and not name
+        masters = lower_weights(module, "network") if lowers else None
+        kept: dict[str, Any] = {"keeps_ema": not name, "window": schedule.window, "masters": masters}
+        self.states[name] = TrainState(module, optim, scaler, name=name, **kept)
+        if self.config.gradient_checkpointing and not name:
+            checkpoint_blocks(module)
+        if self.config.compile == "on" and not name:
+            module.compile()
+        self.schedules.append(schedule)
+        self.objectives.append(self.accelerator.prepare(objective))
+        return self.objectives[-1]
+
+    @property
+    def main(self) -> TrainState:
+        """The state of the main module."""
+        return self.states[""]
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The modules themselves."""
+        return {name: state.module for name, state in self.states.items()}
+
+    def begin_step(self, number: int) -> None:
+        """Let begin what begins with a step."""
+        for schedule in self.schedules:
+            schedule.begin_step(number)
+
+    def phase(self, number: int) -> Hashable:
+        """The same for steps in which the same is computed."""
+        return tuple(schedule.phase(number) for schedule in self.schedules)
+
+    def gradients_stay_here(self) -> ExitStack:
+        """A context in which no gradient is exchanged: that of all micro-batches of a step but the last."""
+        stack = ExitStack()
+        for objective in self.objectives:
+            stack.enter_context(self.accelerator.no_sync(objective))
+        return stack
+
+    def check_equal(self, done: int) -> None:
+        """Raise LDMError if the processes hold different weights after so many steps."""
+        if self.accelerator.num_processes == 1:
+            return
+        sums = self.accelerator.gather(torch.cat([state.checksum() for state in self.states.values()])[None])
+        if (sums != sums[0]).any():
+            raise LDMError(f"the processes hold different weights at step {done}; nothing was saved")

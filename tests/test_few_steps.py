@@ -1,0 +1,112 @@
+"""A run that tunes a finished denoiser for few steps: what it takes over, leaves behind, and refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from ldm.config import reader
+from ldm.errors import ConfigError, RequestError
+from ldm.export.diffusers_pipeline import DenoiserModel, LatentDiffusionPipeline, scheduler_of
+from ldm.pipeline import LatentDiffusion
+from ldm.script_configs import TrainDiffusionConfig
+from tests.support.runs import lose_everything_after
+from tests.support.scripts import ROOT, Stage, metrics, ran, weights
+
+CONFIG = ROOT / "configs" / "diffusion" / "few_steps.yaml"
+MINIATURE = ("--run.steps", 6, "--run.batch-size", 8, "--run.checkpoint-every", 3, "--run.sample-every", 6)
+GUIDED = ("--objective.guidance", 1.5, "--run.snapshots", 0, "--run.log-every", 2, "--run.precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def tuning(finished_diffusion: Path) -> Stage:
+    return Stage("train_diffusion", (CONFIG, "--from", finished_diffusion, *MINIATURE, *GUIDED))
+
+
+@pytest.fixture(scope="module")
+def tuned(tuning: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished miniature run, with dropout, a Gaussian skip, and guidance baked in."""
+    out = tmp_path_factory.mktemp("few-steps") / "run"
+    outcome = tuning.run(out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+def test_a_resumed_tuning_has_the_same_weights_and_log(tuned: Path, tuning: Stage, tmp_path: Path) -> None:
+    """Its stage follows from the step, and its guide is read again."""
+    shutil.copytree(tuned, tmp_path / "again")
+    lose_everything_after(tmp_path / "again", step=3)
+    outcome = tuning.run(tmp_path / "again")
+    assert outcome.code == 0 and "resuming from step 3" in outcome.out, outcome.err
+    assert weights(tmp_path / "again") == weights(tuned) and metrics(tmp_path / "again") == metrics(tuned)
+
+
+def test_it_keeps_the_noise_levels_and_says_nothing_of_denoising(tuned: Path, finished_diffusion: Path) -> None:
+    before, after = (LatentDiffusion.load(run).config for run in (finished_diffusion, tuned))
+    names = ("sigma_min", "sigma_max", "rho")
+    assert [getattr(before.sampling, name) for name in names] == [getattr(after.sampling, name) for name in names]
+    assert (after.sampling.sampler, after.sampling.steps) == ("consistency", 2)
+    assert all("consistency" in line for line in metrics(tuned))
+    assert not (tuned / "objective.png").exists() and not (tuned / "report.json").exists()
+
+
+def test_a_model_tuned_for_few_steps_samples_so_by_default_everywhere(tuned: Path, tmp_path: Path) -> None:
+    model = LatentDiffusion.load(tuned)
+    done: list[int] = []
+    images = model.sample(3, seed=5, on_step=done.append)
+    assert len(done) == 2 and images.equal(model.sample(3, seed=5, steps=2, sampler="consistency", guidance=1.0))
+    vae, unet = AutoencoderKL.from_pretrained(tuned / "vae"), DenoiserModel.from_pretrained(tuned / "unet")
+    pipe = LatentDiffusionPipeline(vae=vae, unet=unet, scheduler=scheduler_of(model.config.sampling))
+    pipe.set_progress_bar_config(disable=True)
+    latents = torch.from_numpy(pipe(3, seed=5, output_type="latent").images.numpy())
+    assert (model.decode(latents) - images).abs().max() < 1e-4
+    outcome = ran("sample", tuned, "--out", tmp_path / "a.png", "--num", 2, "--second-sigma", 1.5)
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "a.png") as picture:
+        assert {"steps": "2", "sampler": "consistency"}.items() <= picture.text.items()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--sampler", "heun"), "--sampler heun needs a denoiser, and this model was tuned for few steps: use cons"),
+        (("--guidance", 2), "a model tuned for few steps has its guidance baked in"),
+        (("--second-sigma", 1000), "--second-sigma 1000 must be above"),
+    ],
+)
+def test_a_request_for_another_model_is_one_line(tuned: Path, tmp_path: Path, flags, words: str) -> None:
+    outcome = ran("sample", tuned, "--out", tmp_path / "a.png", *flags)
+    assert outcome.code == 2 and words in outcome.err and "Traceback" not in outcome.err, outcome.err
+
+
+def test_a_denoiser_is_not_sampled_as_a_consistency_model(finished_diffusion: Path) -> None:
+    with pytest.raises(RequestError, match="needs a model with objective"):
+        LatentDiffusion.load(finished_diffusion).sample(1, sampler="consistency")
+
+
+def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
+    tuned: Path, finished_vae: Path, tmp_path: Path
+) -> None:
+    start = ("--autoencoder", finished_vae, "--sampling.sampler", "consistency")
+    outcome = ran("train_diffusion", CONFIG, *start, "--out", tmp_path / "run")
+    assert outcome.code == 2 and "name its run with --from RUN" in outcome.err, outcome.err
+    outcome = ran("train_diffusion", CONFIG, "--from", tuned, "--out", tmp_path / "run", "--objective.guidance", 2)
+    assert outcome.code == 2 and "trained with objective.condition_dropout" in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"denoiser.parametrization": "x0"}, "leaves a latent without noise as it is"),
+        ({"run.keep": "best"}, "use last"),
+        ({"sampling.sampler": "heun"}, "draws no samples from a model with objective.kind consistency"),
+        ({"objective.kind": "denoising"}, "draws no samples from a model with objective.kind denoising"),
+        ({"objective.weighting": "learned"}, r"expected gap\|edm"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        reader.load(TrainDiffusionConfig, CONFIG, {"sampling.sampler": "consistency", **flags})

@@ -1,0 +1,58 @@
+"""A step that is replayed, with numbers in memory of their own, equals the one that is computed anew, bit for bit."""
+
+import pytest
+import torch
+
+from ldm import checkpoint
+from ldm.training import graph
+from tests.support.graphs import TapeRecorder
+from tests.support.runs import lose_everything_after
+from tests.support.scripts import Stage, metrics, weights
+
+STEPS = ("--run.steps", 12, "--run.checkpoint-every", 6, "--run.log-every", 3)
+CAN_BE_RECORDED = {
+    "train_vae": ("--objective.equivariance", "null", "--objective.discriminator.warmup", 0.5),
+    "train_diffusion": (
+        "--optim.kind",
+        "muon",
+        "--denoiser.network.widths",
+        "[32, 32]",
+        "--run.precision",
+        "bf16-weights",
+    ),
+}
+
+
+@pytest.fixture
+def on_tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps can be recorded on the CPU."""
+    monkeypatch.setitem(graph.RECORDERS, "cpu", TapeRecorder)
+
+
+def test_a_run_whose_steps_are_replayed_equals_one_whose_steps_are_not(stage: Stage, on_tape: None, tmp_path):
+    """With dropout, corruptions, a posterior, a discriminator that begins in between, warm-up and both averages."""
+    settings, runs = (*STEPS, *CAN_BE_RECORDED[stage.name]), {}
+    for setting in ("off", "on"):
+        outcome = stage.run(tmp_path / setting, *settings, "--run.graph", setting)
+        assert outcome.code == 0, outcome.err
+        runs[setting] = metrics(tmp_path / setting), weights(tmp_path / setting)
+    assert runs["on"] == runs["off"]
+    if stage.name == "train_vae":
+        return
+    lose_everything_after(tmp_path / "on", step=6)
+    assert (outcome := stage.run(tmp_path / "on", *settings, "--run.graph", "on")).code == 0, outcome.err
+    assert (metrics(tmp_path / "on"), weights(tmp_path / "on")) == runs["off"]
+    kept = checkpoint.load(tmp_path / "on/checkpoints/step-00000012").tensors["model"]
+    assert {value.dtype for value in kept.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_a_step_that_cannot_be_a_graph_is_refused_in_one_line(stage_one: Stage, on_tape: None, tmp_path):
+    outcome = stage_one.run(tmp_path / "run", *STEPS, "--run.graph", "on")
+    assert outcome.code == 2 and "(equivariance): set run.graph off" in outcome.err
+    outcome = stage_one.run(tmp_path / "run", *STEPS, "--run.graph", "on", "--run.accumulation", 2)
+    assert outcome.code == 2 and "not run.accumulation 2: set run.graph off" in outcome.err
+
+
+def test_without_a_gpu_there_is_no_graph(stage_two: Stage, tmp_path):
+    outcome = stage_two.run(tmp_path / "run", *STEPS, "--run.graph", "on")
+    assert outcome.code == 2 and "run.graph on needs one GPU" in outcome.err, outcome.err
