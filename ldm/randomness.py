@@ -101,10 +101,6 @@ class StepRandom:
         """The places of this part's samples in the global batch."""
         return torch.arange(self.start, self.start + (self.count or self.total), device=device)
 
-    def rows(self, whole: Tensor) -> Tensor:
-        """The rows of this part, of something that there is for the whole global batch."""
-        return whole[self.start : self.start + (self.count or self.total)]
-
     def generator(self, purpose: str) -> torch.Generator:
         """Where numbers come from that all samples of the global batch share."""
         return generator(self.seed, purpose, self.step)

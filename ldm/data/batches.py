@@ -1,6 +1,6 @@
 """Training batches: their order is a pure function of seed and step, for any number of processes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -122,10 +122,13 @@ class TrainingBatches(torch.utils.data.Dataset[Rows], Generic[Rows, Batch]):
 
     def batch(self, micro_batch: int, device: torch.device | str = "cpu") -> Batch:
         """Both halves of one batch."""
-        return next(self.on_device([self[micro_batch]], device, micro_batch))
+        return next(self.on_device(iter([self[micro_batch]]), device, micro_batch))
 
-    def on_device(self, loader: Iterable[Rows], device: torch.device | str, first: int) -> Iterator[Batch]:
-        """The batches of what a loader brings, whose first micro-batch has this number."""
+    def on_device(self, loader: Iterator[Rows], device: torch.device | str, first: int) -> Iterator[Batch]:
+        """The batches of what an iterator of a data loader brings, whose first micro-batch has this number.
+
+        An iterator, for to create one takes a number from torch's global generator, which is dropout's during a step.
+        """
         for micro_batch, rows in enumerate(loader, first):
             yield self.prepare(to_device(rows, torch.device(device)), self.sampler.rng(micro_batch))
 
