@@ -17,7 +17,7 @@ WORKSPACE = ":4096:8"  # of cuBLAS, with which it is deterministic
 def use_ieee_float32() -> None:
     """Let float32 be float32 on GPUs, where convolutions would be TF32 unasked: latents, figures, samples."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def training_kernels(config: RunConfig, device: torch.device) -> Iterator[None]:
         return
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
-    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
     cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     try:
