@@ -71,6 +71,8 @@ def create_accelerator(config: RunConfig, out: Path, *, find_unused_parameters: 
         raise ConfigError(f"run.report_to {config.report_to} is not an installed tracker of Accelerate: {installed}")
     # Convolutions from or to one channel: the stride of a dimension of size 1 means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    # The name that takes its place is not in every version that is supported.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         cpu=trains_on_cpu(),  # without this, Accelerate ignores torchrun's processes on CPUs
         mixed_precision=MIXED[config.precision],

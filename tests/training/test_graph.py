@@ -9,7 +9,7 @@ from tests.support.graphs import TapeRecorder
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, metrics, weights
 
-STEPS = ("--run.steps", 12, "--run.checkpoint-every", 6, "--run.log-every", 3)
+STEPS = ("--run.steps", 12, "--run.checkpoint-every", 6, "--run.log-every", 3, "--run.sample-every", 12)
 CAN_BE_RECORDED = {
     "train_vae": ("--objective.equivariance", "null", "--objective.discriminator.warmup", 0.5),
     "train_diffusion": (
