@@ -74,7 +74,7 @@ def compressai_speed(images: Sequence[Tensor], millions: float) -> None:
 
     def compressed() -> list[Any]:
         with torch.no_grad():
-            return [model.compress((image[None] + 1) / 2) for image in images]
+            return [model.compress((image.expand(3, -1, -1)[None] + 1) / 2) for image in images]
 
     encoding, files = cpu_seconds(compressed)
     with torch.no_grad():
