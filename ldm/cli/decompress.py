@@ -129,6 +129,6 @@ def draw_samples(options: argparse.Namespace, codec: "Codec") -> int:
         raise ConfigError("--size is missing: this autoencoder does not say what it was trained on")
     images = islice(sampled(codec, sides, positions, seed=options.seed or 0), options.sample)
     with writing(options.out):
-        for number, image in enumerate(images):
-            save_png(picture(to_uint8(image)), options.out / f"{number:0{len(str(options.sample - 1))}}.png")
+        for number, drawn in enumerate(images):
+            save_png(picture(to_uint8(drawn)), options.out / f"{number:0{len(str(options.sample - 1))}}.png")
     return int(options.sample)
