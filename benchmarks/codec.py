@@ -53,8 +53,9 @@ def speeds(codec: Codec, images: Sequence[Tensor], step: float) -> None:
     network, _ = cpu_seconds(lambda: [codec.latents(image[None]) for image in images])
     print(f"  of which the encoder network takes {network / encoding:.0%}")
     classical, pixels = CLASSICAL_CODECS["JPEG 2000"], [to_uint8(image) for image in images]
-    ratio = 8 * images[0].shape[0] / rate
-    encoding, files = cpu_seconds(lambda: [classical.file(image, ratio) for image in pixels])
+    sizes = {value: sum(len(classical.file(image, value)) for image in pixels) for value in classical.values}
+    value = min(sizes, key=lambda each: abs(sizes[each] - sum(map(len, files))))
+    encoding, files = cpu_seconds(lambda: [classical.file(image, value) for image in pixels])
     decoding, _ = cpu_seconds(lambda: [classical.image(file, len(pixels[0])) for file in files])
     rate = 8 * sum(map(len, files)) / (1e6 * millions)
     print(f"JPEG 2000: {rate:.3f} bpp, {millions / encoding:.2f} MP/s, {millions / decoding:.2f} MP/s")
@@ -73,7 +74,7 @@ def compressai_speed(images: Sequence[Tensor], millions: float) -> None:
 
     def compressed() -> list[Any]:
         with torch.no_grad():
-            return [model.compress((image[None] + 1) / 2) for image in images]
+            return [model.compress((image.expand(3, -1, -1)[None] + 1) / 2) for image in images]
 
     encoding, files = cpu_seconds(compressed)
     with torch.no_grad():

@@ -50,7 +50,7 @@ class QuantizedBottleneck(Bottleneck):
         if rng is not None:
             # The value is that of `rounded`; the gradient that of the code and of a constant number of cells beside it.
             straight = code + cell * ((rounded - code) / cell).detach()
-            rated = decoded = rounded.detach() + straight - straight.detach()
+            rated = decoded = rounded.detach() + (straight - straight.detach())
         if rng is not None and self.relaxation != "straight-through":
             uniform = rng.uniform("quantization", *code.shape[1:], device=code.device).to(code)
             rated = code + cell * (uniform - 0.5)

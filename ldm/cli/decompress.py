@@ -115,20 +115,20 @@ def draw_samples(options: argparse.Namespace, codec: "Codec") -> int:
     from ldm.shapes import to_uint8
     from ldm.terminal import writing
 
-    size, trained = size_of(options.size), codec.autoencoder.image
-    if size is not None:
-        sides = (size, size) if isinstance(size, int) else size
-    elif trained is not None:
-        sides = trained[1:]
-    else:
-        raise ConfigError("--size is missing: this autoencoder does not say what it was trained on")
     step = options.step if options.step is not None else learned_step(codec.autoencoder) or 0.5
     try:
         positions = round((target_of(step, None, None).step or step) * POSITIONS)
     except RequestError as error:
         raise error.as_flag() from error
+    size, image = size_of(options.size), codec.autoencoder.image
+    if size is not None:
+        sides = (size, size) if isinstance(size, int) else size
+    elif image is not None:
+        sides = image[1:]
+    else:
+        raise ConfigError("--size is missing: this autoencoder does not say what it was trained on")
     images = islice(sampled(codec, sides, positions, seed=options.seed or 0), options.sample)
     with writing(options.out):
-        for number, image in enumerate(images):
-            save_png(picture(to_uint8(image)), options.out / f"{number:0{len(str(options.sample - 1))}}.png")
+        for number, drawn in enumerate(images):
+            save_png(picture(to_uint8(drawn)), options.out / f"{number:0{len(str(options.sample - 1))}}.png")
     return int(options.sample)

@@ -91,9 +91,9 @@ CLASSICAL_CODECS = {
         "JPEG2000",
         "jpg_2000",
         "quality_layers",
-        (120, 80, 60, 40, 30, 20, 15, 10, 7, 5, 3),  # times smaller than the pixels
+        (16, 20, 23, 25, 27, 29, 31, 34, 38, 42),  # dB
         jpeg_2000_payload,
-        {"quality_mode": "rates", "irreversible": True, "no_jp2": True},
+        {"quality_mode": "dB", "irreversible": True, "no_jp2": True},
     ),
     "AVIF": ClassicalCodec("AVIF", "avif", "quality", (0, *QUALITIES), avif_payload, {"speed": 4}),
 }

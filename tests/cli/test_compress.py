@@ -162,7 +162,8 @@ def test_samples_of_a_codec_are_pictures_of_its_size(fitted: Path, tmp_path: Pat
     outcome = decompress(fitted, "--sample", 3, "--step", 1, "--size", "8x12", "--out", out)
     assert outcome.code == 0 and "3 images" in outcome.out, outcome
     assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png", "2.png"]
-    assert Image.open(out / "2.png").size == (12, 8)
+    with Image.open(out / "2.png") as picture:
+        assert picture.size == (12, 8)
     other = tmp_path / "other"
     refusal(decompress(fitted, "--sample", 3, "--step", 1, "--out", out), 2, "exists")
     refusal(decompress(fitted, "--out", other), 2, "FILES", "--sample")
@@ -182,5 +183,6 @@ def test_rate_distortion_of_a_codec_is_measured_beside_classical_ones(
     for points in found["curves"].values():
         assert all(0 < each["payload_bits_per_pixel"] < each["bits_per_pixel"] for each in points)
     assert found["curves"]["WebP lossless"][0]["metrics"]["psnr"] == 100
-    assert Image.open(files["--panel"]).size[0] > 500
+    with Image.open(files["--panel"]) as picture:
+        assert picture.size[0] > 500
     refusal(ran("ldm.cli.main", "evaluate", finished_vae, "--codec", fitted, "--probe", "mean"), 2, "--probe")
