@@ -8,7 +8,7 @@ Parts: `peak` measures what the chip reaches (matrix products, copies); `steps` 
 M parameters and of stage one, each beside the same network in the loop of diffusers' examples, as shipped and tuned by
 us (fused AdamW, averages by foreach, nothing read back, bf16 autocast, TF32); `cached` compares a step on cached
 latents with one that encodes its images; `sampling` times 50 Euler steps and decoding beside LDMPipeline's loop with
-the same network. Times are medians over rounds in which the rows take turns. `precisions` trains both stages of the
+the same network. Times are medians over rounds, one loop at a time. `precisions` trains both stages of the
 digits in every precision, with and without a graph, and compares what came out; `exact` trains the same twice.
 Everything is written to OUT/gpu.json, and printed as tables.
 """
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig
+from ldm.training.graph import GraphedStep
+from ldm.training.kernels import training_kernels
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep
 
@@ -191,7 +194,7 @@ def created_run(config: TrainDiffusionConfig | TrainVAEConfig) -> Run:
 
 def ours(run: Run, batch: object, body: Callable[[TrainingStep], None]) -> Action:
     """A step of the run, as a training script's loop makes it."""
-    learn = run.graphed(body)
+    learn = body if run.run_config.graph == "off" else GraphedStep(body, run.trained.phase, run.device)
 
     def action() -> None:
         run.begin_step(0)
@@ -249,19 +252,30 @@ def stage_two_steps(effort: Effort) -> Rows:
     rows: Rows = {}
     for name, size in effort.sizes.items():
         batch = latent_batch(size)
-        actions = {f"ours, {mode}": our_denoising_step(size, batch, **run) for mode, run in OURS.items()}
-        actions["diffusers' loop"] = their_denoising_step(size, batch, tuned=False)
-        actions["diffusers' loop, tuned"] = their_denoising_step(size, batch, tuned=True)
+        makers: dict[str, Callable[[], Action]] = {
+            f"ours, {mode}": partial(our_denoising_step, size, batch, **run) for mode, run in OURS.items()
+        }
+        makers["diffusers' loop"] = partial(their_denoising_step, size, batch, tuned=False)
+        makers["diffusers' loop, tuned"] = partial(their_denoising_step, size, batch, tuned=True)
         with FlopCounterMode(display=False) as counter:
-            actions["ours, fp32"]()
+            makers["ours, fp32"]()()
         flops = counter.get_total_flops()
-        for row, took in milliseconds(actions, effort).items():
-            rows[f"{name}: {row}"] = {
-                "ms": took,
-                "TFLOP/s": flops / took / 1e9,
-                "kernels": kernels(actions[row]),
-            }
+        for row, make in makers.items():
+            found = measured(make, effort)
+            rows[f"{name}: {row}"] = {**found, "TFLOP/s": flops / found["ms"] / 1e9}
     return rows
+
+
+def measured(make: Callable[[], Action], effort: Effort) -> dict[str, Any]:
+    """The milliseconds of a step, its kernels and its memory. One loop at a time: a graph keeps its memory."""
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    action = make()
+    with training_kernels(RunConfig(), torch.device(DEVICE)):
+        found: dict[str, Any] = {"ms": milliseconds({"": action}, effort)[""], "kernels": kernels(action)}
+    found["GiB"] = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
+    return found
 
 
 def autoencoder_config(file: str, **run_settings: Any) -> TrainVAEConfig:
@@ -276,11 +290,12 @@ def stage_one_steps(effort: Effort) -> Rows:
         config = autoencoder_config(file)
         size = config.run.batch_size
         images = torch.rand(size, 3, effort.side, effort.side, device=DEVICE) * 2 - 1
-        actions = {f"ours, {mode}": our_autoencoder_step(file, images, **run) for mode, run in OURS.items()}
+        makers: dict[str, Callable[[], Action]] = {
+            f"ours, {mode}": partial(our_autoencoder_step, file, images, **run) for mode, run in OURS.items()
+        }
         for loop, tuned in (("diffusers' loop", False), ("diffusers' loop, tuned", True)):
-            actions[loop] = their_autoencoder_step(config, images, tuned=tuned)
-        for row, took in milliseconds(actions, effort).items():
-            rows[f"{file}, batch {size}: {row}"] = {"ms": took, "kernels": kernels(actions[row])}
+            makers[loop] = partial(their_autoencoder_step, config, images, tuned=tuned)
+        rows |= {f"{file}, batch {size}: {row}": measured(make, effort) for row, make in makers.items()}
     return rows
 
 
@@ -417,8 +432,8 @@ def precisions(effort: Effort) -> Rows:
 def exact(effort: Effort) -> Rows:
     """Whether the same command gives the same weights again, and a graph the same as none."""
     kinds = {
-        "twice, deterministic": ["--run.deterministic on"],
-        "graph": ["--run.deterministic on", "--run.graph on"] if DEVICE == "cuda" else ["--run.deterministic on"],
+        "twice, deterministic": ["--run.deterministic true"],
+        "graph": ["--run.deterministic true", "--run.graph on"] if DEVICE == "cuda" else ["--run.deterministic true"],
         "as it comes": [],
     }
     rows: Rows = {}
