@@ -1,15 +1,13 @@
 """A trained latent diffusion model: from noise, condition and seed to images."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import safetensors
 import torch
-from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.batch import ClassLabels, Condition, ConditionSchema
@@ -17,16 +15,26 @@ from ldm.component.weights_file import load_weights, save_weights
 from ldm.config.plain import from_plain
 from ldm.config.reader import to_dict
 from ldm.diffusion.conditioning import ConditionEmbedding
-from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
+from ldm.diffusion.config import DENOISER_NETWORKS, DenoiserConfig, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.editing import levels_of_strength
 from ldm.diffusion.gaussian import LatentGaussian, rank_of
 from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
 from ldm.diffusion.network import DenoiserNetwork
-from ldm.diffusion.noise import karras_sigmas
-from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
-from ldm.diffusion.samplers.options import check_sampler, checked_options
-from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
-from ldm.shapes import Images, Latents
+from ldm.diffusion.samplers import Denoise, OnStep, starting_noise, step_noise
+from ldm.diffusion.samplers.options import checked_options
+from ldm.diffusion.sampling import (
+    PlanArguments,
+    SamplingPlan,
+    check_request,
+    counted,
+    denoise_latents,
+    finite,
+    noise_levels,
+    noisy_start,
+)
+from ldm.errors import CheckpointError, ConfigError, RequestError
+from ldm.shapes import Images, Latents, format_size
 
 FORMAT = 2  # of the folder of a denoiser; 1 was that of version 0.1
 
@@ -78,7 +86,9 @@ class LatentDiffusion:
         """Move to a device, to a precision, or to both."""
         for each in target:
             self.autoencoder.to(each)
-            self.denoiser.to(each)
+            for name, part in self.denoiser.named_children():
+                if name != "gaussian" or not isinstance(each, torch.dtype) or each.itemsize >= 4:
+                    part.to(each)  # a skip of 16 bits would round what no network repairs
         return self
 
     @property
@@ -86,80 +96,151 @@ class LatentDiffusion:
         """Names of the classes, in the order of their labels; empty for an unconditional model."""
         return self.config.schema.choices
 
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that it was trained on."""
+        factors, (_, height, width) = self.autoencoder.network.downsampling, self.config.latent_shape
+        return self.autoencoder.network.image_channels, height * factors[0], width * factors[1]
+
     @torch.no_grad()
     def sample(
         self,
         num: int = 16,
         labels: ClassLabels | None = None,
         *,
+        numbers: Sequence[int] | None = None,
+        batch_size: int = 64,
+        on_step: Callable[[int], object] | None = None,
+        **how: Unpack[PlanArguments],
+    ) -> Images:
+        """`num` images, or those with these `numbers`; float B C H W in [-1, 1], on the CPU.
+
+        `labels` are classes by name or index (one, several, a tensor, one-hot rows), repeated as often as needed; None
+        takes all classes in turn. How they are drawn are the arguments of `plan`: steps, sampler, guidance, seed, ...
+        Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
+        batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
+
+        It goes start -> denoise -> decode, and whoever wants to enter elsewhere does the same by hand.
+        """
+        requested = self.config.schema.request(labels)
+        check_request(num, 1, "heun", batch_size)
+        plan, images = self.plan(**how), []
+        for batch in torch.tensor(range(num) if numbers is None else numbers).split(batch_size):
+            start = self.start(batch.tolist(), plan)
+            latents = self.denoise(
+                start, requested.repeated(batch), plan, numbers=batch.tolist(), on_step=counted(on_step)
+            )
+            images.append(self.decode(latents))
+        return torch.cat(images)
+
+    def plan(
+        self,
+        *,
         steps: int = 18,
         sampler: str = "heun",
         sampler_options: Mapping[str, float] | None = None,
         guidance: float | Guidance | None = None,
         seed: int = 0,
-        batch_size: int = 64,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Images:
-        """`num` images, float B C H W in [-1, 1], on the CPU.
+        strength: float = 1.0,
+        size: tuple[int, int] | None = None,
+    ) -> SamplingPlan:
+        """How latents are drawn, checked: RequestError for what the model cannot do.
 
-        `labels` are classes by name or index (one, several, a tensor, one-hot rows), repeated as often as needed; None
-        takes all classes in turn. `guidance` is a weight of classifier-free guidance, or what `checked_guidance` gives;
-        1 means none; left out it is 2 for a model that saw its classes and none. `sampler_options` are those of
-        SAMPLER_OPTIONS that the sampler takes.
-        Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
-        batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
+        `guidance` is a weight of classifier-free guidance, or what `checked_guidance` gives; 1 means none; left out it
+        is 2 for a model that saw its classes and none. `sampler_options` are those of SAMPLER_OPTIONS that the sampler
+        takes. `strength` is that of img2img, the share of the steps that is left. `size` is the height and width of
+        images of another size than trained, where the networks allow it.
         """
-        requested = self.config.schema.request(labels)
+        check_request(1, steps, sampler, seed=seed)
         if not isinstance(guidance, Guidance):
             guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
-        check_request(num, steps, sampler, batch_size, seed)
         options = checked_options(sampler, sampler_options or {}, self.config.denoiser, self.config.sampling)
-        images = []
-        for numbers in torch.arange(num).split(batch_size):
-            latents = self.sample_latents(
-                numbers.tolist(),
-                requested.repeated(numbers),
-                steps=steps,
-                sampler=sampler,
-                sampler_options=options,
-                guidance=guidance,
-                seed=seed,
-                on_step=on_step,
-            )
-            images.append(self.decode(latents))
-        return torch.cat(images)
+        sigmas = levels_of_strength(noise_levels(self.config.sampling, steps, options), strength)
+        return SamplingPlan(sampler, options, guidance, seed, sigmas, self.latent_shape(size), strength)
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """The shape of the latents of images of this height and width; RequestError if they do not fit the networks."""
+        trained, factors = self.config.latent_shape, self.autoencoder.network.downsampling
+        if size is None or size == self.image_shape[1:]:
+            return trained
+        asked, shape = format_size(size), self.autoencoder.latent_shape(size)
+        if any(side < 1 or side % factor for side, factor in zip(size, factors, strict=True)):
+            raise RequestError("size", f"{asked} is not divisible by {factors[0]}, the downsampling of the autoencoder")
+        if self.denoiser.gaussian is not None or self.autoencoder.network.fixed_size is not None:
+            part = "autoencoder" if self.denoiser.gaussian is None else "denoiser (its skip.kind gaussian)"
+            raise RequestError("size", f"{asked} is not that of this {part}, {format_size(self.image_shape[1:])}")
+        try:
+            check_latent_shape(self.config.denoiser, shape)
+        except ConfigError:
+            latents = f"latents of {shape[1]} x {shape[2]}, which a {self.config.denoiser.network.kind} like this"
+            raise RequestError("size", f"{asked} makes {latents} cannot take") from None
+        return shape
+
+    def noise(self, numbers: Sequence[int], plan: SamplingPlan) -> Latents:
+        """The unit Gaussian noise of the images with these numbers, each of which depends on (seed, number) alone."""
+        return starting_noise(plan.shape, numbers, plan.seed).to(self.device)
+
+    def start(self, numbers: Sequence[int], plan: SamplingPlan, latents: Latents | None = None) -> Latents:
+        """Noisy latents at the first level of the plan: noise alone, or latents of images and noise."""
+        noise, first = self.noise(numbers, plan), plan.sigmas[0].item()
+        if latents is None:
+            return noisy_start(noise, first, sampler=plan.sampler, gaussian=self.denoiser.gaussian)
+        return latents + first * noise
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noisy: Latents,
+        condition: Condition,
+        plan: SamplingPlan,
+        *,
+        numbers: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Latents:
+        """The latents that noisy ones at the first level of the plan become.
+
+        `numbers` (0, 1, ...) are those of the images, for samplers that draw noise on the way.
+        """
+        numbers = range(len(noisy)) if numbers is None else numbers
+        return denoise_latents(
+            self.guided(plan.guidance, condition.to(self.device)),
+            noisy,
+            noise=lambda step: step_noise(noisy.shape[1:], numbers, plan.seed, step).to(noisy.device),
+            on_step=on_step,
+            **self.sampler_arguments(plan),
+        )
+
+    def sampler_arguments(self, plan: SamplingPlan) -> dict[str, Any]:
+        """What `denoise_latents` takes of a plan."""
+        grid = {"sigmas": plan.sigmas, "sampler": plan.sampler, "options": plan.options}
+        return {**grid, "gaussian": self.denoiser.gaussian}
 
     @torch.no_grad()
     def sample_latents(
         self,
-        numbers: list[int],
+        numbers: Sequence[int],
         condition: Condition,
         *,
-        steps: int,
-        sampler: str,
-        sampler_options: Mapping[str, float] | None = None,
-        guidance: float | Guidance,
-        seed: int,
         on_step: Callable[[int], object] | None = None,
+        **how: Unpack[PlanArguments],
     ) -> Latents:
         """The latents of the images with these numbers, each of which depends on (seed, number) and its condition."""
-        options = sampler_options or {}
-        device, shape = next(self.denoiser.parameters()).device, self.config.latent_shape
+        plan = self.plan(**how)
+        return self.denoise(self.start(numbers, plan), condition, plan, numbers=numbers, on_step=counted(on_step))
 
-        def step_done(step: int, noisy: Latents) -> None:
-            if on_step is not None:
-                on_step(1)
-
-        return sample_latents(
-            self.guided(guidance, condition.to(device)),
-            starting_noise(shape, numbers, seed).to(device),
-            noise_levels(self.config.sampling, steps, options),
-            sampler=sampler,
-            options=options,
-            gaussian=self.denoiser.gaussian,
-            noise=lambda step: step_noise(shape, numbers, seed, step).to(device),
-            on_step=step_done,
-        )
+    @torch.no_grad()
+    def encode(self, images: Images) -> Latents:
+        """The latents of images, the modes of their posteriors; RequestError for another number of channels."""
+        if images.ndim != 4 or images.shape[1] != self.image_shape[0]:
+            raise RequestError(
+                "image", f"of shape {list(images.shape)} is not a batch of {self.image_shape[0]} channels, B C H W"
+            )
+        return finite(self.autoencoder.encode(images.to(self.device)).mode()).float()
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
@@ -172,58 +253,6 @@ class LatentDiffusion:
             guidance = ClassifierFreeGuidance(guidance)
         guided = guidance.around(self.denoiser)
         return lambda noisy, sigma: guided(noisy, sigma, condition)
-
-
-def noise_levels(grid: SamplingConfig, steps: int, options: Mapping[str, float]) -> Tensor:
-    """The grid of noise levels of a model, from where a sampler begins."""
-    return karras_sigmas(steps, grid.sigma_min, options.get("gaussian_start", grid.sigma_max), grid.rho)
-
-
-def sample_latents(
-    denoise: Denoise,
-    unit_noise: Latents,
-    sigmas: Tensor,
-    *,
-    sampler: str,
-    noise: StepNoise,
-    options: Mapping[str, float] | None = None,
-    gaussian: LatentGaussian | None = None,
-    on_step: OnStep | None = None,
-) -> Latents:
-    """The latents that a sampler of the table makes of unit Gaussian noise along a grid of noise levels.
-
-    `noise` is for the samplers that draw some in every step, and the Gaussian of the latents for those that know it:
-    they start at exactly its noisy latents.
-    """
-    facts, highest = SAMPLERS[sampler], sigmas[0].item()
-    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name != "gaussian_start"}
-    if facts.stochastic:
-        more["noise"] = noise
-    start = unit_noise * highest
-    if facts.gaussian and gaussian is not None:
-        more["gaussian"], start = gaussian, gaussian.noised(unit_noise, highest)
-    latents: Latents = facts.load()(denoise, start, sigmas, on_step=on_step, **more)
-    return finite(latents)
-
-
-def finite(samples: Tensor) -> Tensor:
-    """The same; DivergedError if they hold NaN or infinity, which no picture can show."""
-    if not samples.isfinite().all():
-        raise DivergedError(
-            "the samples are not finite numbers: take a smaller guidance or a wider precision (bfloat16, float32), or"
-            " the model itself is broken"
-        )
-    return samples
-
-
-def check_request(num: int, steps: int, sampler: str, batch_size: int = 1, seed: int = 0) -> None:
-    """Raise RequestError for a request that cannot be met."""
-    for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size), ("seed", seed)):
-        if not isinstance(value, Integral):
-            raise RequestError(name, f"{value!r} is not an integer")
-        if value < 1 and name != "seed":
-            raise RequestError(name, f"{value} must be at least 1")
-    check_sampler(sampler)
 
 
 def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path, variant: str | None = None) -> None:

@@ -84,8 +84,8 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     """How the samples are drawn, or RequestError in the words of the command line."""
     from ldm.diffusion.guidance import checked_guidance
     from ldm.diffusion.samplers.options import checked_options
+    from ldm.diffusion.sampling import check_request
     from ldm.evaluation.image_sets import SamplingSettings
-    from ldm.pipeline import check_request
     from ldm.training.snapshots import check_length, load_average, usable_steps
 
     try:

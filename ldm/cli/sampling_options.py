@@ -1,6 +1,7 @@
 """Options of how samples are drawn, which sample.py and `ldm evaluate --generate` share."""
 
 import argparse
+import csv
 from typing import TYPE_CHECKING, Any
 
 from ldm.diffusion.config import SAMPLER_OPTIONS
@@ -25,6 +26,17 @@ def add_sampling_options(parser: Any) -> None:
     add("--guide", metavar="RUN[@STEP]", help=guide)
     for name, option in SAMPLER_OPTIONS.items():
         add(f"--{name.replace('_', '-')}", metavar="X", type=float, help=option.meaning)
+
+
+def split_labels(text: str | None) -> list[str] | None:
+    """The classes that `--labels` names: separated by commas as in CSV, where quotes hold a name with a comma."""
+    if text is None:
+        return None
+    try:
+        (names,) = csv.reader([text.strip()], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(f"--labels {text} cannot be read ({error}): separate classes by commas") from error
+    return [name.strip() for name in names or [""]]
 
 
 def requested_options(options: argparse.Namespace) -> dict[str, float]:

@@ -22,11 +22,11 @@ from ldm.component.code_file import own_code
 from ldm.diffusion.guidance import Guidance, checked_guidance
 from ldm.diffusion.samplers import Denoise, OnStep
 from ldm.diffusion.samplers.options import checked_options
+from ldm.diffusion.sampling import check_request, finite, noise_levels, sample_latents
 from ldm.errors import ConfigError, RequestError
 from ldm.export.pipeline.noise_source import Generators, NoiseSource
 from ldm.export.pipeline.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
 from ldm.pictures import picture
-from ldm.pipeline import check_request, finite, noise_levels, sample_latents
 from ldm.shapes import Images, Latents, to_uint8
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]  # diffusers' callback_on_step_end
