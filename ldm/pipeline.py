@@ -159,7 +159,7 @@ class LatentDiffusion:
         check_request(1, steps, sampler, seed=seed)
         if not isinstance(guidance, Guidance):
             guidance = checked_guidance(guidance, len(self.classes), self.config.trained_with_condition_dropout)
-        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, self.config.sampling)
+        options = checked_options(sampler, sampler_options or {}, self.config.denoiser.skip.kind, self.config.sampling)
         sigmas = levels_of_strength(noise_levels(self.config.sampling, steps, options), strength)
         return SamplingPlan(sampler, options, guidance, seed, sigmas, self.latent_shape(size), strength)
 

@@ -96,7 +96,7 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
             dropout = model.config.trained_with_condition_dropout
             checked_guidance(value, len(model.classes), dropout, guide=guide)
         for sampler in options.values if options.sweep == "sampler" else (options.sampler,):
-            given = checked_options(sampler, given, model.config.denoiser, model.config.sampling)
+            given = checked_options(sampler, given, model.config.denoiser.skip.kind, model.config.sampling)
         for value in options.values if options.sweep == "ema" else ():
             check_length(options.run, usable_steps(Path(options.run)), value)
         if options.ema is not None:

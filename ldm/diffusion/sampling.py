@@ -7,12 +7,12 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from ldm.diffusion.config import SAMPLERS, SamplingConfig
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.gaussian import LatentGaussian
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, OnStep, StepNoise
-from ldm.diffusion.samplers.options import check_sampler
+from ldm.diffusion.samplers.options import NoiseGrid, check_sampler
 from ldm.errors import DivergedError, RequestError
 from ldm.shapes import Latents
 
@@ -42,7 +42,7 @@ class PlanArguments(TypedDict, total=False):
     size: tuple[int, int] | None
 
 
-def noise_levels(grid: SamplingConfig, steps: int, options: Mapping[str, float]) -> Tensor:
+def noise_levels(grid: NoiseGrid, steps: int, options: Mapping[str, float]) -> Tensor:
     """The grid of noise levels of a model, from where a sampler begins."""
     return karras_sigmas(steps, grid.sigma_min, options.get("gaussian_start", grid.sigma_max), grid.rho)
 

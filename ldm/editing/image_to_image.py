@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from ldm.batch import Condition
-from ldm.diffusion.editing import keeping_known, resample
-from ldm.diffusion.samplers import OnStep, StepNoise, step_noise
+from ldm.diffusion.samplers import Denoise, StepNoise, step_noise
 from ldm.diffusion.sampling import SamplingPlan, counted, denoise_latents
-from ldm.editing.masks import check_hidden, hidden_latents, put_into, without_hidden
-from ldm.errors import RequestError
+from ldm.editing.inpainting import Inpainting
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Images, Latents
 
@@ -55,29 +53,18 @@ def inpaint(
         plan: at strength 1 nothing of the hidden part is seen; below it the part is a start, as in img2img.
         resamplings: how often every few steps are gone (RePaint); more fit better, and take as much longer.
 
-    A latent is taken for hidden where any of its pixels is. The others are encoded from the image without its hidden
-    part, and the pixels of the rest are those of the image itself.
     """
-    check_hidden(hidden, images)
-    if resamplings < 1:
-        raise RequestError("resamplings", f"{resamplings} must be at least 1")
     numbers = range(len(images)) if numbers is None else numbers
-    images, hidden = images.to(model.device), hidden.to(model.device)
-    erased = without_hidden(images, hidden)
-    known = model.encode(erased)
-    begun_from = known if plan.strength == 1 else model.encode(images)
-    start = model.start(numbers, plan, begun_from)
-    guided = model.guided(plan.guidance, condition.to(model.device))
-    denoise = keeping_known(guided, known, hidden_latents(hidden, model.autoencoder.network.downsampling))
-    on_levels: OnStep | None = counted(on_step)
-
-    def along(noisy: Latents, sigmas: Tensor, noise: StepNoise) -> Latents:
-        arguments = model.sampler_arguments(plan) | {"sigmas": sigmas}
-        return denoise_latents(denoise, noisy, noise=noise, on_step=on_levels, **arguments)
+    edit = Inpainting.of(images, hidden, model.encode, plan.strength)
+    start = model.start(numbers, plan, edit.start)
 
     def noise(step: int) -> Latents:
         return step_noise(start.shape[1:], numbers, plan.seed, step).to(start.device)
 
-    latents = resample(along, start, plan.sigmas, times=resamplings, noise=noise)
-    drawn = model.decode(latents)[..., : images.shape[-2], : images.shape[-1]]
-    return put_into(images.cpu(), drawn, hidden.cpu())
+    def along(denoise: Denoise, noisy: Latents, sigmas: Tensor, noise: StepNoise) -> Latents:
+        arguments = model.sampler_arguments(plan) | {"sigmas": sigmas}
+        return denoise_latents(denoise, noisy, noise=noise, on_step=counted(on_step), **arguments)
+
+    guided = model.guided(plan.guidance, condition.to(model.device))
+    latents = edit.denoise(along, guided, start, plan.sigmas, resamplings=resamplings, noise=noise)
+    return edit.finished(model.decode(latents))
