@@ -19,7 +19,8 @@ from ldm.diffusion.config import DENOISER_NETWORKS, DenoiserConfig, SamplingConf
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.editing import levels_of_strength
 from ldm.diffusion.gaussian import LatentGaussian, rank_of
-from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
+from ldm.diffusion.graphed_denoiser import GraphedDenoiser
+from ldm.diffusion.guidance import ClassifierFreeGuidance, ConditionalDenoise, Guidance, checked_guidance
 from ldm.diffusion.network import DenoiserNetwork
 from ldm.diffusion.samplers import Denoise, OnStep, starting_noise, step_noise
 from ldm.diffusion.samplers.options import checked_options
@@ -74,6 +75,7 @@ class LatentDiffusion:
 
     def __init__(self, autoencoder: Autoencoder, denoiser: Denoiser, config: DiffusionModelConfig):
         self.autoencoder, self.denoiser, self.config = autoencoder.eval(), denoiser.eval(), config
+        self.called: ConditionalDenoise = self.denoiser  # or a graph of it
 
     @classmethod
     def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -89,6 +91,11 @@ class LatentDiffusion:
             for name, part in self.denoiser.named_children():
                 if name != "gaussian" or not isinstance(each, torch.dtype) or each.itemsize >= 4:
                     part.to(each)  # a skip of 16 bits would round what no network repairs
+        return self
+
+    def with_graph(self) -> Self:
+        """The same, with the denoiser as a CUDA graph from now on; RequestError where there is no CUDA GPU."""
+        self.called = GraphedDenoiser(self.denoiser)
         return self
 
     @property
@@ -251,7 +258,7 @@ class LatentDiffusion:
         """The denoiser as a function of noisy latents and noise level alone, which is what samplers call."""
         if not isinstance(guidance, Guidance):
             guidance = ClassifierFreeGuidance(guidance)
-        guided = guidance.around(self.denoiser)
+        guided = guidance.around(self.called)
         return lambda noisy, sigma: guided(noisy, sigma, condition)
 
 

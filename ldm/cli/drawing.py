@@ -14,6 +14,7 @@ from ldm.cli.options import size_of
 from ldm.cli.sampling_options import requested_guidance, requested_options, split_labels
 from ldm.data.config import DataConfig
 from ldm.diffusion.sampling import check_request, counted
+from ldm.editing.config import RESAMPLINGS, STRENGTH
 from ldm.editing.image_file import read_image, read_mask
 from ldm.editing.image_to_image import image_to_image, inpaint
 from ldm.editing.interpolation import PathEnd, denoising_path, drawn_end, image_end, interpolate
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ldm.diffusion.sampling import SamplingPlan
     from ldm.shapes import Images
 
-STRENGTH, RESAMPLINGS = 0.3, 3
 OnCount = Callable[[int], object]
 
 
@@ -73,7 +73,8 @@ def open_drawing(options: argparse.Namespace, model: LatentDiffusion) -> Drawing
     else:
         draw = sampling(model, condition, plan)
     batches = list(torch.tensor(numbers).split(options.batch_size))
-    return Drawing(numbers, batches, draw, names, len(plan.sigmas) - 1)
+    times = options.resamplings or RESAMPLINGS if options.mask is not None else 1
+    return Drawing(numbers, batches, draw, names, (len(plan.sigmas) - 1) * times)
 
 
 def requested_condition(
@@ -211,4 +212,6 @@ def open_model(options: argparse.Namespace, device: torch.device) -> LatentDiffu
     model = LatentDiffusion.load(options.run, device)
     if options.ema is not None:
         load_average(model.denoiser, options.run, options.ema)
-    return model.to(torch.bfloat16) if options.precision == "bf16" else model
+    if options.precision == "bf16":
+        model.to(torch.bfloat16)
+    return model.with_graph() if options.graph else model

@@ -4,6 +4,7 @@ import argparse
 import re
 from typing import Any
 
+from ldm.editing.config import RESAMPLINGS, STRENGTH
 from ldm.errors import ConfigError
 
 MODES = ("image", "variations", "interpolate")
@@ -22,10 +23,15 @@ def add_editing_options(parser: Any) -> None:
     add("--seeds", metavar="LIST", help="the images with these numbers, as 0-63 or 3,7,20-29, in place of --num")
     add("--size", metavar="HxW", help="pixels of images of another size, where the networks allow it (as trained)")
     add("--image", metavar="FILE", help="start from this image (img2img)")
-    strength = "how much of --image or --variations is drawn anew, above 0 and at most 1 (0.3; 1 with --mask)"
+    strength = f"share of the steps left to --image, or distance of --variations, 0 to 1 ({STRENGTH}; 1 with --mask)"
     add("--strength", metavar="S", type=float, help=strength)
     add("--mask", metavar="FILE", help="draw anew of --image what is white in this one, keep the rest (inpainting)")
-    add("--resamplings", metavar="N", type=int, help="how often every few steps of --mask are gone, as in RePaint (3)")
+    add(
+        "--resamplings",
+        metavar="N",
+        type=int,
+        help=f"how often few steps of --mask are gone, as in RePaint ({RESAMPLINGS})",
+    )
     add("--variations", metavar="FILE", help="images near this one, by mixing its noise with others")
     ends = "the way between two seeds, classes (class:NAME) or images (files)"
     add("--interpolate", nargs=2, metavar=("A", "B"), help=ends)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ldm.batch import Condition
 from ldm.diffusion.samplers import Denoise, StepNoise, step_noise
 from ldm.diffusion.sampling import SamplingPlan, counted, denoise_latents
+from ldm.editing.config import RESAMPLINGS
 from ldm.editing.inpainting import Inpainting
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Images, Latents
@@ -42,7 +43,7 @@ def inpaint(
     condition: Condition,
     plan: SamplingPlan,
     *,
-    resamplings: int = 1,
+    resamplings: int = RESAMPLINGS,
     numbers: Sequence[int] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> Images:
@@ -52,7 +53,6 @@ def inpaint(
         hidden: booleans, batch or 1 x 1 x height x width: what is to be drawn anew.
         plan: at strength 1 nothing of the hidden part is seen; below it the part is a start, as in img2img.
         resamplings: how often every few steps are gone (RePaint); more fit better, and take as much longer.
-
     """
     numbers = range(len(images)) if numbers is None else numbers
     edit = Inpainting.of(images, hidden, model.encode, plan.strength)
