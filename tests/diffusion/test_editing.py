@@ -48,7 +48,7 @@ def test_the_first_level_falls_to_0_with_the_strength_without_a_jump() -> None:
 
 @pytest.mark.parametrize("strength", [0, -0.1, 1.01, math.nan, "half"])
 def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
-    with pytest.raises(RequestError, match="strength .* must be above 0 and at most 1"):
+    with pytest.raises(RequestError, match=r"strength .* must be above 0 and at most 1"):
         levels_of_strength(GRID, strength)
 
 

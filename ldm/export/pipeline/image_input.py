@@ -15,7 +15,7 @@ from ldm.shapes import Images
 def images_given(given: Any, shape: Sequence[int]) -> Images:
     """A batch in [-1, 1] of `shape`, channels x height x width.
 
-    Pictures are scaled and cropped to it, arrays and tensors, in [0, 1] or [-1, 1], must be of it.
+    Pictures are scaled and cropped to it, arrays and tensors, in [0, 1], must be of it.
     """
     channels, height, width = shape
     if pictures := pictures_in(given):

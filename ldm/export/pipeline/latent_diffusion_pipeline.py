@@ -56,7 +56,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         sampler_options: what the sampler takes, as {"eta": 0.5}.
         guidance_interval: the lowest and the highest noise level that are guided; None: all.
         guidance_rescale: share, 0 to 1, in which answers get back the standard deviation they have without guidance.
-        image: start from these, pictures, arrays or tensors, one for all or one for each (img2img). Without labels
+        image: start from these, pictures, arrays or tensors in [0, 1], one or one for each (img2img). Without labels
             the class is left out, where the model can do without.
         strength: the share of the steps that is left to them, above 0 and at most 1; None 0.3, and 1 with a mask.
         mask_image: draw anew what is white in it, and keep the rest (inpainting).
