@@ -125,6 +125,10 @@ def varying(
     options: argparse.Namespace, model: LatentDiffusion, condition: "Condition", plan: "SamplingPlan", strength: float
 ) -> Callable[..., "Images"]:
     """Images near one: its noise, found by inversion, on the way to other noise."""
+    if len(split_labels(options.labels) or ()) > 1:
+        raise ConfigError(
+            f"--labels {options.labels} are several, and --variations is of one picture: give one of them"
+        )
     image = read_image(options.variations, "--variations", image_config(options, model, plan))
     ends: list[PathEnd] = []
 
