@@ -33,7 +33,7 @@ def parser() -> Parser:
     run = "a finished run of train_diffusion.py (that of --like)"
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help=run)
     out = "a .png for one grid, a .gif for --gif, or a folder for single images"
-    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--out", type=Path, help=out)
     parser.add_argument(
         "--labels", help='classes, by name or number, separated by commas; "a, b" is one; repeated as needed (all)'
     )
@@ -57,8 +57,9 @@ def parser() -> Parser:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments_like(arguments, parser()))
-    if options.run is None:
-        raise ConfigError("the following arguments are required: RUN, or a picture of one to draw --like")
+    needed = {"RUN (or --like PNG)": options.run, "--out": options.out}
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise ConfigError(f"the following arguments are required: {', '.join(missing)}; see sample.py --help")
     if options.columns is not None and options.columns < 1:
         raise ConfigError(f"--columns {options.columns} must be at least 1")
     check_modes(options)
