@@ -1,33 +1,41 @@
-"""Draws images from a finished run of train_diffusion.py."""
+"""Draws images from a finished run of train_diffusion.py: samples, edits of a real image, ways between two images.
+
+accelerate launch and torchrun share the work among several processes, which draw the same images as one.
+"""
 
 import argparse
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ldm.cli.condition_options import CONDITION, add_condition_options, requested_conditions
-from ldm.cli.sampling_options import GUIDANCE, add_sampling_options, requested_guidance, requested_options
+from ldm.cli.condition_options import add_condition_options
+from ldm.cli.editing_options import add_editing_options, check_modes
+from ldm.cli.sample_settings import arguments_like, check_inputs, is_own, settings_of
+from ldm.cli.sampling_options import add_sampling_options
 from ldm.config.command_line import Parser
 from ldm.data.image_formats import IMAGE_ENDINGS
-from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS
+from ldm.diffusion.config import SAMPLERS
 from ldm.errors import ConfigError, RequestError
 from ldm.terminal import exit_code_of, writing
 
 if TYPE_CHECKING:
-    from ldm.pipeline import LatentDiffusion
     from ldm.shapes import Images
 
 UNFIT = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')  # for a file's name, on any system
+FILE_ENDINGS = (".png", ".gif")  # of an --out that is one picture; else it is a folder
 
 
 def parser(arguments: Sequence[str] = ()) -> Parser:
     parser = Parser("sample.py", __doc__ or "")
-    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run of train_diffusion.py")
-    parser.add_argument("--out", type=Path, required=True, help="a .png for one grid, or a folder for single images")
-    parser.add_argument("--num", type=int, default=16, help="how many images (%(default)s)")
+    run = "a finished run of train_diffusion.py (that of --like)"
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help=run)
+    out = "a .png for one grid, a .gif for --gif, or a folder for single images"
+    parser.add_argument("--out", type=Path, help=out)
+    add_editing_options(parser)
     parser.add_argument("--steps", type=int, help="noise levels (18; of a model tuned for few steps, 2)")
     parser.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (heun; of a model tuned for few steps, consistency)")
     add_sampling_options(parser)
@@ -35,6 +43,9 @@ def parser(arguments: Sequence[str] = ()) -> Parser:
     parser.add_argument(
         "--seed", type=int, default=0, help="image i depends on the seed alone, not on the batch (%(default)s)"
     )
+    parser.add_argument("--like", metavar="PNG", type=Path, help="draw again what this picture is; flags change that")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of both networks (fp32)")
+    parser.add_argument("--graph", action="store_true", help="on a CUDA GPU, replay the denoiser as one graph")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--columns", type=int, help="columns of the grid (the classes up to 20, else a square)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one)")
@@ -44,94 +55,104 @@ def parser(arguments: Sequence[str] = ()) -> Parser:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
+    arguments = arguments_like(arguments, parser)
     options = parser(arguments).read(arguments)
+    needed = {"RUN (or --like PNG)": options.run, "--out": options.out}
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise ConfigError(f"the following arguments are required: {', '.join(missing)}; see sample.py --help")
     if options.columns is not None and options.columns < 1:
         raise ConfigError(f"--columns {options.columns} must be at least 1")
+    check_modes(options)
+    check_inputs(options)
     ending = options.out.suffix.lower()
-    if ending in IMAGE_ENDINGS and not is_grid(options.out) and not options.out.is_dir():
+    if ending in IMAGE_ENDINGS and ending not in FILE_ENDINGS and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: a grid is a .png, and a folder is not called {ending}")
     return options
 
 
-def names_of(model: "LatentDiffusion", requested: dict[str, Any]) -> list[str]:
-    """What the images are called by, in the order in which they repeat: classes, else prompts, else nothing."""
-    if requested["labels"] is not None or not any(requested.values()):
-        return model.config.schema.names(requested["labels"])
-    return requested["prompt"] or []
-
-
 def main(arguments: list[str]) -> None:
     options = parsed(arguments)
-    requested = requested_conditions(options)
+    import torch
     from tqdm import tqdm
 
-    from ldm.pipeline import LatentDiffusion
-    from ldm.training.devices import choose_device
-    from ldm.training.snapshots import load_average
+    from ldm.cli.drawing import Drawing, open_drawing, open_model
+    from ldm.training.processes import Processes
 
-    model = LatentDiffusion.load(options.run, choose_device(options.device))
-    grid = model.config.sampling
-    options.sampler = options.sampler or grid.sampler
-    options.steps = grid.steps if options.steps is None else options.steps
-    with flags_named():
-        if options.ema is not None:
-            load_average(model.denoiser, options.run, options.ema)
-        names = names_of(model, requested)
-        guidance = requested_guidance(options, model)
-    with writing(options.out):  # now, and not after the work
-        check_out(options.out, file_names(options.num, names))
-        (options.out.parent if is_grid(options.out) else options.out).mkdir(parents=True, exist_ok=True)
+    processes = Processes(options.device)
 
-    batches = -(-options.num // max(options.batch_size, 1))
-    bar = tqdm(total=max(batches * options.steps, 0), desc="sampling", unit="step", delay=1)
-    with bar, flags_named():
-        images = model.sample(
-            options.num,
-            **requested,
-            steps=options.steps,
-            sampler=options.sampler,
-            sampler_options=requested_options(options),
-            guidance=guidance,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            on_step=bar.update,
-        )
-    with writing(options.out):
-        save(images, names, options)
-    print(f"{options.num} images: {options.out}")
+    def opened() -> Drawing:
+        with flags_named():
+            return open_drawing(options, open_model(options, processes.device))
+
+    drawing = processes.main_first(opened)
+
+    def prepare() -> None:  # now, and not after the work
+        with writing(options.out):
+            check_out(options.out, file_names(drawing.numbers, drawing.names))
+            (options.out.parent if is_file(options.out) else options.out).mkdir(parents=True, exist_ok=True)
+
+    processes.on_main(prepare)
+    began, own = time.monotonic(), -(-len(drawing.batches) // processes.count)
+    bar = tqdm(total=own * drawing.steps, desc="sampling", unit="step", delay=1, disable=not processes.is_main)
+
+    def draw(job: int) -> "Images":
+        with flags_named():
+            return drawing.draw(drawing.batches[job], bar.update)
+
+    with bar:
+        images = torch.cat(list(processes.map(len(drawing.batches), draw)))
+    seconds = time.monotonic() - began
+
+    def finish() -> None:
+        with writing(options.out):
+            save(images, drawing.names, options, numbers=drawing.numbers, columns=drawing.columns)
+        print(f"{len(images)} images: {options.out} ({len(images) / seconds:.2g} images/s)")
+
+    processes.on_main(finish)
+    processes.end()
 
 
-def save(images: "Images", names: list[str], options: argparse.Namespace) -> None:
-    """One grid, or single images, all or none; `names` are the classes in the order in which they repeat."""
-    from ldm.pictures import grid, picture, save_png, upscaled
+def save(
+    images: "Images",
+    names: list[str],
+    options: argparse.Namespace,
+    *,
+    numbers: Sequence[int] | None = None,
+    columns: int | None = None,
+) -> None:
+    """One grid, one animation, or single images, all or none.
+
+    `names` are the conditions in the order in which they repeat, and `numbers` those of the images (0, 1, ...).
+    """
+    from ldm.pictures import grid, picture, save_gif, save_png, upscaled
     from ldm.shapes import to_uint8
 
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "device")}
-    unasked = {*SAMPLER_OPTIONS, *GUIDANCE[1:], *(key for key in settings if key.startswith(("prompt", CONDITION)))}
-    settings = {key: value for key, value in settings.items() if value is not None or key not in unasked}
-    if is_grid(options.out):
-        columns = options.columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
+    settings = settings_of(options)
+    if options.gif:
+        return save_gif([upscaled(picture(image), about=256) for image in to_uint8(images)], options.out, settings)
+    if is_file(options.out):
+        columns = options.columns or columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
         return save_png(upscaled(grid(images, columns)), options.out, settings)
-    written: list[Path] = []
+    numbers, written = range(len(images)) if numbers is None else numbers, list[Path]()
     try:
-        for image, name in zip(to_uint8(images), file_names(len(images), names), strict=True):
+        for image, number, name in zip(to_uint8(images), numbers, file_names(numbers, names), strict=True):
             written.append(options.out / name)
-            save_png(picture(image), written[-1], {**settings, "number": len(written) - 1})
+            save_png(picture(image), written[-1], {**settings, "number": number})
     except BaseException:  # Ctrl-C too
         for path in written:
             path.unlink(missing_ok=True)
         raise
 
 
-def file_names(num: int, names: list[str]) -> list[str]:
-    """What the pictures in a folder are called: by number and class, which may have any name."""
+def file_names(numbers: Sequence[int], names: list[str]) -> list[str]:
+    """What the pictures in a folder are called: by number and condition, which may have any name."""
     plain = [f"-{UNFIT.sub('_', name)[:60]}" for name in names] or [""]  # 60 of four bytes: a name may have 255
-    return [f"{number:05d}{plain[number % len(plain)]}.png" for number in range(max(num, 0))]
+    return [f"{number:05d}{plain[number % len(plain)]}.png" for number in numbers]
 
 
 def check_out(out: Path, names: list[str]) -> None:
     """Raise ConfigError if a picture of somebody's would be overwritten, or be taken for one of these."""
-    if is_grid(out):
+    if is_file(out):
         if not is_own(out):
             raise ConfigError(f"--out {out} is there, and is no picture of sample.py: choose another name")
         return
@@ -142,22 +163,9 @@ def check_out(out: Path, names: list[str]) -> None:
             )
 
 
-def is_own(path: Path) -> bool:
-    """Whether that is a picture of sample.py, which may be drawn again, or nothing at all."""
-    from PIL import Image
-
-    if not path.is_file() or not path.stat().st_size:
-        return True
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            return {"run", "sampler", "seed"} <= picture.info.keys()
-    except Exception:  # of many types, where Pillow cannot read it
-        return False
-
-
-def is_grid(out: Path) -> bool:
+def is_file(out: Path) -> bool:
     """Whether the images go into one picture, or into a folder."""
-    return out.suffix.lower() == ".png"
+    return out.suffix.lower() in FILE_ENDINGS
 
 
 @contextmanager

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ldm.autoencoder.model import Autoencoder
     from ldm.data.datasets import Dataset
     from ldm.diffusion.denoiser import Denoiser
+    from ldm.diffusion.model import DiffusionModelConfig
     from ldm.export.warm_start import WarmStart
     from ldm.latents import LatentCache
-    from ldm.pipeline import DiffusionModelConfig
     from ldm.training.run import Run
     from ldm.training.step import TrainingStep
 
@@ -121,8 +121,8 @@ def create_model(
     warm: "WarmStart | None",
 ) -> "tuple[DiffusionModelConfig, Denoiser]":
     """The denoiser as training begins with it, and what is needed to create another."""
+    from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
     from ldm.latents import above_noise, initialize_skip, possible_skip
-    from ldm.pipeline import DiffusionModelConfig, create_denoiser
     from ldm.randomness import seed_weights
 
     seed_weights(config.run.seed)

@@ -33,6 +33,7 @@ from defects import textures, trained
 from learning import Kept, Row
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from runs import ROOT, SHARED, from_root, print_table
 
 from ldm import AnomalyDetector
 from ldm.anomaly.config import SCORES, DetectorConfig
@@ -42,7 +43,6 @@ from ldm.anomaly.splits import split_normal
 from ldm.data.config import FolderConfig, MNIST5kConfig
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.shapes import Images
-from runs import ROOT, SHARED, from_root, print_table
 
 EMOJI = SHARED / "noto-emoji-64"
 NORMAL_EMOJI = "flags"

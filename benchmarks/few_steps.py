@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from runs import print_table, ran
 from torch import Tensor
 
 from ldm.config import reader
@@ -28,7 +29,6 @@ from ldm.evaluation.metrics import frechet_distance
 from ldm.pipeline import LatentDiffusion
 from ldm.script_configs import TrainDiffusionConfig
 from ldm.training.devices import choose_device
-from runs import print_table, ran
 
 COST = {False: 4 / 3, True: 2.0}  # of a step of tuning, in steps of training, without guidance and with it
 UNTUNED = [("heun", 18), ("heun", 9), ("dpm++2m", 4), ("dpm++2m", 2), ("heun", 1)]

@@ -43,8 +43,9 @@ from ldm.batch import Condition, ConditionSchema, ImageBatch, LatentBatch
 from ldm.config import reader
 from ldm.config.yaml_file import read_yaml
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
+from ldm.pipeline import LatentDiffusion
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig

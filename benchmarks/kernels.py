@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.batch import ClassAttribute, ConditionSchema, LatentBatch, Step
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import StepRandom
 from ldm.training.master_weights import lower_weights
 

@@ -35,6 +35,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
+from runs import SHARED, from_root, print_table
 from torch.nn import functional as F
 
 from ldm.autoencoder.model import Autoencoder, create_trainable
@@ -50,7 +51,6 @@ from ldm.shapes import rounded
 from ldm.training.devices import cpu_has_bf16
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep
-from runs import SHARED, from_root, print_table
 
 Row = dict[str, Any]
 EMOJI = SHARED / "noto-emoji-64"

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 
 from ldm.batch import ConditionSchema, LatentBatch
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.evaluation.feature_networks import open_extractor
 from ldm.evaluation.panels import HeldOutLatents
-from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import seed_weights
 from ldm.training.run import Run
 

@@ -30,6 +30,7 @@ from ldm.config.yaml_file import read_yaml
 from ldm.data.datasets import Dataset, Subset, open_dataset
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.latent_batches import LatentBatches
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
 from ldm.evaluation.metrics import frechet_distance, kernel_distance
@@ -42,7 +43,7 @@ from ldm.latents import (
     open_latents,
     possible_skip,
 )
-from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
+from ldm.pipeline import LatentDiffusion
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, vae_config_of
 from ldm.training.run import Run

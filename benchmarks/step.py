@@ -33,8 +33,8 @@ from ldm.batch import ClassAttribute, ConditionSchema, ImageBatch, LatentBatch
 from ldm.data.config import MNIST5kConfig
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig

@@ -23,6 +23,9 @@ class RequestError(ConfigError):
         super().__init__(f"{argument} {problem}")
         self.argument, self.problem = argument, problem
 
+    def __reduce__(self) -> tuple[type["RequestError"], tuple[str, str]]:
+        return RequestError, (self.argument, self.problem)  # as it travels between processes
+
     def renamed(self, names: Mapping[str, str]) -> "RequestError":
         """The same for a caller to whom arguments have other names."""
         return RequestError(names.get(self.argument, self.argument), self.problem)

@@ -1,5 +1,6 @@
 """Grids, panels and curves as PNG files."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,14 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
         text.add_text(key, str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00"))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, pnginfo=text)
+
+
+def save_gif(frames: list[Image.Image], path: Path, settings: dict[str, Any], seconds: float = 0.1) -> None:
+    """Write an animation whose comment holds `settings` as JSON; the last picture stands a second longer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durations = [round(1000 * seconds)] * (len(frames) - 1) + [1000]
+    comment = json.dumps(settings).encode()
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, comment=comment)
 
 
 def reconstruction_panel(images: Images, reconstruction: Images, seen: Images | None = None) -> Image.Image:

@@ -1,81 +1,33 @@
 """A trained latent diffusion model: from noise, condition and seed to images."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-import safetensors
 import torch
-from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
-from ldm.batch import ClassLabels, Condition, ConditionSchema
-from ldm.component.weights_file import load_weights, save_weights
-from ldm.config.plain import from_plain
-from ldm.config.reader import to_dict
-from ldm.diffusion.conditioning import ConditionEmbedding
-from ldm.diffusion.config import DENOISER_NETWORKS, SAMPLERS, DenoiserConfig, SamplingConfig
+from ldm.batch import ClassLabels, Condition
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.diffusers_format import (
-    config_of_diffusers,
-    our_config_in,
-    our_weights,
-    their_weights,
-    with_our_config,
+from ldm.diffusion.editing import levels_of_strength
+from ldm.diffusion.graphed_denoiser import GraphedDenoiser
+from ldm.diffusion.guidance import ClassifierFreeGuidance, ConditionalDenoise, Guidance, checked_guidance
+from ldm.diffusion.model import DiffusionModelConfig, check_latent_shape, load_denoiser
+from ldm.diffusion.samplers import Denoise, OnStep, starting_noise, step_noise
+from ldm.diffusion.samplers.options import checked_options
+from ldm.diffusion.sampling import (
+    PlanArguments,
+    SamplingPlan,
+    check_request,
+    counted,
+    denoise_latents,
+    finite,
+    noise_levels,
+    noisy_start,
 )
-from ldm.diffusion.gaussian import LatentGaussian, rank_of
-from ldm.diffusion.guidance import ClassifierFreeGuidance, Guidance, checked_guidance
-from ldm.diffusion.network import DenoiserNetwork
-from ldm.diffusion.noise import consistency_sigmas, karras_sigmas
-from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, starting_noise, step_noise
-from ldm.diffusion.samplers.options import check_sampler, checked_options
-from ldm.errors import CheckpointError, ConfigError, DivergedError, RequestError
-from ldm.shapes import Images, Latents
+from ldm.errors import ConfigError, RequestError
+from ldm.shapes import Images, Latents, format_size
 from ldm.text.prompts import PromptEncoders
-
-OF_GRID = ("gaussian_start", "second_sigma")  # options that the noise levels depend on, and the sampler itself does not
-FORMAT = 2  # of the folder of a denoiser; 1 was that of version 0.1
-
-
-@dataclass(frozen=True)
-class DiffusionModelConfig:
-    """All that is needed to create a denoiser and to sample from it; saved as its config.json."""
-
-    latent_shape: tuple[int, int, int]  # channels, height, width
-    schema: ConditionSchema  # what it is conditioned on
-    denoiser: DenoiserConfig
-    sampling: SamplingConfig
-    trained_with_condition_dropout: bool = True  # without it there is nothing for classifier-free guidance
-    format: int = FORMAT
-
-
-def check_latent_shape(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -> None:
-    """Raise ConfigError, before any image is encoded, if the network cannot take latents of this shape."""
-    DENOISER_NETWORKS[config.network.kind].load().check(config.network, latent_shape)
-
-
-def create_denoiser(config: DiffusionModelConfig) -> Denoiser:
-    """An untrained denoiser."""
-    network_config = config.denoiser.network
-    network_class: type[DenoiserNetwork] = DENOISER_NETWORKS[network_config.kind].load()
-    text = {"token_channels": config.schema.token_channels} if config.schema.token_channels else {}
-    if text and not network_class.takes_tokens:
-        raise ConfigError(f"denoiser.network.kind {network_config.kind} takes no text: use unet or dit, or no text")
-    network = network_class.create(network_config, latent_shape=config.latent_shape, **text)
-    embedding = ConditionEmbedding(config.schema, network.vector_channels)
-    skip, gaussian = config.denoiser.skip, None
-    if skip.kind == "gaussian":
-        gaussian = LatentGaussian(config.latent_shape, rank_of(config.latent_shape, skip.rank))
-    return Denoiser(
-        network,
-        embedding,
-        parametrization=config.denoiser.parametrization,
-        gaussian=gaussian,
-        consistency=SAMPLERS[config.sampling.sampler].consistency,
-    )
 
 
 class LatentDiffusion:
@@ -90,6 +42,7 @@ class LatentDiffusion:
     ):
         self.autoencoder, self.denoiser, self.config = autoencoder.eval(), denoiser.eval(), config
         self.prompts = prompts or PromptEncoders(config.schema)
+        self.called: ConditionalDenoise = self.denoiser  # or a graph of it
 
     @classmethod
     def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -103,13 +56,31 @@ class LatentDiffusion:
         """Move to a device, to a precision, or to both."""
         for each in target:
             self.autoencoder.to(each)
-            self.denoiser.to(each)
+            for name, part in self.denoiser.named_children():
+                if name != "gaussian" or not isinstance(each, torch.dtype) or each.itemsize >= 4:
+                    part.to(each)  # a skip of 16 bits would round what no network repairs
+        return self
+
+    def with_graph(self) -> Self:
+        """The same, with the denoiser as a CUDA graph from now on; RequestError where there is no CUDA GPU."""
+        self.called = GraphedDenoiser(self.denoiser)
         return self
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels; empty for an unconditional model."""
         return self.config.schema.choices
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that it was trained on."""
+        factors, (_, height, width) = self.autoencoder.network.downsampling, self.config.latent_shape
+        return self.autoencoder.network.image_channels, height * factors[0], width * factors[1]
 
     @torch.no_grad()
     def sample(
@@ -119,77 +90,139 @@ class LatentDiffusion:
         *,
         prompt: str | Sequence[str] | None = None,
         conditions: Mapping[str, Any] | Condition | None = None,
+        numbers: Sequence[int] | None = None,
+        batch_size: int = 64,
+        on_step: Callable[[int], object] | None = None,
+        **how: Unpack[PlanArguments],
+    ) -> Images:
+        """`num` images, or those with these `numbers`; float B C H W in [-1, 1], on the CPU.
+
+        `labels` are classes by name or index (one, several, a tensor, one-hot rows), a `prompt` one text or several,
+        `conditions` values of other attributes by name: of each one, or as many as of the others, repeated as often as
+        needed. What is not asked for is left out; of a request for nothing at all the classes come in turn.
+        How they are drawn are the arguments of `plan`: steps, sampler, guidance, seed, ...
+        Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
+        batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
+
+        It goes start -> denoise -> decode, and whoever wants to enter elsewhere does the same by hand.
+        """
+        requested = self.prompts.request(labels, conditions, prompt)
+        check_request(num, 1, "heun", batch_size)
+        plan, images = self.plan(**how), []
+        for batch in torch.tensor(range(num) if numbers is None else numbers).split(batch_size):
+            start = self.start(batch.tolist(), plan)
+            latents = self.denoise(
+                start, requested.repeated(batch), plan, numbers=batch.tolist(), on_step=counted(on_step)
+            )
+            images.append(self.decode(latents))
+        return torch.cat(images)
+
+    def plan(
+        self,
+        *,
         steps: int | None = None,
         sampler: str | None = None,
         sampler_options: Mapping[str, float] | None = None,
         guidance: float | Mapping[str, float] | Guidance | None = None,
         seed: int = 0,
-        batch_size: int = 64,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Images:
-        """`num` images, float B C H W in [-1, 1], on the CPU.
+        strength: float = 1.0,
+        size: tuple[int, int] | None = None,
+    ) -> SamplingPlan:
+        """How latents are drawn, checked: RequestError for what the model cannot do.
 
-        `labels` are classes by name or index (one, several, a tensor, one-hot rows), a `prompt` one text or several,
-        `conditions` values of other attributes by name: of each one, or as many as of the others, repeated as often as
-        needed. What is not asked for is left out; of a request for nothing at all the classes come in turn.
-        `guidance` is a weight of classifier-free guidance, one for each condition by name, or what `checked_guidance`
-        gives; 1 means none; left out it is 2 for a model that saw its conditions and none. `steps` and `sampler` are
-        the model's own where left out. `sampler_options` are those of SAMPLER_OPTIONS that the sampler takes.
-        Image i depends on (seed, i) alone, whatever the batch. `on_step` is called with 1 after each step of each
-        batch. Raises RequestError for impossible requests, DivergedError for images that are not numbers.
+        `steps` and `sampler` are the model's own where left out. `guidance` is a weight of classifier-free guidance,
+        one for each condition by name, or what `checked_guidance` gives; 1 means none; left out it is 2 for a model
+        that saw its conditions and none. `sampler_options` are those of SAMPLER_OPTIONS that the sampler takes.
+        `strength` is that of img2img, the share of the steps that is left. `size` is the height and width of images of
+        another size than trained, where the networks allow it.
         """
-        requested, grid = self.prompts.request(labels, conditions, prompt), self.config.sampling
+        grid = self.config.sampling
         steps, sampler = grid.steps if steps is None else steps, sampler or grid.sampler
+        check_request(1, steps, sampler, seed=seed)
         if not isinstance(guidance, Guidance):
             guidance = checked_guidance(guidance, self.config.schema, self.config.trained_with_condition_dropout)
-        check_request(num, steps, sampler, batch_size, seed)
-        options = checked_options(sampler, sampler_options or {}, self.config.denoiser, grid)
-        images = []
-        for numbers in torch.arange(num).split(batch_size):
-            latents = self.sample_latents(
-                numbers.tolist(),
-                requested.repeated(numbers),
-                steps=steps,
-                sampler=sampler,
-                sampler_options=options,
-                guidance=guidance,
-                seed=seed,
-                on_step=on_step,
-            )
-            images.append(self.decode(latents))
-        return torch.cat(images)
+        options = checked_options(sampler, sampler_options or {}, self.config.denoiser.skip.kind, grid)
+        sigmas = levels_of_strength(noise_levels(grid, steps, options), strength)
+        return SamplingPlan(sampler, options, guidance, seed, sigmas, self.latent_shape(size), strength)
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """The shape of the latents of images of this height and width; RequestError if they do not fit the networks."""
+        trained, factors = self.config.latent_shape, self.autoencoder.network.downsampling
+        if size is None or size == self.image_shape[1:]:
+            return trained
+        asked, shape = format_size(size), self.autoencoder.latent_shape(size)
+        if any(side < 1 or side % factor for side, factor in zip(size, factors, strict=True)):
+            raise RequestError("size", f"{asked} is not divisible by {factors[0]}, the downsampling of the autoencoder")
+        if self.denoiser.gaussian is not None or self.autoencoder.network.fixed_size is not None:
+            part = "autoencoder" if self.denoiser.gaussian is None else "denoiser (its skip.kind gaussian)"
+            raise RequestError("size", f"{asked} is not that of this {part}, {format_size(self.image_shape[1:])}")
+        try:
+            check_latent_shape(self.config.denoiser, shape)
+        except ConfigError:
+            latents = f"latents of {shape[1]} x {shape[2]}, which a {self.config.denoiser.network.kind} like this"
+            raise RequestError("size", f"{asked} makes {latents} cannot take") from None
+        return shape
+
+    def noise(self, numbers: Sequence[int], plan: SamplingPlan) -> Latents:
+        """The unit Gaussian noise of the images with these numbers, each of which depends on (seed, number) alone."""
+        return starting_noise(plan.shape, numbers, plan.seed).to(self.device)
+
+    def start(self, numbers: Sequence[int], plan: SamplingPlan, latents: Latents | None = None) -> Latents:
+        """Noisy latents at the first level of the plan: noise alone, or latents of images and noise."""
+        noise, first = self.noise(numbers, plan), plan.sigmas[0].item()
+        if latents is None:
+            return noisy_start(noise, first, sampler=plan.sampler, gaussian=self.denoiser.gaussian)
+        return latents + first * noise
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noisy: Latents,
+        condition: Condition,
+        plan: SamplingPlan,
+        *,
+        numbers: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Latents:
+        """The latents that noisy ones at the first level of the plan become.
+
+        `numbers` (0, 1, ...) are those of the images, for samplers that draw noise on the way.
+        """
+        numbers = range(len(noisy)) if numbers is None else numbers
+        return denoise_latents(
+            self.guided(plan.guidance, condition.to(self.device)),
+            noisy,
+            noise=lambda step: step_noise(noisy.shape[1:], numbers, plan.seed, step).to(noisy.device),
+            on_step=on_step,
+            **self.sampler_arguments(plan),
+        )
+
+    def sampler_arguments(self, plan: SamplingPlan) -> dict[str, Any]:
+        """What `denoise_latents` takes of a plan."""
+        grid = {"sigmas": plan.sigmas, "sampler": plan.sampler, "options": plan.options}
+        return {**grid, "gaussian": self.denoiser.gaussian}
 
     @torch.no_grad()
     def sample_latents(
         self,
-        numbers: list[int],
+        numbers: Sequence[int],
         condition: Condition,
         *,
-        steps: int,
-        sampler: str,
-        sampler_options: Mapping[str, float] | None = None,
-        guidance: float | Guidance,
-        seed: int,
         on_step: Callable[[int], object] | None = None,
+        **how: Unpack[PlanArguments],
     ) -> Latents:
         """The latents of the images with these numbers, each of which depends on (seed, number) and its condition."""
-        options = sampler_options or {}
-        device, shape = next(self.denoiser.parameters()).device, self.config.latent_shape
+        plan = self.plan(**how)
+        return self.denoise(self.start(numbers, plan), condition, plan, numbers=numbers, on_step=counted(on_step))
 
-        def step_done(step: int, noisy: Latents) -> None:
-            if on_step is not None:
-                on_step(1)
-
-        return sample_latents(
-            self.guided(guidance, condition.to(device)),
-            starting_noise(shape, numbers, seed).to(device),
-            noise_levels(self.config.sampling, steps, options),
-            sampler=sampler,
-            options=options,
-            gaussian=self.denoiser.gaussian,
-            noise=lambda step: step_noise(shape, numbers, seed, step).to(device),
-            on_step=step_done,
-        )
+    @torch.no_grad()
+    def encode(self, images: Images) -> Latents:
+        """The latents of images, the modes of their posteriors; RequestError for another number of channels."""
+        if images.ndim != 4 or images.shape[1] != self.image_shape[0]:
+            raise RequestError(
+                "image", f"of shape {list(images.shape)} is not a batch of {self.image_shape[0]} channels, B C H W"
+            )
+        return finite(self.autoencoder.encode(images.to(self.device)).mode()).float()
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
@@ -200,101 +233,5 @@ class LatentDiffusion:
         """The denoiser as a function of noisy latents and noise level alone, which is what samplers call."""
         if not isinstance(guidance, Guidance):
             guidance = ClassifierFreeGuidance(guidance)
-        guided = guidance.around(self.denoiser)
+        guided = guidance.around(self.called)
         return lambda noisy, sigma: guided(noisy, sigma, condition)
-
-
-def noise_levels(grid: SamplingConfig, steps: int, options: Mapping[str, float]) -> Tensor:
-    """The grid of noise levels of a model, from where a sampler begins."""
-    if SAMPLERS[grid.sampler].consistency:
-        return consistency_sigmas(steps, grid.sigma_min, grid.sigma_max, grid.rho, options.get("second_sigma"))
-    return karras_sigmas(steps, grid.sigma_min, options.get("gaussian_start", grid.sigma_max), grid.rho)
-
-
-def sample_latents(
-    denoise: Denoise,
-    unit_noise: Latents,
-    sigmas: Tensor,
-    *,
-    sampler: str,
-    noise: StepNoise,
-    options: Mapping[str, float] | None = None,
-    gaussian: LatentGaussian | None = None,
-    on_step: OnStep | None = None,
-) -> Latents:
-    """The latents that a sampler of the table makes of unit Gaussian noise along a grid of noise levels.
-
-    `noise` is for the samplers that draw some in every step, and the Gaussian of the latents for those that know it:
-    they start at exactly its noisy latents.
-    """
-    facts, highest = SAMPLERS[sampler], sigmas[0].item()
-    more: dict[str, Any] = {name: value for name, value in (options or {}).items() if name not in OF_GRID}
-    if facts.stochastic:
-        more["noise"] = noise
-    start = unit_noise * highest
-    if facts.gaussian and gaussian is not None:
-        more["gaussian"], start = gaussian, gaussian.noised(unit_noise, highest)
-    latents: Latents = facts.load()(denoise, start, sigmas, on_step=on_step, **more)
-    return finite(latents)
-
-
-def finite(samples: Tensor) -> Tensor:
-    """The same; DivergedError if they hold NaN or infinity, which no picture can show."""
-    if not samples.isfinite().all():
-        raise DivergedError(
-            "the samples are not finite numbers: take a smaller guidance or a wider precision (bfloat16, float32), or"
-            " the model itself is broken"
-        )
-    return samples
-
-
-def check_request(num: int, steps: int, sampler: str, batch_size: int = 1, seed: int = 0) -> None:
-    """Raise RequestError for a request that cannot be met."""
-    for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size), ("seed", seed)):
-        if not isinstance(value, Integral):
-            raise RequestError(name, f"{value!r} is not an integer")
-        if value < 1 and name != "seed":
-            raise RequestError(name, f"{value} must be at least 1")
-    check_sampler(sampler)
-
-
-def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path, variant: str | None = None) -> None:
-    """Write `config.json` and the weights as safetensors; as diffusers' own class has them, if it has one for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved, weights = to_dict(config), denoiser.state_dict()
-    theirs = config_of_diffusers(denoiser, config.denoiser, config.schema)
-    if theirs is not None:
-        saved, weights = with_our_config(theirs, saved), their_weights(weights)
-    (folder / "config.json").write_text(json.dumps(saved, indent=2))
-    save_weights(folder, weights, variant, of_diffusers=theirs is not None)
-
-
-def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, DiffusionModelConfig]:
-    """What `save_denoiser` wrote."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder.parent} is not a finished run of train_diffusion.py: it has no unet/config.json"
-        )
-    try:
-        entries = json.loads((folder / "config.json").read_text())
-        saved = our_config_in(entries)
-        check_format(saved, folder.parent)
-        config: DiffusionModelConfig = from_plain(DiffusionModelConfig, saved)
-        denoiser, weights = create_denoiser(config), load_weights(folder, variant)
-        if saved is not entries:
-            weights = our_weights(weights, config.schema)
-        denoiser.load_state_dict(weights)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError, ConfigError) as error:
-        raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error
-    return denoiser.eval(), config
-
-
-def check_format(saved: Any, run: Path) -> None:
-    """Raise CheckpointError for the denoiser of a run of another version."""
-    version = saved.get("format", 1) if isinstance(saved, dict) else FORMAT
-    if version != FORMAT:
-        older = "an earlier" if version == 1 else "another"
-        raise CheckpointError(
-            f"{run} is a diffusion model of {older} version of ldm: sample from it with that version, or train again on"
-            f" {run / 'vae'}, which is still read"
-        )

@@ -32,6 +32,7 @@ FLOORS = [
         "script_configs",
         "latents",
         "pipeline",
+        "editing",
         "evaluation",
         "export",
         "anomaly",
@@ -41,7 +42,17 @@ FLOORS = [
     ["", "cli", "__main__"],  # "" is `import ldm` itself, the front door
 ]
 # Where the halves meet, one thing stands upon another: this is their order.
-ORDER_ABOVE = ["script_configs", "latents", "pipeline", "evaluation", "export", "anomaly", "compression", "verify"]
+ORDER_ABOVE = [
+    "script_configs",
+    "latents",
+    "pipeline",
+    "editing",
+    "evaluation",
+    "export",
+    "anomaly",
+    "compression",
+    "verify",
+]
 # The config beside the thing it configures lies on the ground, wherever it is: every floor may read it. A corruption
 # and a penalty are their own config.
 GROUND = re.compile(r"(\w+\.)+config|autoencoder\.penalty")

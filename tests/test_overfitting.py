@@ -9,12 +9,13 @@ from ldm.batch import Condition, ConditionSchema, LatentBatch
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
 from ldm.diffusion.losses.config import LogNormalConfig
 from ldm.diffusion.losses.noise_distribution import sample_sigmas
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
 from ldm.diffusion.samplers import starting_noise
+from ldm.diffusion.sampling import sample_latents
 from ldm.evaluation.memorization import find_neighbors
 from ldm.evaluation.panels import HeldOutLatents
-from ldm.pipeline import DiffusionModelConfig, create_denoiser, sample_latents
 from ldm.randomness import generator
 from ldm.training.config import AdamWConfig
 from ldm.training.ema import ema_shares

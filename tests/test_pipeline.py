@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ldm.batch import ClassAttribute, Condition, ConditionSchema
 from ldm.diffusion.config import SAMPLERS
+from ldm.diffusion.model import create_denoiser, load_denoiser, save_denoiser
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import starting_noise, step_noise
 from ldm.errors import CheckpointError, ConfigError
-from ldm.pipeline import LatentDiffusion, create_denoiser, load_denoiser, save_denoiser
+from ldm.pipeline import LatentDiffusion
 from tests.support.diffusion_models import diffusion_model
 
 LEVEL = 2 / 255  # one level of 255, in units of [-1, 1]

@@ -10,8 +10,8 @@ import torch
 
 from ldm import checkpoint
 from ldm.batch import ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
+from ldm.diffusion.model import create_denoiser, load_denoiser
 from ldm.export.warm_start import WarmStart
-from ldm.pipeline import create_denoiser, load_denoiser
 from ldm.randomness import generator
 from tests.support.diffusion_models import diffusion_model
 from tests.support.runs import lose_everything_after

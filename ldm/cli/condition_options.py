@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def add_condition_options(parser: Any, arguments: Sequence[str]) -> None:
 
 def attributes_of(arguments: Sequence[str]) -> list[dict[str, str]]:
     """The attributes of the model in the first argument that is a folder of one; none where it cannot be read."""
-    for argument in arguments:
+    for before, argument in pairwise(["", *arguments]):
+        if before == "--guide":  # of another run
+            continue
         file = Path(argument) / "unet" / "config.json"
         try:
             found = json.loads(file.read_text())["schema"]["attributes"]
@@ -37,6 +40,15 @@ def attributes_of(arguments: Sequence[str]) -> list[dict[str, str]]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return []
+
+
+def alternatives(arguments: Sequence[str]) -> list[set[str]]:
+    """Places among the options that say the same of the run that the arguments name: `--labels` and its own flag."""
+    found, attributes = [], attributes_of(arguments)
+    for kind, options in (("class", {"labels"}), ("text", {"prompt", "prompts"})):
+        first = next((each["name"] for each in attributes if each["kind"] == kind), None)
+        found.append(options if first is None else {*options, CONDITION + first})
+    return found
 
 
 def flag_of(parser: Any, name: str) -> str:

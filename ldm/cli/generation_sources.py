@@ -84,8 +84,8 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
     """How the samples are drawn, or RequestError in the words of the command line."""
     from ldm.diffusion.guidance import checked_guidance
     from ldm.diffusion.samplers.options import checked_options
+    from ldm.diffusion.sampling import check_request
     from ldm.evaluation.image_sets import SamplingSettings
-    from ldm.pipeline import check_request
     from ldm.training.snapshots import check_length, load_average, usable_steps
 
     grid = model.config.sampling
@@ -100,7 +100,7 @@ def sampling_settings(options: argparse.Namespace, model: "LatentDiffusion") -> 
             dropout = model.config.trained_with_condition_dropout
             checked_guidance(value, model.config.schema, dropout, guide=guide)
         for sampler in options.values if options.sweep == "sampler" else (options.sampler,):
-            given = checked_options(sampler, given, model.config.denoiser, model.config.sampling)
+            given = checked_options(sampler, given, model.config.denoiser.skip.kind, model.config.sampling)
         for value in options.values if options.sweep == "ema" else ():
             check_length(options.run, usable_steps(Path(options.run)), value)
         if options.ema is not None:

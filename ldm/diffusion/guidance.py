@@ -94,6 +94,7 @@ def classifier_free(denoiser: ConditionalDenoise, *, guidance: float, rescale: f
     """
     if guidance == 1:
         return denoiser
+    joined: list[tuple[Condition, Condition]] = []  # the condition of the last call, and what was made of it
 
     def guided(noisy: Latents, sigma: NoiseLevels, condition: Condition | None) -> Latents:
         if condition is None:
@@ -101,7 +102,9 @@ def classifier_free(denoiser: ConditionalDenoise, *, guidance: float, rescale: f
         if guidance == 0 and not rescale:
             return denoiser(noisy, sigma, condition.null())
         sigmas = torch.as_tensor(sigma, device=noisy.device).reshape(-1).expand(len(noisy))
-        both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigmas, sigmas]), condition.joined(condition.null()))
+        if not joined or joined[0][0] is not condition:
+            joined[:] = [(condition, condition.joined(condition.null()))]
+        both = denoiser(torch.cat([noisy, noisy]), torch.cat([sigmas, sigmas]), joined[0][1])
         conditional, unconditional = both.chunk(2)
         return rescaled(unconditional + guidance * (conditional - unconditional), conditional, rescale)
 

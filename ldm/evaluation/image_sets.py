@@ -11,8 +11,9 @@ from torch import Tensor
 from ldm.autoencoder.model import Autoencoder
 from ldm.data.datasets import Subset
 from ldm.diffusion.guidance import ConditionalDenoise, GuidanceInterval, checked_guidance
+from ldm.diffusion.sampling import finite
 from ldm.evaluation.feature_networks import FeatureExtractor
-from ldm.pipeline import LatentDiffusion, finite
+from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Labels, Latents, to_float, to_uint8
 from ldm.training.processes import Processes
 

@@ -15,11 +15,12 @@ from ldm.autoencoder.restoration import restore
 from ldm.data.datasets import Subset
 from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.model import DiffusionModelConfig
 from ldm.diffusion.objective import losses_by_sigma
 from ldm.evaluation.metrics import psnr
 from ldm.latents import LatentCache
 from ldm.pictures import grid, reconstruction_panel, save_png, upscaled
-from ldm.pipeline import DiffusionModelConfig, LatentDiffusion
+from ldm.pipeline import LatentDiffusion
 from ldm.randomness import StepRandom, generator
 
 

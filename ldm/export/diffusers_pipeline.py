@@ -16,9 +16,9 @@ from ldm.checkpoint import read_json, write_folder_atomically
 from ldm.component.weights_file import convert_weights
 from ldm.diffusion.config import SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.model import DiffusionModelConfig
 from ldm.export.pipeline.denoiser_model import DenoiserModel
 from ldm.export.pipeline.latent_diffusion_pipeline import LatentDiffusionPipeline, class_of, write_index
-from ldm.pipeline import DiffusionModelConfig
 from ldm.text.prompts import PromptEncoders
 
 __all__ = ["AutoencoderModel", "DenoiserModel", "LatentDiffusionPipeline", "save_pipeline"]

@@ -7,6 +7,7 @@ from typing import Any
 from ldm.autoencoder.model import Autoencoder
 from ldm.checkpoint import write_atomically, write_folder_atomically
 from ldm.data.datasets import Subset
+from ldm.diffusion.model import DiffusionModelConfig
 from ldm.evaluation.formatting import format_metric
 from ldm.evaluation.held_out import (
     MOST_MEASURED,
@@ -19,7 +20,6 @@ from ldm.evaluation.held_out import (
     restoration_metrics,
 )
 from ldm.export.diffusers_pipeline import save_pipeline
-from ldm.pipeline import DiffusionModelConfig
 from ldm.text.encoder import TextEncoder
 from ldm.text.prompts import PromptEncoders
 from ldm.training.run import Run

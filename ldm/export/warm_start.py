@@ -16,10 +16,10 @@ from ldm.data.datasets import Dataset, Subset
 from ldm.diffusion.config import DenoiserConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.losses.config import ObjectiveConfig
+from ldm.diffusion.model import DiffusionModelConfig, check_latent_shape, create_denoiser, load_denoiser
 from ldm.errors import CheckpointError, ConfigError
 from ldm.evaluation.held_out import MOST_MEASURED
 from ldm.latents import LatentCache, open_autoencoder, open_latents
-from ldm.pipeline import DiffusionModelConfig, check_latent_shape, create_denoiser, load_denoiser
 from ldm.shapes import Latents
 from ldm.training.run import Run
 

@@ -47,6 +47,8 @@ class PromptEncoders:
         if prompt is not None:
             if self.schema.text is None:
                 raise RequestError("prompt", f"needs a model trained on captions; its conditions: {self.known}")
+            if self.schema.text.name in given:
+                raise RequestError("prompt", f"and {self.schema.text.name} are the same condition: give one of them")
             given[self.schema.text.name] = prompt
         if labels is None and not given:
             return self.schema.request(None)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.pipeline import LatentDiffusion, save_denoiser
+from ldm.diffusion.model import save_denoiser
+from ldm.pipeline import LatentDiffusion
 from ldm.shapes import to_float, to_uint8
 from tests.support.backbones import random_alexnet
 from tests.support.diffusion_models import diffusion_model

@@ -17,10 +17,10 @@ from ldm.diffusion.config import PARAMETRIZATIONS
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import fit_gaussian
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.networks.unet import UNet
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.errors import ConfigError
-from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.randomness import generator
 from ldm.verify.score import CENTERS, STD, exact_score
 

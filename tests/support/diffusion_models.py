@@ -15,7 +15,8 @@ from ldm.autoencoder.config import (
 from ldm.autoencoder.model import Autoencoder, create, create_pixels
 from ldm.batch import ClassAttribute, ConditionSchema
 from ldm.diffusion.config import DenoiserConfig, SamplingConfig, UNetConfig
-from ldm.pipeline import DiffusionModelConfig, LatentDiffusion, create_denoiser
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
+from ldm.pipeline import LatentDiffusion
 
 IMAGE = (3, 16, 16)
 DENOISER = DenoiserConfig(UNetConfig(widths=(8, 16), blocks=1, attention=(1,), head_channels=8))

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ldm.batch import ClassAttribute, ConditionSchema, LatentBatch
 from ldm.diffusion.config import DenoiserConfig, GaussianSkipConfig, SamplingConfig, UNetConfig
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.pipeline import DiffusionModelConfig, create_denoiser
 from ldm.training.config import RunConfig
 from ldm.training.kernels import training_kernels
 from tests.support.scripts import ROOT

@@ -2,9 +2,26 @@
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
-from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS, DenoiserConfig, SamplingConfig
+from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS
 from ldm.errors import RequestError
+
+
+class NoiseGrid(Protocol):
+    """What `SamplingConfig` says of the noise levels of a model, and of its own sampler."""
+
+    @property
+    def sigma_min(self) -> float: ...
+
+    @property
+    def sigma_max(self) -> float: ...
+
+    @property
+    def rho(self) -> float: ...
+
+    @property
+    def sampler(self) -> str: ...
 
 
 def check_sampler(sampler: str) -> None:
@@ -13,16 +30,17 @@ def check_sampler(sampler: str) -> None:
         raise RequestError("sampler", f"{sampler} is not one of {', '.join(SAMPLERS)}")
 
 
-def checked_options(
-    sampler: str, given: Mapping[str, float | None], denoiser: DenoiserConfig, grid: SamplingConfig
-) -> dict[str, float]:
-    """The options of a sampler that are given, where None is not; RequestError for what it or the model cannot do."""
+def checked_options(sampler: str, given: Mapping[str, float | None], skip: str, grid: NoiseGrid) -> dict[str, float]:
+    """The options of a sampler that are given, where None is not; RequestError for what it or the model cannot do.
+
+    `skip` is the kind of the model's skip.
+    """
     check_sampler(sampler)
     facts = SAMPLERS[sampler]
-    if facts.gaussian and denoiser.skip.kind != "gaussian":
+    if facts.gaussian and skip != "gaussian":
         raise RequestError(
             "sampler",
-            f"{sampler} needs a model with denoiser.skip.kind gaussian, and this one has {denoiser.skip.kind}",
+            f"{sampler} needs a model with denoiser.skip.kind gaussian, and this one has {skip}",
         )
     if facts.consistency != SAMPLERS[grid.sampler].consistency:
         raise RequestError(

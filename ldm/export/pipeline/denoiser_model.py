@@ -14,8 +14,8 @@ from ldm.component.own_model import OwnModel
 from ldm.config.plain import from_plain
 from ldm.config.reader import to_dict
 from ldm.diffusion.denoiser import Denoiser, check_positive
+from ldm.diffusion.model import FORMAT, DiffusionModelConfig, create_denoiser, load_denoiser, save_denoiser
 from ldm.errors import ConfigError
-from ldm.pipeline import FORMAT, DiffusionModelConfig, create_denoiser, load_denoiser, save_denoiser
 from ldm.shapes import Latents
 from ldm.text.prompts import PromptEncoders
 

@@ -2,49 +2,46 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    ImagePipelineOutput,
-    ModelMixin,
-    SchedulerMixin,
-    __version__,
-)
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, __version__
 from torch import Tensor
 
-from ldm.autoencoder.formats.diffusers import statistics
 from ldm.batch import ClassLabels, Condition
 from ldm.component.code_file import own_code
 from ldm.diffusion.config import SAMPLERS
-from ldm.diffusion.guidance import Guidance, checked_guidance
+from ldm.diffusion.editing import levels_of_strength
+from ldm.diffusion.guidance import Guidance, GuidanceInterval, checked_guidance
 from ldm.diffusion.samplers import Denoise, OnStep
 from ldm.diffusion.samplers.options import checked_options
+from ldm.diffusion.sampling import check_request, finite, noise_levels
+from ldm.editing.config import RESAMPLINGS
 from ldm.errors import ConfigError, RequestError
+from ldm.export.pipeline.call_arguments import (
+    asks_for_any,
+    check_call,
+    converted,
+    either,
+    names_of_diffusers,
+    number_of_images,
+)
+from ldm.export.pipeline.image_input import images_given
 from ldm.export.pipeline.noise_source import Generators, NoiseSource
+from ldm.export.pipeline.sampling_request import SCHEDULER, LevelsReporter, PipelineRequest, started_from, strength_of
 from ldm.export.pipeline.scheduler_sampling import is_own, sample_by_scheduler, timesteps_of
-from ldm.pictures import picture
-from ldm.pipeline import check_request, finite, noise_levels, sample_latents
-from ldm.shapes import Images, Latents, to_uint8
+from ldm.export.pipeline.vae_latents import decoded_by, encoded_by, image_shape_of
+from ldm.shapes import Images, Latents
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]  # diffusers' callback_on_step_end
 
 AT_A_TIME = 64  # images
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-SCHEDULER = "scheduler"  # the name, among the samplers, of whatever pipe.scheduler does
-OUR_NAMES = {
-    "num": "num_images",
-    "labels": "class_labels",
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-}
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
-    """Class labels to images; image i of a seed depends on (seed, i) alone.
+    """Class labels, prompts and other conditions to images; image i of a seed depends on (seed, i) alone.
 
     As it comes, `scheduler` describes the noise levels, and a sampler of ours samples along them. Another scheduler in
     its place does the sampling itself.
@@ -57,11 +54,19 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         prompt: a text or several, for a model that was trained on captions.
         conditions: values of other conditions by name, of each one or as many as of the others.
         num_images_per_prompt: images of each of these, one after the other.
+        num_inference_steps: noise levels; None takes as many as the model wants, 18 or, tuned for few steps, 2.
         guidance_scale: of classifier-free guidance; 1 means none, None 2 where the model knows conditions; or one for
             each condition by name.
-        num_inference_steps: noise levels; None takes as many as the model wants, 18 or, tuned for few steps, 2.
         sampler: one of ours, or "scheduler" for what pipe.scheduler does; None takes that of the model, heun or, tuned
             for few steps, consistency, unless another scheduler than the model's own was put into its place.
+        sampler_options: what the sampler takes, as {"eta": 0.5}.
+        guidance_interval: the lowest and the highest noise level that are guided; None: all.
+        guidance_rescale: share, 0 to 1, in which answers get back the standard deviation they have without guidance.
+        image: start from these, pictures, arrays or tensors in [0, 1], one or one for each (img2img). If no condition
+            is asked for, all are left out, where the model can do without.
+        strength: the share of the steps that is left to them, above 0 and at most 1; None 0.3, and 1 with a mask.
+        mask_image: draw anew what is white in it, and keep the rest (inpainting).
+        resamplings: how often every few steps are gone with a mask (RePaint).
         generator: one, or one per image, to draw the noise from instead of `seed`.
         latents: unit Gaussian noise to start from instead.
         output_type: pil; np or pt, which are in [0, 1]; or latent.
@@ -90,7 +95,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
+        guidance_rescale: float | None = None,
         sampler: str | None = None,
+        sampler_options: Mapping[str, float] | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask_image: Any = None,
+        resamplings: int = RESAMPLINGS,
         seed: int = 0,
         generator: Generators | None = None,
         latents: Tensor | None = None,
@@ -100,50 +112,59 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, by default the same as LatentDiffusion.sample gives for a seed. The class explains the arguments."""
-        config = self.unet.model_config
-        own = config.sampling
-        sampler = sampler or (own.sampler if self.scheduler is self.own_scheduler else SCHEDULER)
-        steps = own.steps if num_inference_steps is None else num_inference_steps
-        try:
-            num_images = either("num_images", num_images, "batch_size", batch_size)
+        with names_of_diffusers():
             labels = either("labels", labels, "class_labels", class_labels)
-            requested = self.unet.prompts.request(labels, conditions, prompt)
-            named = None if labels is None and prompt is None and not conditions else requested.count
-            count = number_of_images(num_images, named, latents, num_images_per_prompt)
-            check_request(count, steps, own.sampler, seed=seed)
+            asked = {"labels": labels, "conditions": conditions, "prompt": prompt}
+            num_images = either("num_images", num_images, "batch_size", batch_size)
             check_call(output_type, callback_on_step_end_tensor_inputs)
-            self.check_sampler(sampler)
-            guidance = checked_guidance(guidance_scale, config.schema, config.trained_with_condition_dropout)
-            condition = requested.repeated(torch.arange(count) // num_images_per_prompt)
-            noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
-            start, results = noise.start(latents), []
-            with self.progress_bar(total=self.total_steps(count, steps, sampler)) as bar:
-                for numbers in torch.arange(count).split(AT_A_TIME):
-                    denoise = self.guided(guidance, condition[numbers])
-                    on_step = self.step_reporter(callback_on_step_end, steps, sampler, bar.update)
-                    noisy = self.sampled(denoise, start[numbers], noise.of(numbers), steps, sampler, on_step)
-                    results.append(finite(noisy if output_type == "latent" else self.decoded(noisy)).cpu())
-        except Exception as error:
-            # By its name: the denoiser's file has a RequestError of its own where the package is not installed.
-            if type(error).__name__ != RequestError.__name__:
-                raise
-            refusal: Any = error
-            raise RequestError.renamed(refusal, OUR_NAMES) from None
+            share = strength_of(strength, image, mask_image)
+            own = self.unet.model_config.sampling
+            steps = own.steps if num_inference_steps is None else num_inference_steps
+            request = self.request(steps, sampler, sampler_options or {}, share)
+            if image is not None:
+                request = started_from(
+                    request,
+                    images_given(image, image_shape_of(self.vae, self.unet.model_config.latent_shape)),
+                    mask_image,
+                    lambda images: encoded_by(self.vae, images, self._execution_device),
+                    strength=share,
+                    resamplings=resamplings,
+                )
+            condition, named = self.requested(asked, request)
+            is_plain = image is not None and guidance_scale is None and not asks_for_any(asked)
+            weight = 1.0 if is_plain else guidance_scale
+            guidance = self.checked(weight, guidance_interval, guidance_rescale)
+            count = number_of_images(num_images, named, latents, num_images_per_prompt)
+            check_request(count, 1, "heun", seed=seed)
+            request.check_number(count)
+            condition = condition.repeated(torch.arange(count) // num_images_per_prompt)
+            noise = NoiseSource((count, *self.unet.model_config.latent_shape), self._execution_device, seed, generator)
+            on_step = partial(self.step_reporter, callback_on_step_end)
+            drawn = self.drawn(request, guidance, condition, noise, latents, steps, output_type, on_step)
         self.maybe_free_model_hooks()
-        images = converted(torch.cat(results), output_type)
+        images = converted(drawn, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def check_sampler(self, sampler: str) -> None:
-        """Raise RequestError for one that this model is not made for."""
-        config = self.unet.model_config
-        if sampler != SCHEDULER:
-            checked_options(sampler, {}, config.denoiser, config.sampling)
-        elif SAMPLERS[config.sampling.sampler].consistency:
-            raise RequestError(
-                "scheduler",
-                f"{type(self.scheduler).__name__} needs a denoiser, and this model was tuned for few steps: leave it as"
-                f" it was, or give sampler {config.sampling.sampler}",
-            )
+    def drawn(
+        self,
+        request: PipelineRequest,
+        guidance: Guidance,
+        condition: Condition,
+        noise: NoiseSource,
+        latents: Tensor | None,
+        steps: int,
+        output_type: str,
+        on_step: Callable[..., OnStep],
+    ) -> Tensor:
+        """The images in [-1, 1], or their latents, 64 at a time."""
+        start, results = noise.start(latents), []
+        with self.progress_bar(total=self.total_steps(len(start), steps, request)) as bar:
+            for rows in torch.arange(len(start)).split(AT_A_TIME):
+                denoise, of_rows = self.guided(guidance, condition[rows]), request.of(rows)
+                report = partial(on_step, bar.update)
+                found = self.sampled(denoise, start[rows], noise.of(rows), of_rows, steps, report)
+                results.append(finite(found if output_type == "latent" else self.finished(found, of_rows)).cpu())
+        return torch.cat(results)
 
     def guided(self, guidance: Guidance, condition: Condition) -> Denoise:
         """The denoiser as a function of noisy latents and noise level alone."""
@@ -156,54 +177,86 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return lambda noisy, sigma: guided(noisy, sigma, condition)
 
     def sampled(
-        self, denoise: Denoise, start: Latents, noise: NoiseSource, steps: int, sampler: str, on_step: OnStep
+        self,
+        denoise: Denoise,
+        unit_noise: Latents,
+        noise: NoiseSource,
+        request: PipelineRequest,
+        steps: int,
+        report: LevelsReporter,
     ) -> Latents:
-        """The latents that a sampler, or pipe.scheduler, makes of unit noise."""
-        if sampler == SCHEDULER:
-            return sample_by_scheduler(
-                denoise, start, self.scheduler, steps, generator=noise.generator, on_step=on_step
-            )
-        return sample_latents(
-            denoise,
-            start,
-            self.sigmas(steps),
-            sampler=sampler,
-            gaussian=self.unet.model.gaussian,
-            noise=noise.step,
-            on_step=on_step,
-        )
+        """The latents that a sampler, or pipe.scheduler, makes of unit noise, and of images where there are some."""
+        if request.sampler == SCHEDULER:
+            timesteps, generator = timesteps_of(self.scheduler, steps, unit_noise.device), noise.generator
+            on_step = report(timesteps)
+            return sample_by_scheduler(denoise, unit_noise, self.scheduler, steps, generator=generator, on_step=on_step)
+        return request.drawn(denoise, unit_noise, noise.step, self.unet.model.gaussian, report)
 
-    def sigmas(self, steps: int) -> Tensor:
-        """The noise levels of our samplers."""
-        return noise_levels(self.unet.model_config.sampling, steps, {})
+    def request(
+        self, steps: int, sampler: str | None, options: Mapping[str, float], strength: float
+    ) -> PipelineRequest:
+        """The sampler that is asked for, checked, and its noise levels."""
+        config, grid = self.unet.model_config, self.unet.model_config.sampling
+        sampler = sampler or (grid.sampler if self.scheduler is self.own_scheduler else SCHEDULER)
+        check_request(1, steps, grid.sampler if sampler == SCHEDULER else sampler)
+        if sampler != SCHEDULER:
+            options = checked_options(sampler, options, config.denoiser.skip.kind, grid)
+        elif SAMPLERS[grid.sampler].consistency:
+            raise RequestError(
+                "scheduler",
+                f"{type(self.scheduler).__name__} needs a denoiser, and this model was tuned for few steps: leave it as"
+                f" it was, or give sampler {grid.sampler}",
+            )
+        elif options:
+            raise RequestError("sampler_options", "are those of our samplers, and pipe.scheduler has its own config")
+        sigmas = noise_levels(grid, steps, options)
+        return PipelineRequest(sampler, options, levels_of_strength(sigmas, strength))
+
+    def requested(self, asked: Mapping[str, Any], request: PipelineRequest) -> tuple[Condition, int | None]:
+        """The conditions to repeat, and the number of images that they or images to start from ask for."""
+        config = self.unet.model_config
+        condition: Condition = self.unet.prompts.request(**asked)
+        if asks_for_any(asked):
+            return condition, condition.count
+        if request.latents is None:
+            return condition, None
+        if config.schema.attributes and config.trained_with_condition_dropout:
+            condition = condition[[0]].null()
+        return condition, len(request.latents)
+
+    def checked(
+        self, weight: float | Mapping[str, float] | None, interval: GuidanceInterval | None, rescale: float | None
+    ) -> Guidance:
+        """The guidance that is asked for."""
+        config = self.unet.model_config
+        dropout = config.trained_with_condition_dropout
+        return checked_guidance(weight, config.schema, dropout, interval=interval, rescale=rescale)
 
     def decoded(self, latents: Latents) -> Images:
-        """The images of standardized latents, by `vae.decode`, whatever scaling and shift its config states."""
-        config = self.vae.config
-        if "scaling_factor" in config:
-            mean, std = (each.to(latents).view(-1, 1, 1) for each in statistics(config))
-            latents = latents * std + mean
-        images: Images = self.vae.decode(latents.to(self.vae.dtype)).sample
-        return images.float().clamp(-1, 1)
+        """The images of latents, in [-1, 1]."""
+        return decoded_by(self.vae, latents)
 
-    def total_steps(self, count: int, steps: int, sampler: str) -> int:
+    def finished(self, latents: Latents, request: PipelineRequest) -> Images:
+        """The images of latents, with what a mask keeps."""
+        images = self.decoded(latents).cpu()
+        return images if request.inpainting is None else request.inpainting.finished(images)
+
+    def total_steps(self, count: int, steps: int, request: PipelineRequest) -> int:
         """How often the progress bar moves."""
-        if sampler == SCHEDULER:
+        if request.sampler == SCHEDULER:
             steps = len(timesteps_of(self.scheduler, steps, self._execution_device))
+        else:
+            steps = (len(request.sigmas) - 1) * request.resamplings
         return steps * -(-count // AT_A_TIME)
 
-    def step_reporter(
-        self, callback: StepCallback | None, steps: int, sampler: str, advance: Callable[[int], object]
-    ) -> OnStep:
+    def step_reporter(self, callback: StepCallback | None, advance: Callable[[int], object], levels: Tensor) -> OnStep:
         """What is done after each step: the progress bar moves, and diffusers' callback may replace the latents."""
-        levels = self.sigmas(steps)
 
         def on_step(step: int, noisy: Latents) -> Latents | None:
             advance(1)
             if callback is None:
                 return None
-            level = self.scheduler.timesteps[step - 1] if sampler == SCHEDULER else levels[step - 1]
-            return (callback(self, step - 1, level, {"latents": noisy}) or {}).get("latents")
+            return (callback(self, step - 1, levels[step - 1], {"latents": noisy}) or {}).get("latents")
 
         return on_step
 
@@ -226,44 +279,6 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:
         """Write `model_index.json` and the code of the pipeline, which diffusers by itself leaves out."""
         write_index(Path(save_directory), {name: class_of(part) for name, part in self.components.items()})
-
-
-def either(name: str, value: Any, other_name: str, other: Any) -> Any:
-    """The one of two arguments that is given: they are two names for the same."""
-    if value is not None and other is not None:
-        raise ConfigError(f"{name} and {other_name} are two names for the same: give one of them")
-    return other if value is None else value
-
-
-def number_of_images(num_images: int | None, labels: int | None, latents: Tensor | None, each: int) -> int:
-    """How many images are asked for, by their number or that of the labels or latents; `each` of them several times."""
-    if num_images is not None and not isinstance(num_images, Integral):
-        raise RequestError("num", f"{num_images!r} is no number of images; classes are given as class_labels")
-    if not isinstance(each, Integral) or each < 1:
-        raise RequestError("num_images_per_prompt", f"{each} must be a number, at least 1")
-    if num_images is not None:
-        return int(num_images) * int(each)
-    if labels is not None:
-        return labels * int(each)
-    return 16 * int(each) if latents is None else len(latents)
-
-
-def check_call(output_type: str, tensor_inputs: Sequence[str]) -> None:
-    """Raise RequestError for what is no kind of output, or no tensor for a callback."""
-    if output_type not in OUTPUT_TYPES:
-        raise RequestError("output_type", f"{output_type} is not one of {', '.join(OUTPUT_TYPES)}")
-    if unknown := set(tensor_inputs) - set(LatentDiffusionPipeline._callback_tensor_inputs):
-        raise RequestError("callback_on_step_end_tensor_inputs", f"{', '.join(sorted(unknown))}: there is only latents")
-
-
-def converted(images: Tensor, output_type: str) -> Any:
-    """Images in [-1, 1] as the kind of output that is asked for; latents as they are."""
-    if output_type == "latent":
-        return images
-    if output_type == "pil":
-        return [picture(image) for image in to_uint8(images)]
-    unit = images / 2 + 0.5
-    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()
 
 
 def class_of(component: Any) -> list[str]:

@@ -24,15 +24,9 @@ from ldm.diffusion.config import (
     UNet2DConfig,
     UNetConfig,
 )
+from ldm.diffusion.model import DiffusionModelConfig, create_denoiser, load_denoiser, save_denoiser
 from ldm.diffusion.network import DenoiserNetwork
-from ldm.pipeline import (
-    DiffusionModelConfig,
-    create_denoiser,
-    load_denoiser,
-    noise_levels,
-    sample_latents,
-    save_denoiser,
-)
+from ldm.diffusion.sampling import noise_levels, sample_latents
 from ldm.randomness import generator
 from ldm.training.config import MuonConfig
 from ldm.training.muon import hidden_weights
