@@ -216,7 +216,7 @@ def test_every_weighting_of_the_table_has_a_config() -> None:
 def test_the_effective_weight_is_the_loss_as_an_integral_over_ln_sigma(kind: str) -> None:
     """Against the mean over drawn noise levels of the weighted error, for an error that is a function of σ."""
     weighting = next(config for config in sections_of(WeightingConfig) if config.kind == kind)()
-    config = DenoisingObjectiveConfig(LogNormalConfig(mean=-0.2, std=1.0), weighting)
+    config = DenoisingObjectiveConfig(noise_distribution=LogNormalConfig(mean=-0.2, std=1.0), weighting=weighting)
     denoiser = Denoiser(nn.Linear(1, 1))
     sigma = torch.logspace(-4, 4, 8001, dtype=torch.float64)
     integral = torch.trapezoid(EffectiveWeight(config, denoiser).at(sigma) * error_at(sigma), sigma.log())
