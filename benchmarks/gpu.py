@@ -71,6 +71,7 @@ class Size:
     attention: tuple[int, ...]
     latent: tuple[int, int, int]
     batch: int
+    steps: int = 20  # in a round
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Effort:
 
 SIZES = {
     "10 M, 16 x 16, batch 64": Size((96, 192), 2, (1,), (4, 16, 16), 64),
-    "74 M, 32 x 32, batch 256": Size((160, 320, 480), 2, (1, 2), (4, 32, 32), 256),
+    "74 M, 32 x 32, batch 256": Size((160, 320, 480), 2, (1, 2), (4, 32, 32), 256, steps=4),
 }
 FULL = Effort(rounds=5, steps=20, sizes=SIZES, sampling_steps=50, side=64, training_steps=300)
 SMOKE = Effort(
@@ -262,7 +263,7 @@ def stage_two_steps(effort: Effort) -> Rows:
             makers["ours, fp32"]()()
         flops = counter.get_total_flops()
         for row, make in makers.items():
-            found = measured(make, effort)
+            found = measured(make, replace(effort, steps=min(effort.steps, size.steps)))
             rows[f"{name}: {row}"] = {**found, "TFLOP/s": flops / found["ms"] / 1e9}
     return rows
 

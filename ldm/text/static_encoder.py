@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm.errors import CheckpointError, ConfigError
 
-TABLE = "embedding.safetensors"
+EMBEDDING_FILE = "embedding.safetensors"
 TOKENIZER = "tokenizer.json"
 WORDS = "words.txt"
 INSTALL = "pip install 'latent-diffusion-trainer[text]'"
@@ -52,7 +52,7 @@ class StaticEncoder:
     def save(self, folder: Path) -> None:
         """Write table and vocabulary."""
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({"embedding": self.table.contiguous()}, folder / TABLE)
+        safetensors.torch.save_file({"embedding": self.table.contiguous()}, folder / EMBEDDING_FILE)
         shutil.copyfile(self.vocabulary, folder / (WORDS if self.vocabulary.name == WORDS else TOKENIZER))
 
 
@@ -68,7 +68,7 @@ def open_wordllama() -> StaticEncoder:
 
 def is_static(folder: Path) -> bool:
     """Whether a folder holds static embeddings."""
-    if (folder / TABLE).is_file() or (folder / WORDS).is_file():
+    if (folder / EMBEDDING_FILE).is_file() or (folder / WORDS).is_file():
         return True
     return (
         (folder / TOKENIZER).is_file() and len(tables := tables_in(folder)) == 1 and "embeddings" in names_in(tables[0])

@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -17,8 +16,15 @@ WORKSPACE = ":4096:8"  # of cuBLAS, with which it is deterministic
 
 def use_ieee_float32() -> None:
     """Let float32 be float32 on GPUs, where convolutions would be TF32 unasked: latents, figures, samples."""
-    cudnn: Any = torch.backends.cudnn
-    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "ieee"
+    allow_tf32(False)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether products and convolutions of float32 may be made in TF32, which has ten bits of mantissa.
+
+    By the older of PyTorch's two interfaces: after the newer one its own `torch.backends.cudnn.flags` fails.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextmanager
@@ -31,9 +37,9 @@ def training_kernels(config: RunConfig, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn: Any = torch.backends.cudnn
+    cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
-    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
+    allow_tf32(True)
     cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     try:

@@ -51,8 +51,8 @@ def test_a_denoiser_network_compiles_as_one_graph():
 def test_only_the_steps_of_a_run_are_in_tf32(monkeypatch):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     with training_kernels(RunConfig(), torch.device("cuda")):
-        assert (matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark) == ("tf32", "tf32", True)
-    assert (matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark) == ("ieee", "ieee", False)
+        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (True, True, True)
+    assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (False, False, False)
     with training_kernels(RunConfig(deterministic=True), torch.device("cuda")):
         assert torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled() and not cudnn.deterministic
