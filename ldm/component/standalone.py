@@ -25,7 +25,11 @@ TRAINING = {
     *("initialize", "freeze_encoder", "train_mask_token", "layer_input", "output_gradient"),
     *("costs", "reset_usage", "update_usage", "active_units", "dead_units"),
 }
-LEFT_OUT = {"Autoencoder": ("load", "save", "from_diffusers", "code"), "Bottleneck": ("forward",)}
+LEFT_OUT = {
+    "Autoencoder": ("load", "save", "from_diffusers", "code"),
+    "Bottleneck": ("forward",),
+    "QuantizedBottleneck": ("forward",),
+}
 
 HEADER = """\
 {version}, license MIT.

@@ -12,7 +12,7 @@ from ldm.nn.convolution import zeroed
 from ldm.nn.outer_convolution import OuterConv2d
 from ldm.nn.outer_linear import OuterLinear
 
-HIGHEST = 64.0  # frequency of the noise level's features, as in our own networks
+TOP_FREQUENCY = 64.0  # frequency of the noise level's features, as in our own networks
 BASE = 10_000.0  # of diffusers' positional embedding
 
 
@@ -80,7 +80,7 @@ def frequency_shift(features: int) -> int:
     """The shift with which a positional embedding for timesteps 0 to 1000 suits numbers between about -3 and 3.
 
     Feature i of n has the frequency BASE ** (-i / (n - shift)): 1 and slower ones. With a shift above n they rise, and
-    the last becomes about HIGHEST.
+    the last becomes about TOP_FREQUENCY.
     """
     sines = features // 2
-    return sines + max(round((sines - 1) * math.log(BASE) / math.log(HIGHEST)), 1)
+    return sines + max(round((sines - 1) * math.log(BASE) / math.log(TOP_FREQUENCY)), 1)

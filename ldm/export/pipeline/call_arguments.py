@@ -41,9 +41,9 @@ def either(name: str, value: Any, other_name: str, other: Any) -> Any:
     return other if value is None else value
 
 
-def asks_for_any(asked: Mapping[str, Any]) -> bool:
+def is_asked(asked: Mapping[str, Any]) -> bool:
     """Whether labels, prompt or conditions are given."""
-    return any(each is not None and each != {} for each in asked.values())
+    return any(each is not None for each in asked.values())
 
 
 def number_of_images(num_images: int | None, labels: int | None, latents: Tensor | None, each: int) -> int:

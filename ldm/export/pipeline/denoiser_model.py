@@ -63,7 +63,8 @@ class DenoiserModel(OwnModel):
         self.code().write(folder)
 
     def code(self) -> CodeFile:
-        parts = {"DENOISER_NETWORKS": self.model_config.denoiser.network.kind}
+        config = self.model_config
+        parts = {"DENOISER_NETWORKS": config.denoiser.network.kind, "SAMPLERS": config.sampling.sampler}
         return own_code("ldm.export.pipeline.denoiser_model:DenoiserModel", "denoiser", parts)
 
     def forward(

@@ -21,10 +21,10 @@ from ldm.diffusion.sampling import check_request, finite, noise_levels
 from ldm.editing.config import RESAMPLINGS
 from ldm.errors import ConfigError, RequestError
 from ldm.export.pipeline.call_arguments import (
-    asks_for_any,
     check_call,
     converted,
     either,
+    is_asked,
     names_of_diffusers,
     number_of_images,
 )
@@ -114,31 +114,30 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """Images, by default the same as LatentDiffusion.sample gives for a seed. The class explains the arguments."""
         with names_of_diffusers():
             labels = either("labels", labels, "class_labels", class_labels)
-            asked = {"labels": labels, "conditions": conditions, "prompt": prompt}
+            asked = {"labels": labels, "conditions": conditions or None, "prompt": prompt}
             num_images = either("num_images", num_images, "batch_size", batch_size)
             check_call(output_type, callback_on_step_end_tensor_inputs)
             share = strength_of(strength, image, mask_image)
-            own = self.unet.model_config.sampling
-            steps = own.steps if num_inference_steps is None else num_inference_steps
+            config = self.unet.model_config
+            steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
             request = self.request(steps, sampler, sampler_options or {}, share)
             if image is not None:
                 request = started_from(
                     request,
-                    images_given(image, image_shape_of(self.vae, self.unet.model_config.latent_shape)),
+                    images_given(image, image_shape_of(self.vae, config.latent_shape)),
                     mask_image,
                     lambda images: encoded_by(self.vae, images, self._execution_device),
                     strength=share,
                     resamplings=resamplings,
                 )
             condition, named = self.requested(asked, request)
-            is_plain = image is not None and guidance_scale is None and not asks_for_any(asked)
-            weight = 1.0 if is_plain else guidance_scale
+            weight = 1.0 if guidance_scale is None and image is not None and not is_asked(asked) else guidance_scale
             guidance = self.checked(weight, guidance_interval, guidance_rescale)
             count = number_of_images(num_images, named, latents, num_images_per_prompt)
             check_request(count, 1, "heun", seed=seed)
             request.check_number(count)
             condition = condition.repeated(torch.arange(count) // num_images_per_prompt)
-            noise = NoiseSource((count, *self.unet.model_config.latent_shape), self._execution_device, seed, generator)
+            noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
             on_step = partial(self.step_reporter, callback_on_step_end)
             drawn = self.drawn(request, guidance, condition, noise, latents, steps, output_type, on_step)
         self.maybe_free_model_hooks()
@@ -216,7 +215,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """The conditions to repeat, and the number of images that they or images to start from ask for."""
         config = self.unet.model_config
         condition: Condition = self.unet.prompts.request(**asked)
-        if asks_for_any(asked):
+        if is_asked(asked):
             return condition, condition.count
         if request.latents is None:
             return condition, None
