@@ -15,8 +15,10 @@ from PIL import Image
 from ldm.batch import NULL, Condition
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig
 from ldm.diffusion.objective import drop_condition
+from ldm.editing.image_to_image import image_to_image
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import StepRandom
+from ldm.shapes import to_float
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, ran, weights
 from tests.support.word_vectors import word_vectors
@@ -94,6 +96,82 @@ def test_the_pipeline_and_the_flags_of_a_run_ask_for_the_same_as_python(run: Pat
         assert (drawn / 127.5 - 1 - image).abs().max() < 0.01
 
 
+def test_every_way_to_draw_takes_every_condition(run: Path, tmp_path: Path) -> None:
+    """An image edited by prompts, in Python, by flags and as a pipeline; ways between prompts, and between angles."""
+    Image.new("RGB", (8, 8), (200, 80, 0)).save(tmp_path / "photo.png")
+    model, asked = LatentDiffusion.load(run), {"prompt": ["a red cat", "a blue dog"], "conditions": {"tone": "dark"}}
+    images = to_float(
+        torch.from_numpy(np.array(Image.open(tmp_path / "photo.png"))).permute(2, 0, 1).expand(2, 3, 8, 8)
+    )
+    plan = model.plan(steps=2, strength=0.5, guidance={"text": 3.0})
+    expected = image_to_image(model, images, model.prompts.request(**asked), plan)
+    pipe = DiffusionPipeline.from_pretrained(run, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    edit = {"image": Image.open(tmp_path / "photo.png"), "strength": 0.5, "guidance_scale": {"text": 3.0}}
+    piped = pipe(**asked, **edit, num_inference_steps=2, output_type="pt").images
+    torch.testing.assert_close(torch.as_tensor(piped), expected / 2 + 0.5, rtol=0, atol=1e-4)
+    prompts = ("--prompt", "a red cat", "--prompt", "a blue dog", "--tone", "dark", "--guidance", "text=3")
+    drawn(run, tmp_path / "edited", "--image", tmp_path / "photo.png", "--strength", 0.5, *prompts)
+    files = sorted((tmp_path / "edited").glob("*.png"))
+    assert [file.name for file in files] == ["00000-a red cat.png", "00001-a blue dog.png"]
+    for file, image in zip(files, expected, strict=True):
+        assert (pixels(file) / 127.5 - 1 - image).abs().max() < 0.01
+    for ends in (("prompt:a red cat", "prompt:a blue dog"), ("angle:0", "angle:90"), ("class:cat", "text:a blue dog")):
+        drawn(run, tmp_path / f"way{ends[0]}", "--interpolate", *ends, "--num", 3, "--tone", "dark")
+    way = sorted((tmp_path / "wayprompt:a red cat").glob("*.png"))
+    for place, prompt in ((0, "a red cat"), (2, "a blue dog")):
+        sample = model.sample(numbers=[0], prompt=prompt, conditions={"tone": "dark"}, steps=2)[0]
+        assert (pixels(way[place]) / 127.5 - 1 - sample).abs().max() < 0.01
+    drawn(run, tmp_path / "turned", "--angle", "0,90,180", "--num", 3, "--tone", "light")
+    assert [file.name for file in sorted((tmp_path / "turned").iterdir())] == [
+        "00000-0.png",
+        "00001-90.png",
+        "00002-180.png",
+    ]
+
+
+def test_a_picture_with_conditions_is_drawn_again_and_other_conditions_replace_its_own(
+    run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cat\na blue dog")
+    asked = (
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--labels",
+        "cat",
+        "--angle",
+        "0,90",
+        "--guidance",
+        "text=3,label=2",
+    )
+    drawn(run, tmp_path / "first.png", *asked, "--num", 2)
+    like = ("sample", "--like", tmp_path / "first.png", "--out")
+    assert ran(*like, tmp_path / "again.png").code == 0
+    assert pixels(tmp_path / "again.png").equal(pixels(tmp_path / "first.png"))
+    other = ("--prompt", "a blue cat", "--label", "dog", "--tone", "light")
+    outcome = ran(*like, tmp_path / "other.png", *other)
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "other.png") as picture:
+        found = picture.text  # type: ignore[attr-defined]
+    assert found["condition of label"] == "dog" and found["prompt"] == '["a blue cat"]' and found["steps"] == "2"
+    assert found["condition of angle"] == "0,90" and not found.keys() & {"labels", "prompts"}
+    drawn(run, tmp_path / "direct.png", *asked[4:], *other, "--num", 2)
+    assert pixels(tmp_path / "direct.png").equal(pixels(tmp_path / "other.png"))
+    (tmp_path / "prompts.txt").write_text("a blue dog")
+    outcome = ran(*like, tmp_path / "again.png")
+    assert outcome.code == 2 and "which is not what it was then" in outcome.err
+
+
+def drawn(run: Path, out: Path, *arguments: object) -> None:
+    outcome = ran("sample", run, "--out", out, "--steps", 2, "--device", "cpu", *arguments)
+    assert outcome.code == 0, outcome.err
+
+
+def pixels(file: Path) -> torch.Tensor:
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.array(picture)).movedim(-1, 0)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -102,6 +180,9 @@ def test_the_pipeline_and_the_flags_of_a_run_ask_for_the_same_as_python(run: Pat
         (("--prompt", "zebra"), "--prompt 'zebra' has no word that the text encoder words knows"),
         (("--guidance", "size=2"), "--guidance size is no condition of this model"),
         (("--guidance", "text=x"), "--guidance: invalid"),
+        (("--prompt", "a cat", "--text", "a dog"), "--prompt and text are the same condition: give one of them"),
+        (("--interpolate", "size:3", "1"), "a condition of this model (class:NAME, label:VALUE, tone:VALUE, angle:VAL"),
+        (("--interpolate", "angle:north", "1"), "--angle 'north' is not a number"),
         (("--prompts", "nowhere.txt"), "--prompts nowhere.txt cannot be read"),
     ],
 )

@@ -75,11 +75,34 @@ def test_a_model_tuned_for_few_steps_samples_so_by_default_everywhere(tuned: Pat
         (("--sampler", "heun"), "--sampler heun needs a denoiser, and this model was tuned for few steps: use cons"),
         (("--guidance", 2), "a model tuned for few steps has its guidance baked in"),
         (("--second-sigma", 1000), "--second-sigma 1000 must be above"),
+        (("--interpolate", 0, "class:square", "--sampler", "heun"), "--sampler heun needs a denoiser"),
     ],
 )
 def test_a_request_for_another_model_is_one_line(tuned: Path, tmp_path: Path, flags, words: str) -> None:
     outcome = ran("sample", tuned, "--out", tmp_path / "a.png", *flags)
     assert outcome.code == 2 and words in outcome.err and "Traceback" not in outcome.err, outcome.err
+
+
+def test_a_model_tuned_for_few_steps_edits_pictures_but_knows_no_way_back_to_their_noise(
+    tuned: Path, tmp_path: Path
+) -> None:
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.new("RGB", (16, 16), (200, 80, 0)).save(photo)
+    white = Image.new("L", (16, 16))
+    white.paste(255, (4, 4, 12, 12))
+    white.save(mask)
+    for mode in (
+        ("--image", photo, "--strength", 0.6),
+        ("--image", photo, "--mask", mask),
+        ("--interpolate", 3, "class:square"),
+        ("--strip", "--seeds", 3),
+    ):
+        outcome = ran("sample", tuned, "--out", tmp_path / "a.png", "--labels", "disc", *mode)
+        assert outcome.code == 0, outcome.err
+    for mode in (("--variations", photo), ("--interpolate", photo, 3)):
+        outcome = ran("sample", tuned, "--out", tmp_path / "b.png", *mode)
+        assert outcome.code == 2 and "knows no way back to noise: use the run that it was tuned" in outcome.err, outcome
+        assert outcome.err.count("\n") == 1 and not (tmp_path / "b.png").exists()
 
 
 def test_a_denoiser_is_not_sampled_as_a_consistency_model(finished_diffusion: Path) -> None:
