@@ -47,7 +47,7 @@ def parser(arguments: Sequence[str] = ()) -> Parser:
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of both networks (fp32)")
     parser.add_argument("--graph", action="store_true", help="on a CUDA GPU, replay the denoiser as one graph")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
-    parser.add_argument("--columns", type=int, help="columns of the grid (the classes up to 20, else a square)")
+    parser.add_argument("--columns", type=int, help="columns of the grid (the conditions up to 20, else a square)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one)")
     add_condition_options(parser, arguments)
     return parser

@@ -18,7 +18,7 @@ def add_editing_options(parser: Any) -> None:
     add(
         "--num",
         type=int,
-        help=f"how many images ({GRID}; {FRAMES} with --interpolate, with --image one for each of --labels)",
+        help=f"how many images ({GRID}; {FRAMES} with --interpolate, with --image one for each condition)",
     )
     add("--seeds", metavar="LIST", help="the images with these numbers, as 0-63 or 3,7,20-29, in place of --num")
     add("--size", metavar="HxW", help="pixels of images of another size, where the networks allow it (as trained)")
@@ -33,7 +33,7 @@ def add_editing_options(parser: Any) -> None:
         help=f"how often few steps of --mask are gone, as in RePaint ({RESAMPLINGS})",
     )
     add("--variations", metavar="FILE", help="images near this one, by mixing its noise with others")
-    ends = "the way between two seeds, classes (class:NAME) or images (files)"
+    ends = "the way between two seeds, images (files) or conditions (class:NAME, prompt:TEXT, angle:90)"
     add("--interpolate", nargs=2, metavar=("A", "B"), help=ends)
     add("--strip", action="store_true", help="how one image forms, step by step, or the way of --interpolate, in a row")
     add("--gif", action="store_true", help="the same as an animation; --out is a .gif")
