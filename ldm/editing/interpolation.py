@@ -99,8 +99,9 @@ def expanded(condition: Condition, count: int) -> Condition:
 
 
 def same_conditions(one: Condition, other: Condition) -> bool:
-    """Whether both ask for the same."""
-    return all(value.equal(other.values[name]) for name, value in one.values.items())
+    """Whether both ask for the same, or both leave the same out, for which NaN may stand."""
+    pairs = [(value, other.values[name]) for name, value in one.values.items()]
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Real images edited: what is known is kept to the bit, ends are met, and what cannot be done is one line."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ldm.batch import Condition
 from ldm.editing.image_to_image import image_to_image, inpaint
-from ldm.editing.interpolation import drawn_end, image_end, interpolate
+from ldm.editing.interpolation import drawn_end, image_end, interpolate, same_conditions
 from ldm.editing.masks import hidden_latents, spread
 from ldm.errors import ConfigError, RequestError
 from ldm.pipeline import LatentDiffusion
@@ -80,6 +81,18 @@ def test_the_ends_of_a_way_are_the_samples_and_the_reconstructions(model: Latent
     real = interpolate(model, image_end(model, image, condition, plan), ends[1], shares, plan)
     torch.testing.assert_close(real[:1], model.decode(model.encode(image)), rtol=0, atol=1e-3)
     torch.testing.assert_close(real[2:], samples[1:], rtol=0, atol=1e-4)
+
+
+def test_ends_that_both_left_a_number_or_a_text_out_were_taken_for_different_conditions() -> None:
+    """Each step then asked the denoiser twice."""
+
+    def condition(angle: float, tokens: float) -> Condition:
+        values = {"label": torch.tensor([1]), "angle": torch.tensor([angle]), "text": torch.full((1, 2, 3), tokens)}
+        return Condition(values)
+
+    assert same_conditions(condition(math.nan, math.nan), condition(math.nan, math.nan))
+    assert not same_conditions(condition(math.nan, math.nan), condition(1.0, math.nan))
+    assert not same_conditions(condition(1.0, math.nan), condition(1.0, 0.5))
 
 
 def test_another_size_than_trained_is_drawn_where_the_networks_allow_it() -> None:
