@@ -172,7 +172,7 @@ def test_names_every_class_has_its_own_and_nothing_is_imported_under_another() -
 
 
 def test_objective_import_closure_is_small_and_decodes_no_data() -> None:
-    """Who reads the autoencoder's loss need not read more than twenty files."""
+    """Who reads the autoencoder's loss need not read more than twenty-two files, random numbers included."""
 
     def closure(module: str, seen: frozenset[str] = frozenset()) -> frozenset[str]:
         for other in imports(FILES[module]) - seen - {module}:
@@ -182,7 +182,7 @@ def test_objective_import_closure_is_small_and_decodes_no_data() -> None:
     reached = closure("autoencoder.objective")
     assert len(reached) <= 22, sorted(reached)
     assert not [module for module in reached if module.split(".")[0] == "data"]
-    assert len(closure("diffusion.objective")) <= 15
+    assert len(closure("diffusion.objective")) <= 18  # the embeddings of all kinds of conditions are among them
 
 
 def test_imports_form_no_cycle() -> None:
