@@ -32,6 +32,7 @@ WRITES = {
     "vae",
 }
 OF_THE_SYSTEM = {"lost+found", "Thumbs.db", "desktop.ini"}
+OF_CACHE = re.compile(r"\.lock|(cache|building)\.json(\.partial)?|moments\.npy|shards|captions-\w+\.npy(\.partial)?")
 LOGS = (".log", ".out", ".err")  # where a shell or a cluster sends what the run itself will print
 
 
@@ -88,9 +89,8 @@ def is_run_config(file: Path) -> bool:
 
 
 def is_cache(path: Path) -> bool:
-    """Whether that is a folder with a cache of latents and nothing else."""
-    known = {LOCK, "cache.json", "cache.json.partial", "moments.npy"}
-    return path.name == "latents" and path.is_dir() and {each.name for each in path.iterdir()} <= known
+    """Whether that is a folder with a cache of latents and captions, finished or not, and nothing else."""
+    return path.name == "latents" and path.is_dir() and all(OF_CACHE.fullmatch(each.name) for each in path.iterdir())
 
 
 def is_log(path: Path) -> bool:
