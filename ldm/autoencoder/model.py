@@ -96,10 +96,17 @@ class Autoencoder(nn.Module):
         return self.network.has_autoencoder_kl_shape and learns_variance
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the parts of the network that are called as a whole (encoder, decoder), in place."""
-        for part in self.network.children():
-            if type(part).forward is not nn.ModuleDict.forward:
-                part.compile(*args, **kwargs)
+        """Compile the parts of the network that are called as a whole (encoder, decoder), in place.
+
+        ConfigError for a network whose parts are lists of layers, of which none is called as a whole.
+        """
+        parts = [part for part in self.network.children() if type(part).forward is not nn.ModuleDict.forward]
+        if not parts:
+            assert self.config is not None  # all networks of other packages have both
+            kind = self.config.network.kind
+            raise ConfigError(f"run.compile on: autoencoder.network.kind {kind} cannot be compiled; set it to off")
+        for part in parts:
+            part.compile(*args, **kwargs)
 
     def freeze_encoder(self) -> None:
         """From now on no gradient reaches what makes the latents; the decoder learns."""

@@ -155,6 +155,11 @@ class ImageBatches(TrainingBatches[ImageRows, ImageBatch]):
         self.store: Tensor | None = None
         store = (run or RunConfig()).store
         pixels = dataset.stacked() if store != "host" else None
+        if pixels is None and store == "device":
+            raise ConfigError(
+                "run.store device needs all decoded images in memory, and of one size: raise data.cache_gb, set"
+                " data.crop center, or set run.store auto"
+            )
         if pixels is not None and fits_on(device, pixels.nbytes, store, dataset.config.cache_gb):
             self.store, self.loads_data = torch.from_numpy(storable(pixels)).to(device), False
 

@@ -7,14 +7,19 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.errors import ConfigError
+
 
 def checkpoint_blocks(network: nn.Module) -> None:
     """Let every block of a network, in place, keep its input alone (Chen et al. 2016).
 
     A block is an element of an outermost list or sequence of modules that consists of several. The gradients are the
-    same, bit for bit, for a third more of the time.
+    same, bit for bit, for a third more of the time. ConfigError for a network without blocks.
     """
-    for block in list(blocks(network)):
+    found = list(blocks(network))
+    if not found:
+        raise ConfigError("run.gradient_checkpointing true: this network has no blocks; set it to false")
+    for block in found:
         block.__class__ = checkpointed(type(block))
 
 

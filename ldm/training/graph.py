@@ -129,6 +129,7 @@ class StepScalars:
 
     def __init__(self, device: torch.device):
         self.device, self.number = device, 0
+        self.is_complete = False
         self.functions: dict[str, Callable[[int], float]] = {}
         self.kept: dict[str, Tensor] = {}
 
@@ -141,6 +142,8 @@ class StepScalars:
     def value(self, name: str, of: Callable[[int], float]) -> Tensor:
         """`of(number)`, always in the same memory."""
         if name not in self.kept:
+            if self.is_complete:  # a recorded copy from the host would read memory that is something else by then
+                raise ConfigError(f"run.graph on: not every step needs the same numbers ({name}): {WAY_OUT}")
             self.functions[name] = of
             self.kept[name] = self.on_device(of).squeeze(0)
         return self.kept[name]
@@ -195,7 +198,7 @@ class RecordedPhase:
             self.recorder.warm_up(lambda: self.learn(self.replayed(step)))
         else:
             if self.replay is None:
-                self.rng.is_complete = True
+                self.rng.is_complete = self.scalars.is_complete = True
                 self.replay = self.recorder.record(lambda: self.learn(self.replayed(step)))
             self.replay()
         self.steps += 1

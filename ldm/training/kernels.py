@@ -50,6 +50,20 @@ def training_kernels(config: RunConfig, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(was_deterministic, warn_only=True)
 
 
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """IEEE float32 between two steps of a run, too: for what people look at, and what models are compared by."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.benchmark
+    use_ieee_float32()
+    cudnn.benchmark = False  # of the shapes here few come again
+    try:
+        yield
+    finally:
+        allow_tf32(before[0])
+        cudnn.benchmark = before[1]
+
+
 def prepare_kernels(config: RunConfig) -> None:
     """What must be set before the first kernel."""
     use_ieee_float32()

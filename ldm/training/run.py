@@ -24,7 +24,7 @@ from ldm.training import dry_run
 from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision
 from ldm.training.graph import WARM_UP, GraphedStep, check_graph
-from ldm.training.kernels import prepare_kernels, training_kernels
+from ldm.training.kernels import ieee_float32, prepare_kernels, training_kernels
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
 from ldm.training.run_checkpoints import RunCheckpoints
@@ -263,10 +263,12 @@ class Run:
 
     # ---- small services
 
+    @ieee_float32()
     def draw_panel(self, panel: Panel, step: TrainingStep) -> None:
         """Draw what the model makes of a few images at this step, and record the metrics of that."""
         step.record(**drawn("panel", lambda: panel.draw(self.ema_model(), step.panel_path), warn=self.print) or {})
 
+    @ieee_float32()
     def validate(self, held_out: HeldOutLosses, step: TrainingStep) -> None:
         """Record the held-out loss of the averaged model at this step, and say once since when it overfits."""
         if not held_out.groups:

@@ -12,6 +12,7 @@ from ldm.data.batches import BatchSampler, ImageBatches, shuffled
 from ldm.data.config import AugmentConfig, FolderConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.data.decoding import UnreadableImage
+from ldm.errors import ConfigError
 from ldm.randomness import StepRandom, derived_seed, generator
 from ldm.shapes import to_float, to_uint8
 from ldm.training.config import RunConfig
@@ -207,6 +208,8 @@ def test_images_of_several_sizes_are_cropped_by_the_workers():
     given.preload()
     batches = ImageBatches(given, BatchSampler(tuple(range(40)), 0, 8))
     assert batches.loads_data
+    with pytest.raises(ConfigError, match=r"run\.store device needs all decoded images in memory, and of one size"):
+        ImageBatches(given, BatchSampler(tuple(range(40)), 0, 8), "cpu", RunConfig(store="device"))
     for (_, index), view in views(batches, 2).items():
         top, left = int(view[1, 0, 0]), int(view[2, 0, 0])
         assert torch.equal(view, torch.tensor(pixels(index))[:, top : top + 8, left : left + 8])

@@ -6,11 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.autoencoder.config import KLNetworkConfig, ViTNetworkConfig
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    IdentityConfig,
+    KLNetworkConfig,
+    MLPNetworkConfig,
+    ViTNetworkConfig,
+)
+from ldm.autoencoder.model import create_trainable
 from ldm.autoencoder.networks.kl import KLNetwork
 from ldm.autoencoder.networks.vit import ViTNetwork
 from ldm.diffusion.config import UNetConfig
 from ldm.diffusion.networks.unet import UNet
+from ldm.errors import ConfigError
 from ldm.training.gradient_checkpointing import blocks, checkpoint_blocks
 
 SHAPES = {"image": (3, 16, 16), "encoder_channels": 4, "latent_channels": 2}
@@ -70,3 +78,15 @@ def test_gradients_are_the_same_and_less_is_kept(name):
     assert len(found) == len(expected) > 0 and all(map(torch.equal, found, expected))
     again = copy.deepcopy(less).eval()
     assert list(again.state_dict()) == list(whole.state_dict())
+
+
+def test_a_network_of_which_nothing_was_compiled_or_checkpointed_said_nothing():
+    vit, mlp = (
+        create_trainable(AutoencoderConfig(network, IdentityConfig(channels=4)), image=(3, 16, 16))
+        for network in (VIT, MLPNetworkConfig(widths=(8,)))
+    )
+    for model in (vit, mlp):
+        with pytest.raises(ConfigError, match=r"^run\.compile on: autoencoder\.network\.kind (vit|mlp) cannot"):
+            model.compile()
+    with pytest.raises(ConfigError, match=r"^run\.gradient_checkpointing true: this network has no blocks"):
+        checkpoint_blocks(mlp)

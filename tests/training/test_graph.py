@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldm import checkpoint
+from ldm.errors import ConfigError
 from ldm.training import graph
 from tests.support.graphs import TapeRecorder
 from tests.support.runs import lose_everything_after
@@ -51,6 +52,17 @@ def test_a_step_that_cannot_be_a_graph_is_refused_in_one_line(stage_one: Stage, 
     assert outcome.code == 2 and "(equivariance): set run.graph off" in outcome.err
     outcome = stage_one.run(tmp_path / "run", *STEPS, "--run.graph", "on", "--run.accumulation", 2)
     assert outcome.code == 2 and "not run.accumulation 2: set run.graph off" in outcome.err
+
+
+def test_a_number_that_a_step_asks_for_only_once_it_is_recorded_is_refused():
+    scalars = graph.StepScalars(torch.device("cpu"))
+    scalars.fill(3)
+    assert scalars.value("twice", lambda step: 2 * step) == 6
+    scalars.is_complete = True
+    scalars.fill(4)
+    assert scalars.value("twice", lambda step: 2 * step) == 8
+    with pytest.raises(ConfigError, match=r"not every step needs the same numbers \(late\): set run\.graph off"):
+        scalars.value("late", float)
 
 
 def test_without_a_gpu_there_is_no_graph(stage_two: Stage, tmp_path):

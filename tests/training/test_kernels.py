@@ -1,6 +1,7 @@
 """What is fast on a GPU, shown without one: few kernels, one graph, no number that the host looks at."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.training.config import RunConfig
 from ldm.training.kernels import training_kernels
+from ldm.training.run import Run
 from tests.support.scripts import ROOT
 
 SCHEMA = ConditionSchema((ClassAttribute("label", ("disc", "square")),))
@@ -48,7 +50,7 @@ def test_a_denoiser_network_compiles_as_one_graph():
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
-def test_only_the_steps_of_a_run_are_in_tf32(monkeypatch):
+def test_only_the_steps_of_a_run_are_in_tf32():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     with training_kernels(RunConfig(), torch.device("cuda")):
         assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (True, True, True)
@@ -56,3 +58,24 @@ def test_only_the_steps_of_a_run_are_in_tf32(monkeypatch):
     with training_kernels(RunConfig(deterministic=True), torch.device("cuda")):
         assert torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled() and not cudnn.deterministic
+
+
+def test_panels_and_held_out_losses_between_two_steps_were_in_tf32():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    found: list[tuple[bool, bool, bool]] = []
+
+    class Looks:
+        """A panel and held-out images, of which there are none."""
+
+        def draw(self, *_: object) -> dict[str, float]:
+            found.append((matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark))
+            return {}
+
+        groups = property(draw)
+
+    step = SimpleNamespace(record=lambda: None, panel_path=None)
+    with training_kernels(RunConfig(), torch.device("cuda")):
+        Run.draw_panel(SimpleNamespace(ema_model=dict, print=print), Looks(), step)
+        Run.validate(SimpleNamespace(), Looks(), step)
+        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (True, True, True)
+    assert found == [(False, False, False)] * 2
