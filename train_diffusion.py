@@ -60,7 +60,7 @@ def read(arguments: list[str]) -> Command[TrainDiffusionConfig]:
 def train(
     config: TrainDiffusionConfig, out: Path, *, source: str | None, cache: Path, start: str | None, dry: bool = False
 ) -> None:
-    data = data_of(config, source)
+    data = data_of(config, source, start)
     # Imported here, so that --help and a mistyped flag are answered at once.
     from ldm.data.datasets import open_dataset
     from ldm.data.summary import describe

@@ -112,17 +112,18 @@ def section_of_start(options: Options, name: str) -> dict[str, Any] | None:
     return section if isinstance(section, dict) else None
 
 
-def data_of(config: TrainDiffusionConfig, source: str | None) -> DataSourceConfig:
-    """The data of the config: its own, or those of the run of train_vae.py in `source` as flags changed them."""
+def data_of(config: TrainDiffusionConfig, source: str | None, start: str | None = None) -> DataSourceConfig:
+    """The data of the config: its own, or those of the run in `source`, or else in `start`, as flags changed them."""
     if config.data is not None:
         return config.data
-    if source is None:
+    flag, given, script = ("--from", start, "diffusion") if source is None else ("--autoencoder", source, "vae")
+    if given is None:
         raise ConfigError(
             "the config has no data section, and there is no --autoencoder or --from whose data could be taken: give"
             " one of them"
         )
-    found = "is not a run of train_vae.py" if Path(source).exists() else "does not exist here"
-    raise ConfigError(f"--autoencoder {source} {found}, so the config must have a data section")
+    found = f"is not a run of train_{script}.py" if Path(given).exists() else "does not exist here"
+    raise ConfigError(f"{flag} {given} {found}, so the config must have a data section")
 
 
 def vae_config_of(source: str) -> TrainVAEConfig | None:

@@ -57,6 +57,13 @@ def test_without_a_run_a_flag_is_said_to_lack_a_kind_only_where_that_is_so(tmp_p
         data_of(TrainDiffusionConfig(), None)
 
 
+def test_a_run_to_start_from_that_does_not_exist_was_said_to_be_not_given(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--from \S+missing does not exist here"):
+        data_of(TrainDiffusionConfig(), None, str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match=r"--from \S+ is not a run of train_diffusion\.py"):
+        data_of(TrainDiffusionConfig(), None, str(tmp_path))
+
+
 def test_moved_data_train_another_stage_two(stage_two: Stage, shapes_folder: Path, tmp_path: Path) -> None:
     """The same images elsewhere: the same latents, and what was found is said by the dry run."""
     moved = tmp_path / "moved"

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,8 @@ def add_condition_options(parser: Any, arguments: Sequence[str]) -> None:
     add("--labels", help='classes, by name or number, separated by commas; "a, b" is one; repeated as needed (all)')
     add("--prompt", action="append", metavar="TEXT", help="a text; given several times, several, repeated as needed")
     add("--prompts", type=Path, metavar="FILE", help="a file of texts, one a line")
+    if not any(os.path.isfile(model_of(each)) for each in arguments):
+        parser.hint = " (those of conditions are known from a finished run, and none is named)"
     for attribute in attributes_of(arguments):
         flag, dest = flag_of(parser, attribute["name"]), CONDITION + attribute["name"]
         if attribute["kind"] == "text":
@@ -33,13 +36,17 @@ def attributes_of(arguments: Sequence[str]) -> list[dict[str, str]]:
     for before, argument in pairwise(["", *arguments]):
         if before == "--guide":  # of another run
             continue
-        file = Path(argument) / "unet" / "config.json"
         try:
-            found = json.loads(file.read_text())["schema"]["attributes"]
+            found = json.loads(model_of(argument).read_text())["schema"]["attributes"]
             return [{"name": str(each["name"]), "kind": str(each["kind"])} for each in found]
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return []
+
+
+def model_of(argument: str) -> Path:
+    """The file that says which conditions a model has, if the argument is a run."""
+    return Path(argument) / "unet" / "config.json"
 
 
 def alternatives(arguments: Sequence[str]) -> list[set[str]]:

@@ -1,9 +1,9 @@
 """What sample.py draws: the numbers of the images of each batch, and the function that draws one."""
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +53,7 @@ def open_drawing(options: argparse.Namespace, model: LatentDiffusion) -> Drawing
     options.sampler = options.sampler or grid.sampler
     options.steps = grid.steps if options.steps is None else options.steps
     edits = options.image is not None or options.variations is not None
-    is_file = options.interpolate is not None and any(Path(each).is_file() for each in options.interpolate)
+    is_file = options.interpolate is not None and any(map(os.path.isfile, options.interpolate))
     condition, names = requested_condition(options, model, from_images=edits or is_file)
     is_plain = (edits and not names) or is_file or options.variations is not None
     strength = options.strength or (1.0 if options.mask is not None else STRENGTH)
@@ -199,7 +199,7 @@ def end_named(
     if text.isdecimal():
         own = own if is_asked(requested) else condition.repeated(torch.tensor([int(text)]))
         return drawn_end(model, (int(text),), own, plan)
-    if Path(text).is_file():
+    if os.path.isfile(text):
         return image_end(model, read_image(text, "--interpolate", image_config(options, model, plan)), own, plan)
     asked = model.prompts.request(**request_of_end(text, requested, model))
     return drawn_end(model, (0,), asked.repeated(torch.tensor([place])), plan)

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -133,7 +134,7 @@ def model_files(run: Path) -> list[Path]:
 def input_files(options: argparse.Namespace) -> list[Path]:
     """The pictures that a command starts from, and the file of its prompts."""
     named = [getattr(options, name) for name in FILES] + list(options.interpolate or ())
-    return [Path(each) for each in named if each is not None and Path(each).is_file()]
+    return [Path(each) for each in named if each is not None and os.path.isfile(each)]
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -54,6 +54,8 @@ class Command(Generic[T]):
 class Parser(argparse.ArgumentParser):
     """For a command without a config. Answers a wrong command line as the training scripts do: in one line."""
 
+    hint = ""  # what else may be why a flag is not known
+
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
@@ -64,10 +66,10 @@ class Parser(argparse.ArgumentParser):
         """What the command line says, or ConfigError with the flag that was probably meant."""
         options, unknown = self.parse_known_args([expand_user(argument, alone=True) for argument in arguments])
         if unknown:
-            flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
+            flags = [each for each in self._option_string_actions if each.startswith("--")]
             near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
             advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-            raise ConfigError(f"{unknown[0]} is not understood; {advice}")
+            raise ConfigError(f"{unknown[0]} is not understood; {advice}{self.hint}")
         return options
 
 
