@@ -48,6 +48,11 @@ TAKEN = {
     "hidden files": {".DS_Store": "x", ".git/config": "x", "Thumbs.db": "x"},
     "a log of the shell": {"train.log": "Mon", "slurm-17.out": "node 3", "output.txt": ""},
     "a cache of latents": {"latents/cache.json": "{}", "latents/moments.npy": "x", "latents/.lock": ""},
+    "a cache that is not finished": {
+        "latents/building.json": "{}",
+        "latents/moments.npy": "x",
+        "latents/shards/0.json": "[]",
+    },
     "an interrupted start": {".lock": "", "notes.txt": "mine, and in nobody's way"},
     "an interrupted start of version 0.1": {".lock": "", "config.yaml": EARLIER_CONFIG, "command.txt": "train_vae.py"},
     "one with panels": {".lock": "", "samples/step-00000003.png": "x", "config.yaml": EARLIER_CONFIG},
