@@ -263,13 +263,13 @@ def stage_two_steps(effort: Effort) -> Rows:
             makers["ours, fp32"]()()
         flops = counter.get_total_flops()
         for row, make in makers.items():
-            found = measured(make, replace(effort, steps=min(effort.steps, size.steps)))
+            found = measured(row, make, replace(effort, steps=min(effort.steps, size.steps)))
             rows[f"{name}: {row}"] = {**found, "TFLOP/s": flops / found["ms"] / 1e9}
     return rows
 
 
-def measured(make: Callable[[], Action], effort: Effort) -> dict[str, Any]:
-    """The milliseconds of a step, its kernels and its memory. One loop at a time: a graph keeps its memory."""
+def measured(row: str, make: Callable[[], Action], effort: Effort) -> dict[str, Any]:
+    """The milliseconds of a step, its kernels and its memory; said at once. One loop at a time: a graph keeps memory."""
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -277,6 +277,7 @@ def measured(make: Callable[[], Action], effort: Effort) -> dict[str, Any]:
     with training_kernels(RunConfig(), torch.device(DEVICE)):
         found: dict[str, Any] = {"ms": milliseconds({"": action}, effort)[""], "kernels": kernels(action)}
     found["GiB"] = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
+    print(f"{row}: {found['ms']:.2f} ms", flush=True)
     return found
 
 
@@ -297,7 +298,7 @@ def stage_one_steps(effort: Effort) -> Rows:
         }
         for loop, tuned in (("diffusers' loop", False), ("diffusers' loop, tuned", True)):
             makers[loop] = partial(their_autoencoder_step, config, images, tuned=tuned)
-        rows |= {f"{file}, batch {size}: {row}": measured(make, effort) for row, make in makers.items()}
+        rows |= {f"{file}, batch {size}: {row}": measured(row, make, effort) for row, make in makers.items()}
     return rows
 
 
