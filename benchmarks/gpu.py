@@ -269,7 +269,7 @@ def stage_two_steps(effort: Effort) -> Rows:
 
 
 def measured(row: str, make: Callable[[], Action], effort: Effort) -> dict[str, Any]:
-    """The milliseconds of a step, its kernels and its memory; said at once. One loop at a time: a graph keeps memory."""
+    """The milliseconds of a step, its kernels and its memory, said at once. One loop at a time: graphs keep memory."""
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
