@@ -1,4 +1,4 @@
-"""What a codec costs and how exact it is: speed beside JPEG 2000 and CompressAI, entropy models, threads, float64.
+"""Benchmark of a fitted codec: speed beside JPEG 2000 and CompressAI, entropy models, threads, float64.
 
     python benchmarks/codec.py CODEC IMAGE... [--size 256] [--step 0.5] [--path FOLDER]
 

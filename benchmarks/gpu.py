@@ -1,4 +1,4 @@
-"""What a GPU shows: speed of training and sampling beside diffusers' loops, precisions, exactness. Under nine minutes.
+"""Benchmark on a GPU: training and sampling beside diffusers' loops, precisions, exactness. Under nine minutes.
 
     python benchmarks/gpu.py runs/gpu                       on a machine with a GPU
     python benchmarks/gpu.py runs/gpu --only peak steps     some of the parts

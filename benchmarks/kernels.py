@@ -1,4 +1,4 @@
-"""How many kernels the network of a training step takes on a GPU, counted on the meta device: nothing is computed.
+"""Kernel counts of a training step's network on a GPU, on the meta device: nothing is computed.
 
     python benchmarks/kernels.py
 

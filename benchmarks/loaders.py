@@ -1,4 +1,4 @@
-"""What the data loaders of both stages cost: CPU milliseconds per batch and images per second, one thread.
+"""Benchmark of both stages' data loaders: CPU milliseconds per batch and images per second, one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/loaders.py [--device cuda] [--rounds 20]
 

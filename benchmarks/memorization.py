@@ -1,4 +1,4 @@
-"""Does the memorization report tell a model that copies its training images from one that does not?
+"""Benchmark of the memorization report: a model that copies its training images beside one that does not.
 
     python benchmarks/memorization.py runs/memorization [--steps 1200] [--samples 200]
 

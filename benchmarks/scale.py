@@ -1,4 +1,4 @@
-"""What a data set of very many images costs: start-up, memory, images a second, and the order of a hundred million.
+"""Benchmark of very large data sets: start-up, memory, images a second, and the order of a hundred million.
 
     python benchmarks/scale.py [--images 1000000]
 

@@ -288,3 +288,14 @@ def test_a_tokenizer_that_reads_classes_finishes_although_its_folder_has_no_plac
     outcome = stage_one.run(tmp_path / "run", "--objective.penalties.classification.weight", 0.1)
     assert outcome.code == 0, outcome.err
     assert 0 <= report_of(tmp_path / "run")["head_accuracy"] <= 1
+
+
+def test_the_config_of_a_codec_trains_on_a_folder_of_images_and_is_exported(shapes_folder, tmp_path):
+    trained("compression", tmp_path / "run", 3, "--data.path", shapes_folder)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert math.isfinite(report["held_out_psnr"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        all(line["bits_per_pixel"] > 0 for line in lines if "bits_per_pixel" in line) and "bits_per_pixel" in lines[0]
+    )
+    assert Autoencoder.load(tmp_path / "run").decode(torch.zeros(1, 8, 4, 4)).shape == (1, 3, 16, 16)

@@ -1,4 +1,4 @@
-"""What sample.py draws: the numbers of the images of each batch, and the function that draws one."""
+"""The drawing modes of sample.py: the numbers of the images of each batch, and the function that draws one."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Whether training data lie on the device that computes, or on the host, from where workers bring them."""
+"""The placement of training data: on the device that computes, or on the host, from where workers bring them."""
 
 import torch
 

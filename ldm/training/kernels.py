@@ -1,4 +1,4 @@
-"""How PyTorch computes: TF32 or IEEE float32, the choice of algorithms, determinism, and the memory of CPUs."""
+"""The kernel settings of PyTorch: TF32 or IEEE float32, choice of algorithms, determinism, memory of CPUs."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What a run trains: its objectives, the state of each module that one of them trains, and their schedules."""
+"""The trained modules of a run: objectives, the training state of each module, and their schedules."""
 
 from collections.abc import Hashable, Mapping
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What is fast on a GPU, shown without one: few kernels, one graph, no number that the host looks at."""
+"""Speed on a GPU, shown without one: few kernels, one graph, no number that the host looks at."""
 
 import importlib.util
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Whose a folder is: what is somebody's is refused and not touched; what a run left, at any moment, is a run's."""
+"""Ownership of a run folder: what is somebody's is refused and not touched; what a run left is a run's."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""How a call of the pipeline draws: the sampler, its noise levels, and the images that it starts from."""
+"""The request of a pipeline call: the sampler, its noise levels, and the images that it starts from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What is our U-Net's own; what every network promises is in test_networks.py."""
+"""Our U-Net alone; what every network promises is in test_networks.py."""
 
 from dataclasses import replace
 
