@@ -22,6 +22,8 @@ from the first where there are more images.
 import argparse
 import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,13 +209,12 @@ def draw(out: Path, count: int, prompts: int, seed: int) -> None:
     print(f"{out}: {count} images, {prompts} prompts each in seen.txt and unseen.txt")
 
 
-def words(out: Path) -> None:
-    """Write the embedding of each word of the prompts by wordllama, as static embeddings without a tokenizer."""
+def write_words(texts: Iterable[str], out: Path) -> None:
+    """Write the embedding of each word of some texts by wordllama, as static embeddings without a tokenizer."""
     from ldm.text.encoder import open_encoder
 
     encoder = open_encoder("wordllama")
-    parts = ["a", *COLORS, *SHAPES, *SIZES, *RELATIONS]
-    vocabulary = sorted({word for part in parts for word in part.split()})
+    vocabulary = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
     table = torch.stack([encoder.tokens(word, 8).mean(0) for word in vocabulary])
     out.mkdir(parents=True)
     safetensors.torch.save_file({"embedding": table.half()}, out / "embedding.safetensors")
@@ -247,7 +248,7 @@ def main() -> None:
     writing.add_argument("out", type=Path)
     given = parser.parse_args()
     if given.command == "words":
-        words(given.out)
+        write_words(["a", *COLORS, *SHAPES, *SIZES, *RELATIONS], given.out)
     elif given.command == "draw":
         draw(given.out, given.count, given.prompts, given.seed)
     else:
