@@ -98,7 +98,7 @@ SMOKE = Effort(
     2,
     4,
     4,
-    {"one": "--autoencoder.network.width=8", "two": "--denoiser.network.widths=[8,16]"},
+    {"one": "--autoencoder.network.width=8", "two": "--denoiser.network.widths=[8,16] --run.batch-size=8"},
 )
 
 

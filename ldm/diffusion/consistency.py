@@ -5,6 +5,8 @@ answers with the one in which the path of the noisy latent ends, so that a singl
 2023). On a path all answers are the same, and at σ = 0 the answer is the latent itself.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ class ConsistencyObjective(nn.Module):
         super().__init__()
         self.denoiser, self.config = denoiser, config
         self.held_guide = [guide]  # in a list, or it would become a part of this module
-        self.drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in denoiser.modules())
+        self.repeats_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in denoiser.modules())
         self.register_buffer("stage_gap", torch.ones(()), persistent=False)  # on the device, as it changes
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
@@ -51,7 +53,7 @@ class ConsistencyObjective(nn.Module):
         devices = [noisy.device] if noisy.device.type == "cuda" else []
         # The answer with a gradient comes first: autocast keeps the weights that it has cast, and those that are cast
         # without a gradient would have none in the second one either.
-        with torch.random.fork_rng(devices, enabled=self.drops):
+        with torch.random.fork_rng(devices) if self.repeats_dropout else nullcontext():
             denoised = self.denoiser(noisy, batch.sigma, batch.condition)
         with torch.no_grad():
             ahead = clean + lower / sigma * (noisy - clean)

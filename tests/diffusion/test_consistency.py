@@ -106,7 +106,7 @@ def test_two_answers_with_different_dropout_masks_would_differ_however_near_the_
     objective = in_stage(ConsistencyObjective(denoiser_of(dropout=0.5), config), 0)
     torch.manual_seed(0)
     assert 0 < objective(batch_of()).total < 1e-3
-    objective.drops = False  # as if nobody had cared
+    objective.repeats_dropout = False  # as if nobody had cared
     torch.manual_seed(0)
     assert objective(batch_of()).total > 0.1
 
