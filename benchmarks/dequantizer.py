@@ -5,10 +5,11 @@
 takes held-out images of RUN, the run of train_vae.py that CODEC is of; DIFFUSION is a run of train_diffusion.py on the
 same autoencoder, FOLDER a network for features, as benchmarks/lite.py writes one. The same files are decoded to the
 centers of the cells, as they are (with centroids where these helped when the codec was fitted), with the denoiser, and
-with a few steps of its sampler.
+with a few steps of a sampler.
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +21,8 @@ from ldm.data.datasets import open_dataset
 from ldm.evaluation.feature_networks import open_perceptual_metric
 from ldm.script_configs import vae_data_of
 from ldm.shapes import rounded
+
+SAMPLER_STEPS = 8
 
 
 def main() -> None:
@@ -39,7 +42,12 @@ def main() -> None:
     meter = ImageMeter(images, open_perceptual_metric(kind, options.features, torch.device("cpu")))
     codec = Codec.load(options.codec)
     denoiser = DenoisingRefinement.of(codec, LatentDiffusion.load(options.diffusion))
-    ways = {"centers": lambda latents, cells: latents, "as they are": None, "denoised": denoiser}
+    ways = {
+        "centers": lambda latents, cells: latents,
+        "as they are": None,
+        "denoised": denoiser,
+        f"{SAMPLER_STEPS} steps": replace(denoiser, steps=SAMPLER_STEPS),
+    }
     for step in map(float, options.steps.split(",")):
         files = codec.compress(images, step=step)
         sizes, headers = [len(file) for file in files], sum(map(header_size, files))
