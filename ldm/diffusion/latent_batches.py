@@ -1,5 +1,6 @@
 """Training batches of latents: loaded by number, sampled, noised and left without a condition on the device."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from ldm.data.augmentation import flips
 from ldm.data.batches import BatchSampler, TrainingBatches
 from ldm.data.datasets import Dataset
 from ldm.data.device_store import fits_on
+from ldm.data.order import MOST_SHUFFLED
 from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.diffusion.losses.noise_distribution import create_noise_distribution
 from ldm.diffusion.objective import drop_condition
@@ -106,9 +108,19 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
 
     def mirrored(self, indices: Tensor, epochs: Tensor) -> Tensor:
         """1 for each image that is seen mirrored, as (seed, epoch, image) alone decides, 0 for the others."""
-        if self.cache.moments.shape[0] == 1:
+        views, count = self.cache.moments.shape[:2]
+        if views == 1:
             return torch.zeros_like(indices)
+        if indices.device.type == "cpu" and count <= MOST_SHUFFLED and bool((epochs == epochs[0]).all()):
+            return flips_of_epoch(self.sampler.seed, int(epochs[0]), count)[indices].long()
         return flips(self.sampler.seed, epochs, indices).long()
+
+
+@lru_cache(maxsize=2)
+def flips_of_epoch(seed: int, epoch: int, count: int) -> Tensor:
+    """Which of all images are mirrored in an epoch: on a CPU these take little longer than those of one batch."""
+    indices = torch.arange(count)
+    return flips(seed, torch.full_like(indices, epoch), indices)
 
 
 def copied(moments: np.ndarray, device: torch.device | str) -> Tensor:
