@@ -62,8 +62,9 @@ class LatentCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """A process that is not forked maps the file anew: it would be sent all that is in it."""
-        is_file = isinstance(self.moments, np.memmap) and isinstance(self.moments.base, mmap.mmap)
-        return vars(self) | {"moments": self.moments.filename if is_file else self.moments}
+        moments: Any = self.moments
+        is_file = isinstance(moments, np.memmap) and isinstance(moments.base, mmap.mmap)
+        return vars(self) | {"moments": moments.filename if is_file else moments}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         moments = state["moments"]
