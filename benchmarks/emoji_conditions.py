@@ -4,11 +4,17 @@
     python train_vae.py configs/vae/folder.yaml --data.path emoji --out runs/emoji/vae
     python train_diffusion.py configs/diffusion/folder.yaml --autoencoder runs/emoji/vae --out runs/emoji/diffusion \\
         --data.conditions '{label: {kind: class}, tone: {kind: class}, text: {kind: text, length: 16}}'
-    python sample.py runs/emoji/diffusion --label people-body --tone dark --prompt "woman cook" --out cooks.png
-    python benchmarks/emoji_conditions.py tones SAMPLES...    # the tone that the skin in each image has
+    ldm evaluate runs/emoji/diffusion --generate 1000         # how many are read as their category, and as their tone
+    python sample.py runs/emoji/diffusion --num 300 --out cooks --label people-body --prompt "woman cook" \\
+        --tone light,medium-light,medium,medium-dark,dark
+    python benchmarks/emoji_conditions.py score cooks         # how many have skin of the tone that they were asked for
 
 The tone is that of the modifiers U+1F3FB ... U+1F3FF among the code points of a file's name, `none` without one and
-`several` where two people have different ones. The category and the caption are those of metadata.jsonl.
+`several` where two people have different ones. The category and the caption are those of metadata.jsonl. Skin is read
+from the pixels by the colors that Noto has for it, of real images (`score emoji/people-body`) as of samples.
+
+Where nothing can be installed for the text encoder (wordllama), `words emoji emoji-words` writes the embeddings of the
+captions' words elsewhere, beforehand: `{kind: text, length: 16, encoder: emoji-words}`.
 """
 
 import json
@@ -19,6 +25,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+# isort: off
+from scenes import write_words
 
 TONES = {"1f3fb": "light", "1f3fc": "medium-light", "1f3fd": "medium", "1f3fe": "medium-dark", "1f3ff": "dark"}
 # The color that Noto draws skin of each tone in, RGB; without a tone it is yellow.
@@ -64,18 +73,45 @@ def seen_tone(image: np.ndarray) -> str:
     return most if counts[most] >= 0.02 * image.shape[0] * image.shape[1] else "nothing"
 
 
-def tones(folders: list[Path]) -> None:
-    """How many images of each folder show which tone."""
-    for folder in folders:
-        images = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.rglob("*.png"))]
-        counts = Counter(seen_tone(image) for image in images)
-        print(f"{folder}: " + ", ".join(f"{tone} {count}" for tone, count in counts.most_common()))
+def asked_tone(file: Path) -> str:
+    """The tone that a sample was asked for, which sample.py wrote into it; of a real image that of its name."""
+    info = Image.open(file).info
+    if "number" not in info:
+        return tone_of(file.name)
+    tones = [tone.strip() for tone in str(info["condition of tone"]).split(",")]
+    return tones[int(info["number"]) % len(tones)]
+
+
+def score(folder: Path) -> None:
+    """Print, for each tone that was asked for, what the skin in the images has."""
+    found: dict[str, Counter[str]] = {}
+    for file in sorted(folder.glob("*.png")):
+        image = np.asarray(Image.open(file).convert("RGB"))
+        found.setdefault(asked_tone(file), Counter())[seen_tone(image)] += 1
+    for tone in (each for each in (*SKIN, "several") if each in found):
+        counts = found[tone]
+        right, total = counts[tone], sum(counts.values())
+        others = ", ".join(f"{other} {count}" for other, count in counts.most_common() if other != tone)
+        print(f"{tone:12} {right:4} of {total:4} ({100 * right / total:5.1f} %); {others}")
+    right, total = (
+        sum(each) for each in zip(*((found[tone][tone], found[tone].total()) for tone in found), strict=True)
+    )
+    print(f"{'all':12} {right:4} of {total:4} ({100 * right / total:5.1f} %)")
+
+
+def words(folder: Path, out: Path) -> None:
+    """Write the embeddings of all words of the captions."""
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    write_words((json.loads(line)["text"] for line in lines), out)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) >= 3 and sys.argv[1] == "tones":
-        tones([Path(argument) for argument in sys.argv[2:]])
-    elif len(sys.argv) == 3:
-        write(Path(sys.argv[1]), Path(sys.argv[2]))
-    else:
-        sys.exit("usage: python benchmarks/emoji_conditions.py SOURCE OUT | tones FOLDER...")
+    match sys.argv[1:]:
+        case ["score", folder]:
+            score(Path(folder))
+        case ["words", folder, out]:
+            words(Path(folder), Path(out))
+        case [source, out]:
+            write(Path(source), Path(out))
+        case _:
+            sys.exit("usage: python benchmarks/emoji_conditions.py SOURCE OUT | words FOLDER OUT | score SAMPLES")

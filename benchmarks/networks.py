@@ -1,13 +1,14 @@
 """The denoiser networks at about equal parameters: what a training step costs, and what equal seconds teach.
 
-    python benchmarks/networks.py                                        a step of each, in turns, as ratios
+    python benchmarks/networks.py [--batch-size 32]                      a step of each, in turns, as ratios
     python benchmarks/networks.py --autoencoder runs/mine/vae --out runs/networks [--seconds 300] [--seeds 0 1 2]
                                   [--features FOLDER]                     samples too: benchmarks/lite.py
 
-A step is the product's own, on latents of 4 x 16 x 16 in memory: on a GPU if there is one, else on one CPU core. With
-an autoencoder each network is trained for equal seconds on its images by benchmarks/stage_two.py's loop (there CPU
-seconds, on a GPU those that pass), its learning rate over as many steps as fit. Of the seeds mean and range are shown:
-the held-out loss with EDM's weight, and with --features Fréchet and kernel distance of 400 samples to training images.
+A step is the product's own, on latents of 4 x 16 x 16 in memory: on one CPU core or, if there is a GPU, there, replayed
+as a graph. With an autoencoder each network is trained for equal seconds on its images by benchmarks/stage_two.py's
+loop (CPU seconds; on a GPU those that pass), its learning rate over as many steps as fit. Of the seeds mean and range
+are shown: the held-out loss with EDM's weight, and with --features Fréchet and kernel distance of 400 samples to
+training images. --only "DiT, patch 2" EDM2 takes some of the networks.
 """
 
 import os
@@ -27,14 +28,16 @@ import torch
 from ldm.batch import ConditionSchema, LatentBatch
 from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
-from ldm.evaluation.feature_networks import open_extractor
 from ldm.evaluation.panels import HeldOutLatents
 from ldm.randomness import seed_weights
+from ldm.training.graph import GraphedStep
+from ldm.training.kernels import training_kernels
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
 # isort: off
 from runs import print_table
-from stage_two import CONFIG, CPU, SAMPLES, config_with, opened, sample_metrics, trained
+from stage_two import CONFIG, DEVICE, SampleMetrics, config_with, opened, trained
 
 LATENT, BATCH, ROUNDS = (4, 16, 16), 32, 7
 # Of about 4.3 M parameters each.
@@ -50,8 +53,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 class Step:
     """A training step of one network on latents in memory."""
 
-    def __init__(self, changed: dict[str, Any]):
-        config = config_with({**changed, "run.batch_size": BATCH, "denoiser.skip": {"kind": "scalar"}}, CONFIG)
+    def __init__(self, changed: dict[str, Any], batch: int):
+        how = {"run.batch_size": batch, "denoiser.skip": {"kind": "scalar"}}
+        config = config_with({**changed, **how, "run.graph": "off" if DEVICE.type == "cpu" else "on"}, CONFIG)
         self.run = Run(config, Path(tempfile.mkdtemp()), dry=True)
         seed_weights(0)
         self.denoiser = create_denoiser(
@@ -59,23 +63,29 @@ class Step:
         )
         self.objective = self.run.prepare(DenoisingObjective(self.denoiser), trains=self.denoiser)
         self.run.resume("")
-        clean, noise = torch.randn(2, BATCH, *LATENT, device=self.run.device)
-        sigma = torch.rand(BATCH, device=self.run.device) + 0.1
-        self.batch = LatentBatch(clean, noise, sigma, ConditionSchema(()).request(None).repeated(torch.arange(BATCH)))
+        clean, noise = torch.randn(2, batch, *LATENT, device=DEVICE)
+        sigma = torch.rand(batch, device=DEVICE) + 0.1
+        self.batch = LatentBatch(clean, noise, sigma, ConditionSchema(()).request(None).repeated(torch.arange(batch)))
+        self.do = self.learn if DEVICE.type == "cpu" else GraphedStep(self.learn, self.run.trained.phase, DEVICE)
 
     def seconds(self, steps: int) -> float:
         """Of a step, as a mean of several."""
         began = self.clock()
-        for _ in range(steps):
-            self.run.begin_step(0)
-            step = self.run.step(0, 0, self.batch)
-            losses = self.objective(step.batch, step)
-            step.update(losses.total)
+        with training_kernels(self.run.run_config, DEVICE):
+            for _ in range(steps):
+                self.run.begin_step(0)
+                self.do(self.run.step(0, 0, self.batch))
         return (self.clock() - began) / steps
+
+    def learn(self, step: TrainingStep) -> None:
+        """What is done with a step."""
+        losses = self.objective(step.batch, step)
+        step.update(losses.total)
+        step.log(losses.terms)
 
     def clock(self) -> float:
         """CPU seconds or, on a GPU, those that pass."""
-        if self.run.device.type == "cpu":
+        if DEVICE.type == "cpu":
             return time.process_time()
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -86,18 +96,22 @@ class Step:
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
 
 
-def costs() -> None:
+def chosen_networks(names: list[str] | None) -> dict[str, dict[str, Any]]:
+    """All of them, or those of these names."""
+    return {name: changed for name, changed in NETWORKS.items() if names is None or name in names}
+
+
+def costs(options: argparse.Namespace) -> None:
     """Print milliseconds and ratios of a step of each network; the rounds are interleaved."""
-    torch.set_num_threads(1)
-    steps = {name: Step(changed) for name, changed in NETWORKS.items()}
-    device = next(iter(steps.values())).run.device
-    each = 1 if device.type == "cpu" else 20
+    batch, chosen = options.batch_size, chosen_networks(options.only)
+    steps = {name: Step(changed, batch) for name, changed in chosen.items()}
+    each = 1 if DEVICE.type == "cpu" else 20
     for step in steps.values():
         step.seconds(2 * each)
     rounds = [{name: step.seconds(each) for name, step in steps.items()} for _ in range(ROUNDS)]
     first = next(iter(steps))
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "one CPU core"
-    print(f"{where}, latents {' x '.join(map(str, LATENT))}, batch {BATCH}, medians of {ROUNDS} interleaved rounds")
+    where = f"{torch.cuda.get_device_name()}, graphs" if DEVICE.type == "cuda" else "one CPU core"
+    print(f"{where}, latents {' x '.join(map(str, LATENT))}, batch {batch}, medians of {ROUNDS} interleaved rounds")
     rows = []
     for name, step in steps.items():
         took = statistics.median(found[name] for found in rounds)
@@ -116,29 +130,27 @@ def shown(values: Iterable[float], digits: int) -> str:
 def equal_seconds(options: argparse.Namespace) -> None:
     """Print what each network has learned from the latents of an autoencoder."""
     data = opened(options.autoencoder, CONFIG, options.out)
-    extractor, real = None, torch.empty(0)
-    if options.features:
-        extractor = open_extractor("features", options.features, data.training.shape[0], CPU)
-        chosen = data.training.evenly_spaced(2 * SAMPLES)
-        real = torch.cat([extractor.features(part.images()) for part in chosen.chunks(50)])
+    metrics = SampleMetrics(options.features, data) if options.features else None
     rows = []
-    for name, changed in NETWORKS.items():
+    for name, changed in chosen_networks(options.only).items():
         results = []
         for seed in options.seeds:
             config = config_with({**changed, "run.seed": seed, "run.batch_size": options.batch_size}, CONFIG)
             training, steps, took = trained(config, data, options.out, options.seconds)
             with torch.no_grad():
                 losses = data.losses(training.run.ema_model(), training.run.device)
-                samples = sample_metrics(training, data, extractor, real) if extractor is not None else []
-            results.append((steps, took, losses, [float(cell) for cell in samples]))
-            print(name, seed, steps, f"{took:.0f} s", *(f"{loss:.4f}" for loss in losses), *samples, flush=True)
+                samples = [] if metrics is None else metrics.of(training)
+            results.append((steps, took, losses, samples))
+            shown_now = (f"{value:.4f}" for value in [*losses, *samples])
+            print(name, seed, steps, f"{took:.0f} s", *shown_now, flush=True)
         counts, seconds, losses, samples = zip(*results, strict=True)
         cells = [name, f"{statistics.mean(seconds):.0f}", f"{statistics.mean(counts):,.0f}"]
         cells += [shown(level, 3) for level in zip(*losses, strict=True)]
         cells.append(shown((statistics.mean(each) for each in losses), 3))
-        rows.append(cells + [shown(metric, 3) for metric in zip(*samples, strict=True)])
+        distances = zip(zip(*samples, strict=True), (1, 3), strict=False)
+        rows.append(cells + [shown(each, digits) for each, digits in distances])
     levels = [f"σ {sigma:g}" for sigma in HeldOutLatents.sigmas]
-    print_table(["network", "s", "steps", *levels, "mean", *(["Fréchet", "kernel"] if extractor else [])], rows)
+    print_table(["network", "s", "steps", *levels, "mean", *(["Fréchet", "kernel"] if metrics else [])], rows)
 
 
 def main() -> None:
@@ -149,8 +161,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--features", help="a folder that benchmarks/lite.py has written")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, help="some of the networks")
     options = parser.parse_args()
-    costs() if options.autoencoder is None else equal_seconds(options)
+    torch.set_num_threads(1)
+    costs(options) if options.autoencoder is None else equal_seconds(options)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@
     python benchmarks/scenes.py score runs/scenes/unseen scenes/unseen.txt
 
 Where nothing can be installed for the text encoder (wordllama), `words` writes a folder of the few embeddings that it
-takes, elsewhere, beforehand (with -m, for beside this file lies one that is called as the package tokenizers):
+takes, elsewhere, beforehand:
 
-    python -m benchmarks.scenes words scenes-words
+    python benchmarks/scenes.py words scenes-words
     ... --data.conditions "{text: {kind: text, encoder: scenes-words, length: 16, layers: 2}}"
 
 "a small red circle left of a blue square": three shapes, five colors, two sizes, which may be left open, and four
@@ -22,6 +22,8 @@ from the first where there are more images.
 import argparse
 import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +31,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from scipy.ndimage import binary_dilation
-from skimage.measure import label, regionprops
+from scipy.ndimage import binary_dilation, center_of_mass, label
 
 SIDE, FINER = 32, 8  # pixels of a scene, and of each of them while it is drawn
 COLORS = {"red": (230, 40, 40), "green": (40, 205, 60), "blue": (50, 90, 240), "yellow": (240, 220, 50)} | {
@@ -145,14 +146,15 @@ def things_in(image: np.ndarray) -> list[Found]:
     nearest = ((hues[..., None, :] - palette) ** 2).sum(-1).argmin(-1)
     found = []
     for index, color in enumerate(COLORS):
-        labels = label((nearest == index) & (brightest > FOREGROUND), connectivity=1)
-        for region in regionprops(labels):
-            if region.area < LEAST / 2:
+        labels, count = label((nearest == index) & (brightest > FOREGROUND))
+        for region in (labels == number for number in range(1, count + 1)):
+            if region.sum() < LEAST / 2:
                 continue
-            y, x = region.centroid
-            around = binary_dilation(labels == region.label, np.ones((3, 3)))
-            covered = np.where(around, image.max(2) / max(COLORS[color]), 0).clip(0, 1)
-            shape, size = shape_and_size(covered) if region.area >= LEAST else ("speck", 0.0)
+            y, x = center_of_mass(region)
+            covered = np.where(binary_dilation(region, np.ones((3, 3))), image.max(2) / max(COLORS[color]), 0).clip(
+                0, 1
+            )
+            shape, size = shape_and_size(covered) if region.sum() >= LEAST else ("speck", 0.0)
             named = min(SIZES, key=lambda name: abs(sum(SIZES[name]) / 2 - size))
             found.append(Found(color, shape, named, (x + 0.5, y + 0.5)))
     return found
@@ -207,13 +209,12 @@ def draw(out: Path, count: int, prompts: int, seed: int) -> None:
     print(f"{out}: {count} images, {prompts} prompts each in seen.txt and unseen.txt")
 
 
-def words(out: Path) -> None:
-    """Write the embedding of each word of the prompts by wordllama, as static embeddings without a tokenizer."""
+def write_words(texts: Iterable[str], out: Path) -> None:
+    """Write the embedding of each word of some texts by wordllama, as static embeddings without a tokenizer."""
     from ldm.text.encoder import open_encoder
 
     encoder = open_encoder("wordllama")
-    parts = ["a", *COLORS, *SHAPES, *SIZES, *RELATIONS]
-    vocabulary = sorted({word for part in parts for word in part.split()})
+    vocabulary = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
     table = torch.stack([encoder.tokens(word, 8).mean(0) for word in vocabulary])
     out.mkdir(parents=True)
     safetensors.torch.save_file({"embedding": table.half()}, out / "embedding.safetensors")
@@ -247,7 +248,7 @@ def main() -> None:
     writing.add_argument("out", type=Path)
     given = parser.parse_args()
     if given.command == "words":
-        words(given.out)
+        write_words(["a", *COLORS, *SHAPES, *SIZES, *RELATIONS], given.out)
     elif given.command == "draw":
         draw(given.out, given.count, given.prompts, given.seed)
     else:

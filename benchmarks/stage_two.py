@@ -32,7 +32,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.latent_batches import LatentBatches
 from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective, losses_by_sigma
-from ldm.evaluation.feature_networks import FeatureExtractor, open_extractor
+from ldm.evaluation.feature_networks import open_extractor
 from ldm.evaluation.metrics import frechet_distance, kernel_distance
 from ldm.evaluation.panels import HeldOutLatents
 from ldm.latents import (
@@ -46,7 +46,10 @@ from ldm.latents import (
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, vae_config_of
+from ldm.training.graph import GraphedStep
+from ldm.training.kernels import training_kernels
 from ldm.training.run import Run
+from ldm.training.step import TrainingStep
 
 # isort: off
 from runs import ROOT, print_table
@@ -68,7 +71,9 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 WARMUP = 0.1  # share of the steps
 CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAMPLES, SAMPLING_STEPS = 400, 18
+SAMPLING_BATCH = 64 if DEVICE.type == "cpu" else SAMPLES  # where a batch of any size takes the same time
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,12 @@ class Zero(nn.Module):
 
 
 class Training:
-    """The loop of train_diffusion.py for so many steps; on a GPU in the precision of the config, else in fp32."""
+    """The loop of train_diffusion.py for so many steps: in fp32 or, on a GPU, as the config says, and as a graph."""
 
     def __init__(self, config: TrainDiffusionConfig, data: Data, out: Path, steps: int):
         optim = replace(config.optim, warmup=max(round(WARMUP * steps), 1))
-        run = config.run if torch.cuda.is_available() else replace(config.run, precision="fp32")
-        config = replace(config, optim=optim, run=replace(run, steps=steps))
+        how = {"precision": "fp32"} if DEVICE.type == "cpu" else {"graph": "on"}
+        config = replace(config, optim=optim, run=replace(config.run, steps=steps, **how))
         self.run = Run(config, out, dry=True)
         seed_weights(config.run.seed)
         denoiser = possible_skip(config.denoiser, data.latents, data.training, self.run.print)
@@ -126,18 +131,24 @@ class Training:
         self.objective = self.run.prepare(DenoisingObjective(self.denoiser), trains=self.denoiser)
         self.run.resume("")
         sampler = self.run.batch_sampler(data.training)
-        self.batches = LatentBatches(data.latents, data.dataset, config.objective, sampler)
+        device = self.run.device
+        self.batches = LatentBatches(data.latents, data.dataset, config.objective, sampler, device, config.run)
+        self.do = self.learn if device.type == "cpu" else GraphedStep(self.learn, self.run.trained.phase, device)
 
     def seconds(self, steps: int) -> float:
         """Of the first so many steps: of CPU or, on a GPU, those that pass."""
         began = self.clock()
-        for number in range(steps):
-            self.run.begin_step(number)
-            step = self.run.step(number, 0, self.batches.batch(number))
-            losses = self.objective(step.batch, step)
-            step.update(losses.total)
-            step.log(losses.terms)
+        with training_kernels(self.run.run_config, self.run.device):
+            for number in range(steps):
+                self.run.begin_step(number)
+                self.do(self.run.step(number, 0, self.batches.batch(number, self.run.device)))
         return self.clock() - began
+
+    def learn(self, step: TrainingStep) -> None:
+        """What is done with a step."""
+        losses = self.objective(step.batch, step)
+        step.update(losses.total)
+        step.log(losses.terms)
 
     def clock(self) -> float:
         """The seconds until now."""
@@ -157,23 +168,34 @@ def trained(config: TrainDiffusionConfig, data: Data, out: Path, seconds: float)
     return training, steps, training.seconds(steps)
 
 
-def sample_metrics(training: Training, data: Data, extractor: FeatureExtractor, real: Tensor) -> list[str]:
+class SampleMetrics:
     """Fréchet and kernel distance of samples, of the held-out images' classes, to features of training images."""
-    labels = data.held_out.labels.repeat(-(-SAMPLES // len(data.held_out)))[:SAMPLES] if data.dataset.classes else None
-    model = LatentDiffusion(data.autoencoder, training.run.ema_model(), training.model)
-    images = model.sample(SAMPLES, labels, steps=SAMPLING_STEPS, guidance=1.0)
-    drawn = torch.cat([extractor.features(part) for part in images.split(50)])
-    return [f"{frechet_distance(real, drawn):.1f}", f"{kernel_distance(real, drawn):.3f}"]
+
+    def __init__(self, folder: str, data: Data):
+        self.data, self.extractor = data, open_extractor("features", folder, data.training.shape[0], DEVICE)
+        chosen = data.training.evenly_spaced(2 * SAMPLES)
+        self.real = torch.cat([self.features(part.images()) for part in chosen.chunks(50)])
+
+    def features(self, images: Tensor) -> Tensor:
+        """Of images on the CPU, there too."""
+        return self.extractor.features(images.to(DEVICE)).float().cpu()
+
+    def of(self, training: Training) -> list[float]:
+        """The two distances of what has been trained."""
+        data = self.data
+        labels = None
+        if data.dataset.classes:
+            labels = data.held_out.labels.repeat(-(-SAMPLES // len(data.held_out)))[:SAMPLES]
+        model = LatentDiffusion(data.autoencoder, training.run.ema_model(), training.model)
+        images = model.sample(SAMPLES, labels, steps=SAMPLING_STEPS, guidance=1.0, batch_size=SAMPLING_BATCH)
+        drawn = torch.cat([self.features(part) for part in images.split(50)])
+        return [frechet_distance(self.real, drawn), kernel_distance(self.real, drawn)]
 
 
 def rows(
-    data: Data, options: argparse.Namespace, extractor: FeatureExtractor | None
+    data: Data, options: argparse.Namespace, metrics: SampleMetrics | None
 ) -> Iterator[tuple[list[str], list[float]]]:
     """Each row's first cells and last cells, and its losses."""
-    real = torch.empty(0)
-    if extractor is not None:
-        chosen = data.training.evenly_spaced(2 * SAMPLES)
-        real = torch.cat([extractor.features(part.images()) for part in chosen.chunks(50)])
     for seconds in options.seconds:
         for name, changed in ROWS.items():
             if any(word in name for word in options.only or [name]):
@@ -181,9 +203,10 @@ def rows(
                 training, steps, took = trained(config, data, options.out, seconds)
                 with torch.no_grad():
                     losses = data.losses(training.run.ema_model(), training.run.device)
-                    samples = sample_metrics(training, data, extractor, real) if extractor is not None else []
-                yield [name, f"{took:.0f}", str(steps), *samples], losses
-                print(name, f"{took:.0f} s", steps, *(f"{loss:.4f}" for loss in losses), *samples, flush=True)
+                    samples = () if metrics is None else metrics.of(training)
+                cells = [f"{distance:.{digits}f}" for distance, digits in zip(samples, (1, 3), strict=False)]
+                yield [name, f"{took:.0f}", str(steps), *cells], losses
+                print(name, f"{took:.0f} s", steps, *(f"{loss:.4f}" for loss in losses), *cells, flush=True)
 
 
 def main() -> None:
@@ -197,18 +220,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = opened(options.autoencoder, options.config, options.out)
-    extractor = (
-        open_extractor("features", options.features, data.training.shape[0], torch.device("cpu"))
-        if options.features
-        else None
-    )
+    metrics = SampleMetrics(options.features, data) if options.features else None
     reference = data.losses(Denoiser(Zero(), gaussian=gaussian_of(data.latents, data.training)))
     table = [
-        (["Gaussian, no network", "", "", *[""] * (2 if extractor else 0)], reference),
-        *rows(data, options, extractor),
+        (["Gaussian, no network", "", "", *[""] * (2 if metrics else 0)], reference),
+        *rows(data, options, metrics),
     ]
     levels = [f"σ {sigma:g}" for sigma in HeldOutLatents.sigmas]
-    heads = ["denoiser", "CPU s", "steps", *(["Fréchet", "kernel"] if extractor else [])]
+    heads = ["denoiser", "CPU s", "steps", *(["Fréchet", "kernel"] if metrics else [])]
     for divisors in ([1.0] * len(levels), reference):
         cells = [[f"{loss / by:.3f}" for loss, by in zip(losses, divisors, strict=True)] for _, losses in table]
         means = [f"{sum(losses) / sum(divisors):.3f}" for _, losses in table]
