@@ -107,14 +107,13 @@ def draw_small_plot(axes: Any, title: str, points: NDArray[np.float64], *, left:
     finite = np.isfinite(heights)
     widths, levels = (left + 0.13, left + 0.98), (bottom + 0.11, bottom + 0.88)  # of the frame
     across, up = shown_range(steps[finite]), shown_range(heights[finite])
+    x_ticks = [tick for tick in MaxNLocator(4, integer=True).tick_values(*across) if tick == round(tick)]
+    y_ticks = list(MaxNLocator(4, integer=is_log).tick_values(*up))
     if is_log and up[1] - up[0] < 3:
         decades = range(math.floor(up[0]), math.ceil(up[1]))
-        y_ticks = np.array([decade + math.log10(digit) for decade in decades for digit in (1, 3)])
-    else:
-        y_ticks = MaxNLocator(4, integer=is_log).tick_values(*up)
-    y_ticks = y_ticks[(up[0] <= y_ticks) & (y_ticks <= up[1])]
-    x_ticks = MaxNLocator(4, integer=True).tick_values(*across)
-    x_ticks = x_ticks[(across[0] <= x_ticks) & (x_ticks <= across[1]) & (x_ticks == x_ticks.round())]
+        y_ticks = [decade + math.log10(digit) for decade in decades for digit in (1, 3)]
+    x_ticks = [tick for tick in x_ticks if across[0] <= tick <= across[1]]
+    y_ticks = [tick for tick in y_ticks if up[0] <= tick <= up[1]]
     x, y = np.interp(x_ticks, across, widths), np.interp(y_ticks, up, levels)
     lines = [[(place, level) for level in levels] for place in (*x, *widths)]
     lines += [[(width, place) for width in widths] for place in (*y, *levels)]
