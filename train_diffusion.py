@@ -153,7 +153,7 @@ def create_objective(
     from ldm.diffusion.objective import DenoisingObjective
 
     if config.objective.kind == "consistency":
-        guide = warm.guide(model).to(run.device) if warm and config.objective.guidance != 1 else None
+        guide = warm.guide(model).to(run.device) if warm and config.objective.needs_guide else None
         consistency = ConsistencyObjective(denoiser, config.objective, guide=guide)
         stages = ConsistencyStages(consistency, config.run.steps)
         return run.prepare(consistency, trains=denoiser, schedule=stages), None

@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,14 @@ def pyod_scores(out: Path, python: str, **arrays: np.ndarray) -> dict[str, np.nd
     return {f"PyOD: {name}": found for name, found in pyod_run(out, python, **arrays).items() if name in PYOD}
 
 
+def imports_pyod(python: str) -> bool:
+    """Whether it is a Python that can run benchmarks/classical.py."""
+    try:
+        return not subprocess.run([python, "-c", "import pyod, sklearn, torch"], stderr=subprocess.DEVNULL).returncode
+    except OSError:
+        return False
+
+
 def pyod_run(out: Path, python: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
     """What benchmarks/classical.py writes when it is run by that Python."""
     if not python:
@@ -237,7 +246,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parts = ["digits", "emoji", "textures", "alarms", "speed"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
-    parser.add_argument("--classes", nargs="+", type=int, default=list(range(10)))
+    parser.add_argument("--classes", nargs="+", type=int, default=list(range(10)), choices=range(10), metavar="DIGIT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pyod", default="", metavar="PYTHON", help="a Python that can import pyod and torch")
     parser.add_argument("--features", default="", metavar="FOLDER", help="a pretrained network for the textures")
@@ -249,6 +258,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.smoke:
         options.classes, options.seeds = options.classes[:2], options.seeds[:1]
+    if options.pyod and not imports_pyod(options.pyod):
+        sys.exit(f"error: --pyod {options.pyod}: no Python that can import pyod, torch and sklearn; install PyOD there")
     if not options.pyod:
         print("PyOD is not measured: name a Python that has it with --pyod")
     kept = Kept(out / "anomaly.jsonl")

@@ -39,13 +39,13 @@ def state_of(module: nn.Module) -> TrainState:
     state = TrainState(module, AdamWConfig(), None, window=lambda step: (0, STEPS))
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    state.advance(1, 1e-3, torch.zeros((), device=next(module.parameters()).device))
+    state.advance(1e-3, [1e-3, 1e-3], torch.zeros((), device=next(module.parameters()).device))
     return state
 
 
 def steps(count: int, busy: RunCheckpoints | None = None) -> float:
     """Median seconds of so many simulated steps, or of those made while something is being written."""
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < count and (busy is None or busy.writer.is_busy):
         began = time.perf_counter()
         time.sleep(STEP)
@@ -53,9 +53,8 @@ def steps(count: int, busy: RunCheckpoints | None = None) -> float:
     return statistics.median(seconds)
 
 
-def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    interval = RunConfig().checkpoint_seconds
+def measured(device: str) -> dict[str, float]:
+    """The seconds of a checkpoint and of the steps beside it, and its size."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = RunCheckpoints(RunFolder(Path(folder)), RunConfig(steps=STEPS), print)
         checkpoints.parts = [state_of(network(device))]
@@ -71,13 +70,29 @@ def main() -> None:
         began = time.perf_counter()
         checkpoint.save(Path(folder) / "before", 1, checkpoints.parts[0].tensors(), {})
         before = time.perf_counter() - began
-    still = statistics.median(stands_still[1:])  # the first touches its memory for the first time
-    print(f"{device}, {size / 1e6:.0f} MB a checkpoint, one every {interval:g} s")
+    return {
+        "bytes": size,
+        "stands still": statistics.median(stands_still[1:]),  # the first touches its memory for the first time
+        "first save": stands_still[0],
+        "in the main thread": before,
+        "on the disk after": statistics.median(whole[1:]),
+        "a step": alone,
+        "a step beside": statistics.median(beside[1:]),
+    }
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    interval, found = RunConfig().checkpoint_seconds, measured(device)
+    still, before = found["stands still"], found["in the main thread"]
+    print(f"{device}, {found['bytes'] / 1e6:.0f} MB a checkpoint, one every {interval:g} s")
     print(f"stands still        {still * 1e3:.0f} ms: {still / interval:.3%} of the time")
-    print(f"first save          {stands_still[0] * 1e3:.0f} ms")
+    print(f"first save          {found['first save'] * 1e3:.0f} ms")
     print(f"in the main thread  {before * 1e3:.0f} ms: {before / (1000 * STEP):.0%} at one every 1,000 steps of 1.5 ms")
-    print(f"on the disk after   {statistics.median(whole[1:]) * 1e3:.0f} ms")
-    print(f"a step              {alone * 1e3:.2f} ms, beside the thread {statistics.median(beside[1:]) * 1e3:.2f} ms")
+    print(f"on the disk after   {found['on the disk after'] * 1e3:.0f} ms")
+    print(
+        f"a step              {found['a step'] * 1e3:.2f} ms, beside the thread {found['a step beside'] * 1e3:.2f} ms"
+    )
 
 
 if __name__ == "__main__":

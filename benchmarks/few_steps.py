@@ -4,8 +4,9 @@
     python benchmarks/few_steps.py RUN OUT --features FOLDER --seeds 0 --guidance 1.5 --set optim.lr=5e-4
 
 Each seed is a run of configs/diffusion/few_steps.yaml --from RUN, with RUN's batches and so many steps that it takes
-the --share of RUN's own training: a step of tuning costs 4/3 of one of training, as it has one more forward pass, and
-2 with guidance baked in, as it has three. Runs in OUT that are finished are not trained again.
+the --share of RUN's own training, where a backward pass counts as two forward passes: a step of training has three,
+and one of tuning four along paths of data, five along those of the denoiser, and six with guidance baked in. Runs in
+OUT that are finished are not trained again.
 
 Samples of the training images' classes are compared with training images: the Fréchet distance in the space of
 features. `Heun` is RUN itself, without guidance and with some; the best of these is what the tuned rows are divided by.
@@ -30,7 +31,7 @@ from ldm.pipeline import LatentDiffusion
 from ldm.script_configs import TrainDiffusionConfig
 from ldm.training.devices import choose_device
 
-COST = {False: 4 / 3, True: 2.0}  # of a step of tuning, in steps of training, without guidance and with it
+FEW_STEPS = Path(__file__).parent.parent / "configs" / "diffusion" / "few_steps.yaml"
 UNTUNED = [("heun", 18), ("heun", 9), ("dpm++2m", 4), ("dpm++2m", 2), ("heun", 1)]
 TUNED = [1, 2, 4, 18]  # steps
 
@@ -79,14 +80,13 @@ class Row:
         """The mean over the seeds."""
         return statistics.mean(distance for distance, _ in self.found)
 
-    def cells(self, best: float, many: float | None) -> list[str]:
+    def cells(self, best: float | None, many: float | None) -> list[str]:
         """The row of the table; `many` is the distance of the same tuned models with 18 steps."""
         each, rates = zip(*self.found, strict=True)
         spread = f"{min(each):.1f} to {max(each):.1f}"
-        beside = "" if many is None else f"{self.distance / many:.2f}"
-        rate = f"{statistics.mean(rates):.0f}"
+        ratios = ["" if other is None else f"{self.distance / other:.2f}" for other in (best, many)]
         head = [self.name, f"{self.guidance:g}", str(self.steps), f"{self.distance:.1f}", spread]
-        return [*head, f"{self.distance / best:.2f}", beside, rate]
+        return [*head, *ratios, f"{statistics.mean(rates):.0f}"]
 
 
 def untuned(run: Path, protocol: Protocol, guidances: list[float], seeds: list[int]) -> Iterator[Row]:
@@ -115,17 +115,21 @@ def tuned(options: argparse.Namespace, config: TrainDiffusionConfig, protocol: P
 def tune(options: argparse.Namespace, config: TrainDiffusionConfig, guidance: float, seed: int) -> Path:
     """A run of train_diffusion.py from the given one, unless it is there already."""
     out = options.out / f"guidance-{guidance:g}-seed-{seed}"
-    steps = max(round(options.share * config.run.steps / COST[guidance != 1]), 1)
+    chosen = dict(each.split("=", 1) for each in options.set)
+    objective = reader.load(TrainDiffusionConfig, FEW_STEPS, chosen).objective
+    assert objective.kind == "consistency"
+    passes = 6 if guidance != 1 else 5 if objective.paths == "denoiser" else 4
+    steps = max(round(options.share * config.run.steps * 3 / passes), 1)
     settings = {
         "run.steps": steps,
         "run.batch-size": config.run.batch_size,
         "run.seed": seed,
         "objective.guidance": guidance,
-        **dict(each.split("=", 1) for each in options.set),
+        **chosen,
     }
     flags = " ".join(f"--{name} '{value}'" for name, value in settings.items())
     place = f"--from '{options.run}' --out '{out}' --cache '{options.out / 'latents'}'"
-    seconds = ran(f"train_diffusion.py configs/diffusion/few_steps.yaml {place} {flags}")
+    seconds = ran(f"train_diffusion.py {FEW_STEPS} {place} {flags}")
     print(f"{out}: {steps} steps, {seconds:.0f} CPU seconds", flush=True)
     return out
 
@@ -140,6 +144,7 @@ def main() -> None:
     add("--share", type=float, default=0.5, help="of RUN's training that tuning may take (%(default)s)")
     add("--guidance", type=float, nargs="+", default=[1.0], help="baked in, each of its own runs (%(default)s)")
     add("--untuned-guidance", type=float, nargs="*", default=[1.5, 2.0], help="of RUN's samples (%(default)s)")
+    add("--tuned-only", action="store_true", help="leave out the rows of RUN itself")
     add("--second-sigma", type=float, nargs="*", default=[], help="other levels of the second step, to compare")
     add("--samples", type=int, default=2000, help="of each row and seed (%(default)s)")
     add("--device", help="of the samples; training takes a GPU if there is one")
@@ -149,8 +154,10 @@ def main() -> None:
     assert config.data is not None
     training, _ = open_dataset(config.data).split()
     protocol = Protocol.of(training, options.features, options.samples, choose_device(options.device))
-    rows = [*tuned(options, config, protocol), *untuned(options.run, protocol, options.untuned_guidance, options.seeds)]
-    best = min(row.distance for row in rows if row.name.startswith("untuned"))
+    rows = [*tuned(options, config, protocol)]
+    if not options.tuned_only:
+        rows += untuned(options.run, protocol, options.untuned_guidance, options.seeds)
+    best = min((row.distance for row in rows if row.name.startswith("untuned")), default=None)
     many = {row.guidance: row.distance for row in rows if row.name == "tuned" and row.steps == 18}
     heads = ["model", "guidance", "steps", "Fréchet", "of the seeds", "/ best untuned", "/ tuned, 18", "images/s"]
     print_table(

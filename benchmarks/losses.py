@@ -1,6 +1,6 @@
 """Ablation of the losses of a small autoencoder: a table of equal, short budgets, each row with its commands.
 
-    python benchmarks/losses.py runs/losses [--steps 300] [--data emoji photos] [--only f4]
+    python benchmarks/losses.py runs/losses [--steps 300] [--data emoji photos] [--only f4] [--network kl]
 
 Emoji (64 x 64, split by group) and 64 x 64 crops of photographs (split by photograph), downsampled by 4 and by 8. The
 perceptual loss sees EfficientNet-Lite0, the feature distance and the Fréchet distance EfficientNet-Lite1: no model is
@@ -25,7 +25,19 @@ from ldm.script_configs import TrainVAEConfig
 # isort: off
 from runs import SHARED, Metrics, cells, folder_name, from_root, print_table, ran, row
 
-FACTORS = {"f4": "[16, 32, 64]", "f8": "[16, 32, 64, 64]"}
+NETWORKS = {  # its config and, by factor, its flags; f8 of `residual` has as many numbers as f4
+    "residual": (
+        "folder",
+        {"f4": "", "f8": "--autoencoder.network.downsampling 8 --autoencoder.bottleneck.channels 16"},
+    ),
+    "kl": (
+        "kl-f4",
+        {
+            "f4": "--autoencoder.network.widths '[16, 32, 64]'",
+            "f8": "--autoencoder.network.widths '[16, 32, 64, 64]'",
+        },
+    ),
+}
 PERCEPTUAL = (
     "--objective.perceptual.backbone features --objective.perceptual.weights-file {out}/lite0"
     " --objective.perceptual.weight 0.1"
@@ -67,23 +79,28 @@ def crops(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def picture(out: Path, data: str, factor: str, count: int = 10) -> None:
+def picture(out: Path, data: str, factor: str, losses: list[str], count: int = 10) -> None:
     """The same held-out images as every row of a table reconstructs them, the images themselves on top."""
-    runs = [out / folder_name(data, factor, name) for name in LOSSES]
+    runs = [out / folder_name(data, factor, name) for name in losses]
     _, held_out = open_dataset(reader.load(TrainVAEConfig, runs[0] / "config.yaml", {}).data).split()
     images = held_out.evenly_spaced(count).images()
     rows = [images, *(Autoencoder.load(run).reconstruct(images) for run in runs)]
     save_png(upscaled(grid(torch.cat(rows), columns=count)), out / f"{data}-{factor}.png")
 
 
-def loss_row(out: Path, data: str, folder: Path, factor: str, name: str, steps: int) -> Metrics:
+def loss_row(options: argparse.Namespace, out: Path, data: str, folder: Path, factor: str, name: str) -> Metrics:
     """The metrics of one row."""
-    run = out / folder_name(data, factor, name)
-    train = (
-        f"train_vae.py configs/vae/kl-f4.yaml --data.path {folder} --out {run} --run.steps {steps}"
-        f" --run.batch-size 16 --optim.warmup 30 --autoencoder.network.widths '{FACTORS[factor]}'"
-        f" {LOSSES[name].format(out=out)}"
-    ).rstrip()
+    run, (config, factors) = out / folder_name(data, factor, name), NETWORKS[options.network]
+    train = " ".join(
+        filter(
+            None,
+            [
+                f"train_vae.py configs/vae/{config}.yaml --data.path {folder} --out {run} --run.steps {options.steps}",
+                f"--run.batch-size 16 --optim.warmup 30 {factors[factor]}",
+                LOSSES[name].format(out=out),
+            ],
+        )
+    )
     lite1 = f"--lpips features --lpips-weights {out}/lite1 --fid features --fid-weights {out}/lite1"
     return row(run, [train, f"-m ldm evaluate {run} {lite1} --out {run}/evaluation.json"])
 
@@ -93,7 +110,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--data", nargs="+", default=["emoji", "photos"], choices=["emoji", "photos"])
-    parser.add_argument("--only", nargs="+", default=list(FACTORS), choices=list(FACTORS))
+    parser.add_argument("--only", nargs="+", default=["f4", "f8"], choices=["f4", "f8"])
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), metavar="NAME")
+    parser.add_argument("--network", default="residual", choices=list(NETWORKS))
     options = parser.parse_args()
     out, rows = from_root(options.out), []
     for number in "01":
@@ -105,10 +124,10 @@ def main() -> None:
             continue
         folder = Path(os.path.relpath(source)) if data == "emoji" else crops(out / "photos")
         for factor in options.only:
-            for name in LOSSES:
-                metrics = loss_row(out, data, folder, factor, name, options.steps)
+            for name in options.losses:
+                metrics = loss_row(options, out, data, folder, factor, name)
                 rows.append([f"{data} {factor}", name, *cells(COLUMNS, metrics)])
-            picture(out, data, factor)
+            picture(out, data, factor, options.losses)
     print_table(["data", "losses", *COLUMNS], rows)
 
 

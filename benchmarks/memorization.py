@@ -1,6 +1,6 @@
 """Benchmark of the memorization report: a model that copies its training images beside one that does not.
 
-    python benchmarks/memorization.py runs/memorization [--steps 1200] [--samples 200]
+    python benchmarks/memorization.py runs/memorization [--steps 1200] [--samples 200] [--flags="--run.graph on"]
 
 The same denoiser is trained for as many steps on 200 emoji and on 3,400, without dropout and without mirror images, in
 the latent space of one autoencoder: the best lapped linear transform, hardly trained. Each is measured by `ldm evaluate
@@ -63,12 +63,12 @@ def write_split(folder: Path, training: Subset, held_out: Subset) -> Path:
     return folder
 
 
-def data_row(out: Path, name: str, steps: int, samples: int) -> Metrics:
+def data_row(out: Path, name: str, steps: int, samples: int, flags: str) -> Metrics:
     """The metrics of the denoiser that is trained on one of the folders."""
     run = out / name
     commands = [
         f"train_diffusion.py configs/diffusion/folder.yaml --autoencoder {out}/vae --data.path {out}/data/{name}"
-        f" --out {run} {DENOISER} --run.steps {steps}",
+        f" --out {run} {DENOISER} --run.steps {steps} {flags}".rstrip(),
         f"-m ldm evaluate {run} --generate {samples} --sampler dpm++2m --steps 12"
         f" --fid features --fid-weights {out}/lite0"
         f" --out {run}/evaluation.json --memorization-sheet {out}/{name}.png",
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--flags", default="", help="of the training of denoisers")
     options = parser.parse_args()
     out = from_root(options.out)
     if not EMOJI.exists():
@@ -103,7 +104,10 @@ def main() -> None:
     if not (out / "lite0").exists():
         ran(f"benchmarks/lite.py {out}/lite0")
     ran(f"train_vae.py configs/vae/folder.yaml --data.path {out}/data/many --out {out}/vae {AUTOENCODER}")
-    rows = [[name, *cells(COLUMNS, data_row(out, name, options.steps, options.samples))] for name in ("few", "many")]
+    rows = [
+        [name, *cells(COLUMNS, data_row(out, name, options.steps, options.samples, options.flags))]
+        for name in ("few", "many")
+    ]
     print_table(["", *COLUMNS], rows)
 
 

@@ -18,6 +18,7 @@ from ldm.philox.counter_based import WORD, Make, normal_numbers, numbers_in_nump
 HAS_TRITON = find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result
 def derived_seed(seed: int, purpose: str, *position: int) -> int:
     """A 63-bit seed that depends on all of its arguments and on nothing else."""
     text = "/".join([str(seed), purpose, *map(str, position)])

@@ -126,7 +126,7 @@ def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
         ({"run.keep": "best"}, "use last"),
         ({"sampling.sampler": "heun"}, "draws no samples from a model with objective.kind consistency"),
         ({"objective.kind": "denoising"}, "draws no samples from a model with objective.kind denoising"),
-        ({"objective.weighting": "learned"}, r"expected gap\|edm"),
+        ({"objective.weighting": "learned"}, r"expected gap\|edm\|prediction"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(flags: dict[str, str], words: str) -> None:

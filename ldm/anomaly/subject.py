@@ -72,6 +72,10 @@ class Subject:
         """What was fitted."""
         return {}
 
+    def has_given(self, state: dict[str, Tensor]) -> bool:
+        """Whether `state` may have given this: a model of this kind and size has."""
+        return True
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
 
@@ -188,6 +192,10 @@ class PrincipalComponents(Subject):
     def state(self) -> dict[str, Tensor]:
         assert self.model is not None
         return {"subject.mean": self.model.mean, "subject.directions": self.model.directions}
+
+    def has_given(self, state: dict[str, Tensor]) -> bool:
+        directions = state.get("subject.directions")
+        return directions is not None and self.components in (None, directions.shape[1])
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.model = LinearModel(state["subject.mean"], state["subject.directions"]).to(self.device)

@@ -82,6 +82,7 @@ class Bottleneck(nn.Module):
     is_stochastic = False  # whether its posterior has a variance
     noise: float | None = None  # the posterior's standard deviation where it is set, the code's own being 1
     starting_noise: float | None = None  # that for which a network starts from data, and the code's scale with it
+    wants_uncorrelated = False  # whether the channels of a code that starts from data should be uncorrelated
 
     def __init__(self, config: BottleneckConfig, encoder_channels: int):
         super().__init__()
@@ -121,8 +122,11 @@ class Bottleneck(nn.Module):
         """What the code costs, in nats per image."""
         return {}
 
-    def initialize(self, moments: Tensor) -> None:
-        """Take what there is to know of the code from the encoder's output for some training images."""
+    def initialize(self, moments: Tensor, effects: Tensor | None = None) -> None:
+        """Take what there is to know of the code from the encoder's output for some training images.
+
+        `effects` say how large an error in the image one in each channel makes, where that is known.
+        """
 
     def reset_usage(self, step: int) -> None:
         """A stage that trains the code begins with this step: all units count as alive."""
@@ -177,7 +181,7 @@ class GaussianBottleneck(Bottleneck):
     def costs(self, posterior: Posterior) -> dict[str, Scalars]:
         return {"kl": posterior.kl()}
 
-    def initialize(self, moments: Tensor) -> None:
+    def initialize(self, moments: Tensor, effects: Tensor | None = None) -> None:
         if self.noise is not None:
             mean, square = moments_of(moments.double())
             varies = square - mean.square() > LEAST_VARIANCE  # a channel that never varies keeps its scale

@@ -42,18 +42,21 @@ class LappedTransform:
     mean: Tensor  # of each value of a patch
 
 
-def fit(images: Images, patch: int, channels: int, noise: float) -> LappedTransform:
+def fit(images: Images, patch: int, channels: int, noise: float, *, uncorrelated: bool = False) -> LappedTransform:
     """The transform of these images with `channels` in its code, for noise of `noise` standard deviations.
 
     In float64: L-BFGS from the principal components of single patches, over the encoder alone, as the best decoder of
     an encoder has a closed form. Of larger patches only the leading principal components take part, 128 or twice the
-    channels.
+    channels. The minimum of J has channels of like importance, which are not independent; where the code is to be coded
+    channel by channel, they can be made `uncorrelated` (`separated`).
     """
     patches = F.pixel_unshuffle(images, patch)
     mean = patches.double().mean((0, 2, 3))
     basis = leading_components(patches, mean, min(patches.shape[1], max(DIMENSIONS, 2 * channels)))
     spectrum = power_spectrum(patches, mean, basis)
     encoder, decoder = minimize(spectrum, principal_components(spectrum, channels)[0], noise)
+    if uncorrelated:
+        encoder, decoder = separated(spectrum, encoder, decoder)
     return LappedTransform(
         torch.einsum("ckij,vk->cvij", encoder, basis), torch.einsum("vk,kcij->vcij", basis, decoder), mean
     )
@@ -207,3 +210,25 @@ def minimize(spectrum: Spectrum, encoder: Tensor, noise: float, iterations: int 
     says = variances > SILENT * total
     scale = torch.where(says, variances, 1.0).sqrt()
     return encoder / scale.view(-1, 1, 1, 1), decoder * (scale * says).view(-1, 1, 1)
+
+
+def separated(spectrum: Spectrum, encoder: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
+    """The same transform in the basis of a transform code: channels are uncorrelated, and so are their errors.
+
+    With C the covariance of the code and G that of the decoder's atoms, G^½ C G^½ = Q Λ Qᵀ: the new code Qᵀ G^½ z has
+    covariance Λ and orthonormal atoms, so that an error in any channel is as large in the image (Goyal 2001). Then each
+    channel is given variance 1 again, and atoms of length √λ, the most important first.
+    """
+    e = spectrum.response(encoder)
+    covariance = torch.einsum("w,wcd->cd", spectrum.weights.to(e.dtype), e @ spectrum.power @ e.mH).real
+    lengths, axes = torch.linalg.eigh(torch.einsum("vcyx,vdyx->cd", decoder, decoder))
+    says = lengths > SILENT * lengths.sum()
+    root = axes * torch.where(says, lengths, 0).sqrt() @ axes.mT
+    inverse = axes * torch.where(says, lengths.rsqrt(), 0) @ axes.mT
+    variances, basis = (each.flip(-1) for each in torch.linalg.eigh(root @ covariance @ root))
+    says = variances > SILENT * variances.sum()
+    std = torch.where(says, variances, 1).sqrt()
+    return (
+        torch.einsum("cd,dvyx->cvyx", (basis.mT @ root) / std[:, None], encoder),
+        torch.einsum("vcyx,cd->vdyx", decoder, inverse @ basis * (std * says)),
+    )

@@ -123,10 +123,11 @@ class Autoencoder(nn.Module):
             return
         images = training_images(max(min(MOST_IMAGES, MOST_VALUES // math.prod(self.image)), 1))
         if self.network.starts_from_data:
-            self.network.initialize(images, noise)
+            self.network.initialize(images, noise, uncorrelated=self.bottleneck.wants_uncorrelated)
         if noise is not None:
             parts = images.split(64)
-            self.bottleneck.initialize(torch.cat([self.network.encode(self.cast(part)) for part in parts]))
+            moments = torch.cat([self.network.encode(self.cast(part)) for part in parts])
+            self.bottleneck.initialize(moments, self.network.channel_effects)
 
     @property
     def latent_noise(self) -> Tensor | None:

@@ -24,12 +24,18 @@ class AutoencoderNetwork(nn.Module):
     starts_from_data = False  # whether `initialize` sets weights from training images
     has_autoencoder_kl_shape = False  # whether diffusers' AutoencoderKL has a place for each of its weights
 
-    def initialize(self, images: Tensor, noise: float | None) -> None:
+    def initialize(self, images: Tensor, noise: float | None, *, uncorrelated: bool = False) -> None:
         """Set what starts from training images, for a code with noise of so many standard deviations; None: learned.
 
-        Called once for a new autoencoder, on one process, and never for one that is loaded.
+        Its channels may be asked to be `uncorrelated`. Called once for a new autoencoder, on one process, and never for
+        one that is loaded.
         """
         raise NotImplementedError
+
+    @property
+    def channel_effects(self) -> Tensor | None:
+        """How large an error in the image one in each channel of the code makes, as it starts; None: not known."""
+        return None
 
     def encode(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Moments of the latent: batch x encoder_channels x h x w.

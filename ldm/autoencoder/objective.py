@@ -100,7 +100,9 @@ class ReconstructionObjective(nn.Module):
         target = batch.images if stage.config.target == "images" else given
         target, latents = self.augment_latents(target, code.latents, step.rng)
         decode = partial(stage.decode, hidden=corrupted.hidden)
-        with record_inputs(self.autoencoder.network.output_layer) as layer_inputs:
+        adversary = self.adversary(step)
+        is_weighted = adversary is not None and adversary.config.adaptive
+        with record_inputs(self.autoencoder.network.output_layer if is_weighted else None) as layer_inputs:
             reconstruction = full_precision(decode(latents))
         if self.config.target == "normalized-patches" and stage.is_whole:
             target = normalized_patches(target, self.autoencoder.network.downsampling)
@@ -130,6 +132,11 @@ class ReconstructionObjective(nn.Module):
         if stage.has_code:  # and not the output of a layer below it
             outputs["code"] = code.posterior.mean.detach()
         return Losses(total, terms, outputs)
+
+    def adversary(self, step: Step) -> AdversarialLoss | None:
+        """The discriminator, from the step on in which the autoencoder hears of it."""
+        discriminator = self.held_discriminator[0]
+        return None if discriminator is None or discriminator.ramp(step.number) == 0 else discriminator
 
     def cost_terms(self, name: str, nats: Tensor, given: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """What the code costs, weighted, and beside it unweighted: bits per pixel of a rate, else nats per element."""
@@ -163,8 +170,8 @@ class ReconstructionObjective(nn.Module):
         """Distance and perceptual distance, with the adversarial loss once it has begun: their sum, and each term."""
         logvar = self.autoencoder.output_logvar
         distances = partial(self.distance_terms, images, corrupted.elements)
-        discriminator = self.held_discriminator[0]
-        if discriminator is None or discriminator.ramp(step.number) == 0:
+        discriminator = self.adversary(step)
+        if discriminator is None:
             terms = distances(reconstruction, logvar)
             return summed(terms), terms
         terms, (at_images, at_logvar) = gradients_at(distances, [reconstruction, logvar])

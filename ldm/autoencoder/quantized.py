@@ -5,11 +5,14 @@ from torch import Tensor, nn
 
 from ldm.autoencoder.bottleneck import LEAST_VARIANCE, Bottleneck, Code, Posterior, moments_of
 from ldm.autoencoder.config import QuantizedConfig
+from ldm.entropy.config import ENTROPY_MODELS
+from ldm.entropy.context_prior import ContextPrior
 from ldm.entropy.logistic_mixture import LogisticMixture
 from ldm.randomness import StepRandom
 from ldm.shapes import full_precision
 
 STEP_SPEED = 8  # of the steps beside the weights: Adam moves all by its learning rate, and a step may have a way to go
+LARGEST_LOG_RATIO = 4.0  # between the steps of two channels at the start
 
 
 class QuantizedBottleneck(Bottleneck):
@@ -18,17 +21,19 @@ class QuantizedBottleneck(Bottleneck):
     Rounding has no gradient. In training the rate is that of the output plus uniform noise of one step (Ballé et al.
     2017), whose density is the mass of a cell; the decoder is given the same noise, or the rounded output with the
     gradient straight through, or, `mixed`, the first for the rate and the second for the decoder (Minnen and Singh
-    2020). Everywhere else the code is really rounded. The entropy model is one of each channel by itself, learned
-    together with the autoencoder; `ldm codec fit` fits one with context once that is trained.
+    2020). Everywhere else the code is really rounded. The entropy model learns together with the autoencoder, and
+    estimates the rate alone; `ldm codec fit` fits one that codes once that is trained.
     """
 
     config: QuantizedConfig
+    wants_uncorrelated = True  # what the entropy model would have to learn otherwise, or cannot
 
     def __init__(self, config: QuantizedConfig):
         super().__init__(config, config.channels)
         self.relaxation, self.starting_noise = config.relaxation, config.step / 12**0.5
         self.log_step = nn.Parameter(torch.full((config.channels, 1, 1), config.step).log() / STEP_SPEED)
-        self.prior = LogisticMixture(config.channels)
+        has_context = ENTROPY_MODELS[config.prior].has_context
+        self.prior = ContextPrior(config.channels, config.prior) if has_context else LogisticMixture(config.channels)
 
     @property
     def cell(self) -> Tensor:
@@ -61,8 +66,13 @@ class QuantizedBottleneck(Bottleneck):
         return Code(latents.mean, posterior, lambda: {"rate": self.prior.nats(rated, cell).flatten(1).sum(1)})
 
     @torch.no_grad()
-    def initialize(self, moments: Tensor) -> None:
+    def initialize(self, moments: Tensor, effects: Tensor | None = None) -> None:
         mean, square = moments_of(moments.double())
         std = (square - mean.square()).clamp_min(LEAST_VARIANCE).sqrt()
-        self.log_step.add_(std.log().view(-1, 1, 1) / STEP_SPEED)
+        logs = std.log()
+        if effects is not None:  # an error of one step is then as large in the image in every channel
+            worth = (std * effects).log()
+            worth = worth.clamp_min(worth.max() - LARGEST_LOG_RATIO)
+            logs = logs + worth.mean() - worth
+        self.log_step.add_(logs.view(-1, 1, 1) / STEP_SPEED)
         self.prior.initialize(mean, std)

@@ -1,6 +1,5 @@
 """Training stages: which part of an autoencoder trains when, for greedy layer-wise training and fine-tuning."""
 
-from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
 
@@ -116,7 +115,7 @@ class StageSchedule:
 
     def number(self, step: int) -> int:
         """Which stage step number `step`, from 0, belongs to."""
-        return min(bisect_right(self.ends, step), len(self.ends) - 1)
+        return min(sum(end <= step for end in self.ends), len(self.ends) - 1)
 
     def at(self, step: int) -> Stage:
         """The stage of a step."""

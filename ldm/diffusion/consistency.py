@@ -5,6 +5,8 @@ answers with the one in which the path of the noisy latent ends, so that a singl
 2023). On a path all answers are the same, and at σ = 0 the answer is the latent itself.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,8 @@ from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
 from ldm.diffusion.losses.config import ConsistencyObjectiveConfig
 from ldm.diffusion.noise import broadcast_sigma
-from ldm.shapes import Latents, NoiseLevels
+from ldm.diffusion.samplers.gaussian_steps import gaussian_step
+from ldm.shapes import Latents, NoiseLevels, Scalars
 
 LARGEST_GAP = 9.0  # times smaller is (σ − r) / σ where σ is large than where it is small
 SMALLEST_NORM = 1e-6  # keeps the gradient of a norm finite where there is no difference at all
@@ -31,7 +34,10 @@ class ConsistencyObjective(nn.Module):
     The weight is 1 / (σ − r), or that of EDM. Both answers have the same dropout mask.
 
     With `guidance` the noise n is that of the path of the guided denoiser: x becomes x + (w − 1) (C − U), C and U being
-    the answers that `guide`, the denoiser as tuning began, gives at σ with the condition and without.
+    the answers that `guide`, the denoiser as tuning began, gives at σ with the condition and without. With the paths of
+    the `denoiser` it becomes U + w (C − U) itself: consistency distillation (Song et al. 2023). Its noise does not
+    depend on which x was drawn, and so takes fewer steps; from σ to r it goes by Euler's step, or with a Gaussian skip
+    by that of the sampler `gaussian`.
     """
 
     stage_gap: Tensor
@@ -40,7 +46,7 @@ class ConsistencyObjective(nn.Module):
         super().__init__()
         self.denoiser, self.config = denoiser, config
         self.held_guide = [guide]  # in a list, or it would become a part of this module
-        self.drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in denoiser.modules())
+        self.repeats_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in denoiser.modules())
         self.register_buffer("stage_gap", torch.ones(()), persistent=False)  # on the device, as it changes
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
@@ -51,16 +57,31 @@ class ConsistencyObjective(nn.Module):
         devices = [noisy.device] if noisy.device.type == "cuda" else []
         # The answer with a gradient comes first: autocast keeps the weights that it has cast, and those that are cast
         # without a gradient would have none in the second one either.
-        with torch.random.fork_rng(devices, enabled=self.drops):
+        with torch.random.fork_rng(devices) if self.repeats_dropout else nullcontext():
             denoised = self.denoiser(noisy, batch.sigma, batch.condition)
         with torch.no_grad():
-            ahead = clean + lower / sigma * (noisy - clean)
             level = torch.where(lower > 0, lower, sigma)  # at 0, which has no logarithm, the answer is not used
+            ahead = self.ahead(noisy, clean, sigma, level)
             target = torch.where(lower > 0, self.denoiser(ahead, level.flatten(), batch.condition), clean)
-        weight = EDM.c_out(batch.sigma, 1.0) ** -2 if self.config.weighting == "edm" else 1 / (sigma - lower).flatten()
         squares = (denoised - target).square().flatten(1).mean(1)
-        loss = (weight * (squares + SMALLEST_NORM**2).sqrt()).mean()
+        loss = (self.weight(sigma, lower) * (squares + SMALLEST_NORM**2).sqrt()).mean()
         return Losses(loss, {"consistency": loss})
+
+    def weight(self, sigma: Tensor, lower: Tensor) -> Scalars:
+        """The weight on the norm, one value per sample."""
+        if self.config.weighting == "gap":
+            return 1 / (sigma - lower).flatten()
+        if self.config.weighting == "edm":
+            return EDM.c_out(sigma.flatten(), 1.0) ** -2
+        return self.denoiser.c_out(sigma.flatten()) ** -1
+
+    def ahead(self, noisy: Latents, clean: Latents, sigma: Tensor, lower: Tensor) -> Latents:
+        """The point at a lower level of the path through noisy latents, whose clean ones are said to be `clean`."""
+        (guide,) = self.held_guide
+        if guide is None or guide.gaussian is None or self.config.paths == "data":
+            return clean + lower / sigma * (noisy - clean)
+        residual = clean - guide.gaussian.denoise(noisy, sigma)
+        return gaussian_step(guide.gaussian, noisy, residual, sigma.flatten(1), lower.flatten(1))
 
     def lower_level(self, sigma: Tensor) -> Tensor:
         """r, the level whose answer is aimed at, in the stage that has begun; the shape is that of `sigma`."""
@@ -68,15 +89,19 @@ class ConsistencyObjective(nn.Module):
 
     @torch.no_grad()
     def guided(self, clean: Latents, noisy: Latents, sigma: NoiseLevels, condition: Condition) -> Latents:
-        """What the clean latents are replaced by for the path of the guided denoiser; themselves without guidance.
+        """What the clean latents are replaced by: the answer of the guide, or what keeps to that of the guided one.
 
-        In the mean that is the guided answer U + w (C − U), as the mean of the clean latents is C.
+        With paths of data and guidance x + (w − 1) (C − U), which in the mean is the guided answer U + w (C − U), as
+        the mean of the clean latents is C; themselves without.
         """
         (guide,) = self.held_guide
         if guide is None:
             return clean
-        difference: Tensor = guide(noisy, sigma, condition) - guide(noisy, sigma)
-        return clean + (self.config.guidance - 1) * difference
+        answer: Tensor = guide(noisy, sigma, condition)
+        end = clean if self.config.paths == "data" else answer
+        if self.config.guidance == 1:
+            return end
+        return end + (self.config.guidance - 1) * (answer - guide(noisy, sigma))
 
 
 class ConsistencyStages:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ldm.shapes import NoiseLevels
 
+SECOND_SIGMA = 1.2  # of two steps of a consistency model: above it little is left of the first answer but its colors
+
 
 def karras_sigmas(
     steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device | str | None = None
@@ -32,8 +34,10 @@ def consistency_sigmas(
     """A decreasing grid of `steps` noise levels for a consistency model, and a zero after them; float32.
 
     They are those of `karras_sigmas` with one step more, but for the last one, sigma_min, where next to nothing would
-    be left to do. With a `second_sigma` all after the first go from there.
+    be left to do. With a `second_sigma` all after the first go from there; of two steps it is 1.2 by itself.
     """
+    if steps == 2 and second_sigma is None and sigma_min < SECOND_SIGMA < sigma_max:
+        second_sigma = SECOND_SIGMA
     if steps == 1 or second_sigma is None:
         return without_lowest(karras_sigmas(steps + 1, sigma_min, sigma_max, rho))
     others = without_lowest(karras_sigmas(steps, sigma_min, second_sigma, rho))

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
-from ldm.diffusion.losses.config import ObjectiveConfig, PredictionWeightingConfig, WeightingConfig
-from ldm.diffusion.losses.weighting import Uncertainty, error_scale
+from ldm.diffusion.losses.config import WEIGHTINGS, ObjectiveConfig, PredictionWeightingConfig, WeightingConfig
+from ldm.diffusion.losses.weighting import Uncertainty
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.randomness import StepRandom, generator
 from ldm.shapes import Latents
@@ -31,12 +31,13 @@ class DenoisingObjective(nn.Module):
     ):
         super().__init__()
         self.denoiser, self.weighting = denoiser, weighting or PredictionWeightingConfig()
+        self.error_scale = WEIGHTINGS[self.weighting.kind].load()
         self.held_uncertainty = [uncertainty]  # in a list, or it would become a part of this module
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
         sigma = broadcast_sigma(batch.sigma, batch.latents)
         denoised = self.denoiser(batch.latents + sigma * batch.noise, batch.sigma, batch.condition)
-        scale = error_scale(self.weighting, self.denoiser, sigma)
+        scale = self.error_scale(self.weighting, self.denoiser, sigma)
         (uncertainty,) = self.held_uncertainty
         if uncertainty is None:
             loss = F.mse_loss(denoised / scale, batch.latents / scale)

@@ -19,6 +19,7 @@ from ldm.entropy.integer_network import (
     IntegerNetwork,
     input_count,
     inputs_of,
+    mask_of,
     scales,
 )
 from ldm.entropy.model import EntropyModel
@@ -95,23 +96,6 @@ class ContextNetwork(nn.Module):
             output=rounded(self.output, BITS),
             output_bias=rounded(self.output_bias + torch.tensor([0.0, 0.5]), sum_bits),
         )
-
-
-def mask_of(config: EntropyModelConfig, channels: int) -> np.ndarray:
-    """For each (channel, parity) and each input whether it is known before that is coded."""
-    facts, side = ENTROPY_MODELS[config.kind], 2 * config.radius + 1
-    rows, columns = np.divmod(np.arange(side**2), side)
-    other = (rows + columns) % 2 != 0  # positions of the other parity than the middle's, which `radius, radius` is
-    order = {member: number for number, members in enumerate(facts.passes(channels)) for member in members}
-    found = np.zeros((channels * facts.parities, input_count(config, channels)), dtype=bool)
-    for (channel, parity), turn in order.items():
-        row = found[channel * facts.parities + parity]
-        row[channels * side**2 :] = True
-        for seen in range(channels):
-            window = row[seen * side**2 : (seen + 1) * side**2]
-            same_parity, other_parity = (order[seen, (parity + shift) % facts.parities] < turn for shift in (0, 1))
-            window[~other], window[other] = same_parity, other_parity
-    return found
 
 
 def trained(

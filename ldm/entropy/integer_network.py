@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.entropy.config import EntropyModelConfig
+from ldm.entropy.config import ENTROPY_MODELS, EntropyModelConfig
 from ldm.entropy.tables import POSITIONS
 from ldm.errors import CheckpointError
 
@@ -66,6 +66,23 @@ class IntegerNetwork:
 def input_count(config: EntropyModelConfig, channels: int) -> int:
     """The window of each channel, that of what lies inside the image, and the step."""
     return (channels + 1) * (2 * config.radius + 1) ** 2 + 1
+
+
+def mask_of(config: EntropyModelConfig, channels: int) -> np.ndarray:
+    """For each (channel, parity) and each input whether it is known before that is coded."""
+    facts, side = ENTROPY_MODELS[config.kind], 2 * config.radius + 1
+    rows, columns = np.divmod(np.arange(side**2), side)
+    other = (rows + columns) % 2 != 0  # positions of the other parity than the middle's, which `radius, radius` is
+    order = {member: number for number, members in enumerate(facts.passes(channels)) for member in members}
+    found = np.zeros((channels * facts.parities, input_count(config, channels)), dtype=bool)
+    for (channel, parity), turn in order.items():
+        row = found[channel * facts.parities + parity]
+        row[channels * side**2 :] = True
+        for seen in range(channels):
+            window = row[seen * side**2 : (seen + 1) * side**2]
+            same_parity, other_parity = (order[seen, (parity + shift) % facts.parities] < turn for shift in (0, 1))
+            window[~other], window[other] = same_parity, other_parity
+    return found
 
 
 def inputs_of(known: np.ndarray, step: int, radius: int) -> np.ndarray:

@@ -27,14 +27,15 @@ class LogisticMixture(nn.Module):
         return (LOG_SPEED * self.log_scales).exp()
 
     def nats(self, values: Tensor, cells: Tensor) -> Tensor:
-        """-log of the mass within half a cell to each side of `values`, batch x channels x h x w; `cells` x 1 x 1.
+        """-log of the mass within half a cell to each side of `values`, batch x channels x h x w; `cells` as
+        these, or channels x 1 x 1.
 
         sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no digits cancel, and a value far outside
         still has a gradient, where a difference of cumulative functions has neither.
         """
         scales = self.scales[:, :, None, None]
         distance = (values.unsqueeze(2) - self.means[:, :, None, None]) / scales
-        width = cells.unsqueeze(1) / scales
+        width = cells.unsqueeze(-3) / scales
         mass = F.logsigmoid(distance + width / 2) + F.logsigmoid(width / 2 - distance) + torch.log(-torch.expm1(-width))
         return -torch.logsumexp(mass + (LOG_SPEED * self.weights).log_softmax(1)[:, :, None, None], dim=2)
 

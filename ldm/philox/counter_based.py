@@ -61,7 +61,7 @@ def philox(key: tuple[int, int], counter: Sequence[Tensor]) -> tuple[Tensor, Ten
     A counter is four tensors of 32-bit numbers in int64 that broadcast together; all stays on their device.
     """
     first, second, third, fourth = counter
-    for one, other in round_keys(key)[..., 0].tolist():
+    for one, other in words_of_rounds(key):
         left, right = first * MULTIPLIERS[0], third * MULTIPLIERS[1]  # all 64 bits of them, of which one is the sign
         first = ((right >> 32) ^ second ^ one) & WORD
         third = ((left >> 32) ^ fourth ^ other) & WORD
@@ -90,6 +90,13 @@ def philox_on_cpu(
             even ^= both
             odd = halves[:, 0::2]
         yield slice(start, start + even.shape[1]), even, odd
+
+
+@torch.compiler.assume_constant_result
+def words_of_rounds(key: tuple[int, int]) -> list[list[int]]:
+    """The two words of the key in each round."""
+    words: list[list[int]] = round_keys(key)[..., 0].tolist()
+    return words
 
 
 @lru_cache(maxsize=256)

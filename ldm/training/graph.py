@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, LDMError
 from ldm.randomness import StepRandom
 from ldm.training.config import RunConfig
 from ldm.training.metrics_log import stacked
@@ -54,9 +54,21 @@ class CUDARecorder:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 action()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"run.graph on: this step cannot be recorded ({reason}): {WAY_OUT}") from error
+            raise recording_failure(error) from error
         return graph.replay
+
+
+def recording_failure(error: BaseException) -> LDMError:
+    """What a person is told of a step that could not be recorded.
+
+    What ran out of memory may have become another error by the time that the recording is ended.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, torch.OutOfMemoryError):
+        cause = cause.__context__
+    if cause is not None:
+        return LDMError(f"the GPU is out of memory as a step is recorded: lower run.batch_size, or {WAY_OUT}")
+    return ConfigError(f"run.graph on: this step cannot be recorded ({str(error).splitlines()[0]}): {WAY_OUT}")
 
 
 RECORDERS: dict[str, Callable[[], StepRecorder]] = {"cuda": CUDARecorder}  # by type of device
@@ -74,6 +86,24 @@ def check_graph(config: RunConfig, device: torch.device, processes: int) -> None
     }
     if reasons := [reason for reason, is_so in found.items() if is_so]:
         raise ConfigError(f"run.graph on needs one GPU, no accumulation and no fp16, not {reasons[0]}: {WAY_OUT}")
+
+
+def check_dropout(objective: nn.Module, config: RunConfig) -> None:
+    """Raise ConfigError if the steps of a graph would have to draw a dropout mask twice.
+
+    Which takes the state of the generator back to where it was, and the host has none while a graph is recorded.
+    """
+    if config.graph == "off" or not any(isinstance(each, nn.Dropout) and each.p > 0 for each in objective.modules()):
+        return
+    needs_it = {
+        "run.gradient_checkpointing true": config.gradient_checkpointing,
+        "objective.kind consistency": getattr(objective, "repeats_dropout", False),
+    }
+    if reasons := [reason for reason, is_so in needs_it.items() if is_so]:
+        raise ConfigError(
+            f"run.graph on: with {reasons[0]} a mask of dropout is drawn twice, which a graph cannot: set"
+            f" denoiser.network.dropout 0, or run.graph off"
+        )
 
 
 class ReplayedRandom:

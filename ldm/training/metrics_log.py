@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import checkpoint
 from ldm.errors import DivergedError
 from ldm.training.config import RunConfig
 from ldm.training.run_folder import RunFolder
@@ -25,7 +24,15 @@ def stacked(terms: Mapping[str, Tensor]) -> Tensor:
 class MetricsLog:
     """Keeps the terms of every micro-batch without waiting for the device, and reads them a few steps at a time."""
 
-    def __init__(self, folder: RunFolder, accelerator: Accelerator, config: RunConfig, step: int):
+    def __init__(
+        self,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        config: RunConfig,
+        step: int,
+        checkpoints: Callable[[], list[int]],
+    ):
+        self.checkpoints = checkpoints
         self.folder, self.accelerator, self.config = folder, accelerator, config
         self.bar = tqdm(disable=True)
         self.names: list[list[str]] = []
@@ -101,7 +108,7 @@ class MetricsLog:
             return
         place, name = bad[0]
         first = step - (len(rows) - 1 - place) // self.config.accumulation
-        saved = checkpoint.steps(self.folder.checkpoints)
+        saved = self.checkpoints()
         kept = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
         rate = "--objective.discriminator.optim.lr" if name.startswith("discriminator") else "--optim.lr"
         raise DivergedError(

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): each matrix moves along its momentum, orthogonalized."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,46 +37,64 @@ class Muon(torch.optim.Optimizer):
         beta, lr, decay = group["momentum"], group["lr"], group["lr"] * group["weight_decay"]
         if isinstance(lr, Tensor):  # on the device, in float64
             lr, decay = lr.to(applies.dtype), decay.to(applies.dtype)
-        for parameters in self.of_one_shape():
+        shapes = self.of_one_shape()
+        stacks = [self.nesterov(parameters, applies, beta) for parameters in shapes]
+        for parameters, update in zip(shapes, orthogonalized(stacks), strict=True):
             shape = parameters[0].shape
-            gradients = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None]) / self.grad_scale
-            gradients = torch.where(applies > 0, gradients, 0.0)  # what is not finite must not meet a product
-            moments = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
-            momentum = torch.stack([moment.flatten(1) for moment in moments])
-            momentum += applies * (1 - beta) * (gradients - momentum)
-            update = orthogonalized(torch.lerp(gradients, momentum, beta)) * RMS * math.sqrt(max(update_sides(shape)))
-            torch._foreach_copy_(moments, list(momentum.view(-1, *shape)))
+            update = update * RMS * math.sqrt(max(update_sides(shape)))
             if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - decay * applies)
             torch._foreach_sub_(parameters, list((lr * applies * update).view(-1, *shape)))
 
-    def of_one_shape(self) -> Iterator[list[Tensor]]:
-        """The parameters that have a gradient, by shape: matrices of one shape are orthogonalized together."""
+    def nesterov(self, parameters: list[Tensor], applies: Tensor, beta: float) -> Tensor:
+        """Move the momentum of parameters of one shape; (1 − β) G + β M of each, as a stack of matrices."""
+        gradients = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None]) / self.grad_scale
+        gradients = torch.where(applies > 0, gradients, 0.0)  # what is not finite must not meet a product
+        moments = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        momentum = torch.stack([moment.flatten(1) for moment in moments])
+        momentum += applies * (1 - beta) * (gradients - momentum)
+        torch._foreach_copy_(moments, list(momentum.view(-1, *parameters[0].shape)))
+        return torch.lerp(gradients, momentum, beta)
+
+    def of_one_shape(self) -> list[list[Tensor]]:
+        """The parameters that have a gradient, by shape."""
         shapes: dict[torch.Size, list[Tensor]] = {}
         for parameter in self.param_groups[0]["params"]:
             if parameter.grad is not None:
                 shapes.setdefault(parameter.shape, []).append(parameter)
-        yield from shapes.values()
+        return list(shapes.values())
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """About UVᵀ for each matrix USVᵀ of a batch: its singular values become 0.7 to 1.2 (zero stays zero).
+def orthogonalized(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """About UVᵀ for each matrix USVᵀ of some stacks: its singular values become 0.7 to 1.2 (zero stays zero).
 
     Five Newton-Schulz iterations of a quintic, x ← (a + b xxᵀ + c (xxᵀ)²) x. They are made on xxᵀ, whose side is the
-    shorter one of the matrix, and applied once: of a 3 x 3 filter that is a third of the work.
+    shorter one of the matrix, and applied once: of a 3 x 3 filter that is a third of the work. All matrices whose
+    shorter sides are equal are iterated together, whatever their shapes, as a GPU waits for each small product.
     """
+    tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
+    wide = [stack.mT if is_tall else stack for stack, is_tall in zip(stacks, tall, strict=True)]
+    wide = [x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7) for x in wide]
+    sides = [x.shape[-2] for x in wide]
+    factors: dict[int, Iterator[Tensor]] = {}
+    for side in set(sides):
+        grams = [x @ x.mT for x in wide if x.shape[-2] == side]
+        factors[side] = iter(newton_schulz(torch.cat(grams)).split([len(gram) for gram in grams]))
+    updates = [next(factors[side]) @ x for side, x in zip(sides, wide, strict=True)]
+    return [x.mT if is_tall else x for x, is_tall in zip(updates, tall, strict=True)]
+
+
+def newton_schulz(gram: Tensor) -> Tensor:
+    """The matrices that take each x of a batch to about UVᵀ, computed from the xxᵀ alone."""
     a, b, c = COEFFICIENTS
-    is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    gram, identity = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    whole = identity
-    for _ in range(ITERATIONS):
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    whole = torch.baddbmm(b * gram, gram, gram, alpha=c) + a * identity
+    gram = whole @ gram @ whole
+    for _ in range(ITERATIONS - 1):
         factor = torch.baddbmm(b * gram, gram, gram, alpha=c) + a * identity
         whole = factor @ whole
         gram = factor @ gram @ factor
-    x = whole @ x
-    return x.mT if is_tall else x
+    return whole
 
 
 def update_sides(shape: torch.Size) -> tuple[int, int]:

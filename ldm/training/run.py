@@ -60,8 +60,7 @@ class Run:
         self.monitors: list[Callable[[dict[str, Any]], str | None]] = []
         self.validation = Validation(keeps_best=self.run_config.keep == "best")
         self.checkpoints = RunCheckpoints(self.folder, self.run_config, self.print)
-        self.first_step = 0
-        self.stop = StopFlag()
+        self.first_step, self.stop = 0, StopFlag()
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config, self.print))
             list(self.processes.map(self.processes.count, lambda _: self.folder.check_shared()))
@@ -137,7 +136,8 @@ class Run:
                 self.first_step = self.checkpoints.load(self.newest_checkpoint)
                 self.print(f"resuming from step {self.first_step}")
             self.on_main(lambda: self.folder.forget_after(self.first_step))
-        self.metrics = MetricsLog(self.folder, self.accelerator, self.run_config, self.first_step)
+        first, kept = self.first_step, self.checkpoints.steps
+        self.metrics = MetricsLog(self.folder, self.accelerator, self.run_config, first, kept)
 
     @cached_property
     def newest_checkpoint(self) -> Path | None:
@@ -167,7 +167,7 @@ class Run:
             pin_memory=self.device.type == "cuda",
         )
         kernels = training_kernels(config, self.device)
-        with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing(), kernels:
+        with catch_signals() as self.stop, self.metrics.progress(), self.checkpoints.writing(self.stop), kernels:
             # The iterator comes before the first seed of dropout: it draws from the global generator.
             incoming = batches.on_device(iter(loader), self.device, self.first_step * config.accumulation)
             for number in range(self.first_step, config.steps):

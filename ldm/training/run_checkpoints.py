@@ -60,6 +60,11 @@ class RunCheckpoints:
         found = checkpoint.newest(self.folder.checkpoints, self.warn)
         return None if found is None else found.path
 
+    def steps(self) -> list[int]:
+        """The steps of those that are there, once what is being written is."""
+        self.writer.join()
+        return checkpoint.steps(self.folder.checkpoints)
+
     def load(self, path: Path) -> int:
         """Give every part back what it had, and return the step."""
         found = checkpoint.load(path)
@@ -68,15 +73,18 @@ class RunCheckpoints:
         return found.step
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """The block in which a run makes its steps; however it ends, what it began to write is written first."""
+    def writing(self, stop: StopFlag) -> Iterator[None]:
+        """The block in which a run makes its steps; however it ends, what it began to write is written first.
+
+        Unless somebody asked twice to stop: what interrupts the loop's own part of a step, as a panel, is no
+        KeyboardInterrupt here.
+        """
         self.saved_at = time.monotonic()
         try:
             yield
-        except KeyboardInterrupt:  # somebody asked twice: now
-            raise
         except BaseException:
-            self.writer.join()
+            if not stop.was_repeated:
+                self.writer.join()
             raise
         self.writer.wait()
 

@@ -12,17 +12,19 @@ ECHO = 1.0  # seconds within which a second signal is the first once more: torch
 
 
 class StopFlag:
-    """Whether somebody asked the run to stop, and with which signal."""
+    """Whether somebody asked the run to stop, with which signal, and whether again."""
 
     def __init__(self) -> None:
         self.name = ""
         self.since = 0.0
+        self.was_repeated = False
 
     def raised(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self.name:
             self.name, self.since = name, time.monotonic()
         elif name != "SIGHUP" and time.monotonic() - self.since > ECHO:  # asked twice: the person means now
+            self.was_repeated = True
             raise KeyboardInterrupt
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from ldm.errors import LDMError
 from ldm.training.config import OptimConfig, RunConfig
 from ldm.training.gradient_checkpointing import checkpoint_blocks
+from ldm.training.graph import check_dropout
 from ldm.training.master_weights import lower_weights
 from ldm.training.step import Schedule, WholeRun
 from ldm.training.train_state import TrainState
@@ -29,6 +30,7 @@ class TrainedModules:
         self, objective: nn.Module, module: nn.Module, optim: OptimConfig, name: str, schedule: Schedule | None
     ) -> nn.Module:
         """The objective, ready on all processes; `module` is the part of it that is optimized and saved."""
+        check_dropout(objective, self.config)
         objective.to(self.accelerator.device)
         schedule = schedule or WholeRun(self.config.steps)
         scaler = self.accelerator.scaler

@@ -135,6 +135,14 @@ def test_a_detector_of_other_weights_is_refused(tmp_path: Path) -> None:
         AnomalyDetector.load(tmp_path / "detector")
 
 
+def test_a_detector_of_four_components_took_eight_for_its_own(normal: Subset, tmp_path: Path) -> None:
+    config = DetectorConfig(scores=("reconstruction",), alpha=0.1)
+    AnomalyDetector.fit("pca:4", normal, config, processes=Processes("cpu")).save(tmp_path / "detector")
+    with pytest.raises(CheckpointError, match="fitted with other weights than those in pca:8: fit it again"):
+        AnomalyDetector.load(tmp_path / "detector", model="pca:8")
+    assert AnomalyDetector.load(tmp_path / "detector", model="pca:4").scorer.subject.source == "pca:4"
+
+
 def test_a_saved_autoencoder_is_found_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = model_of("diffusion-tiny").autoencoder
     autoencoder.save(tmp_path / "vae")

@@ -40,6 +40,19 @@ def test_any_images_have_a_transform_with_a_code_of_variance_one(count, channels
     assert (again - images).square().mean() <= (images - mean).square().mean() * (1 + 1e-9)
 
 
+def test_uncorrelated_channels_are_another_basis_of_the_same_transform():
+    images = smooth_images(60, 3, 16, 16)
+    plain, separated = (lapped_transform.fit(images, 4, 5, 0.1, uncorrelated=each) for each in (False, True))
+    (_, expected), (code, again) = (reconstructed(each, images, 4) for each in (plain, separated))
+    torch.testing.assert_close(again, expected, rtol=1e-6, atol=1e-6)
+    correlations = torch.corrcoef(code.transpose(0, 1).flatten(1)) - torch.eye(5)
+    assert correlations.abs().max() < 0.15  # the spectrum is of images that are continued by the mean patch
+    atoms = torch.einsum("vcyx,vdyx->cd", separated.decoder, separated.decoder)
+    lengths = atoms.diag().sqrt()
+    assert (atoms / torch.outer(lengths, lengths) - torch.eye(5)).abs().max() < 1e-9
+    assert (lengths.diff() < 0).all()
+
+
 def test_constant_images_have_a_code_of_nothing_and_come_back():
     images = torch.full((8, 3, 16, 16), 0.25)
     transform = lapped_transform.fit(images, 4, 4, 0.05)

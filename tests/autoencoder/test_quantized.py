@@ -73,7 +73,8 @@ def test_in_training_steps_entropy_model_and_encoder_all_learn_and_the_rate_coun
     torch.testing.assert_close(losses.total, losses.terms["mse"] + losses.terms["rate"])
     losses.total.backward()
     for name, parameter in autoencoder.named_parameters():
-        if name.startswith("bottleneck") or "linear" in name:
+        # The hidden layer of the prior meets an output of zeros in the first step.
+        if "prior.hidden" not in name and (name.startswith("bottleneck") or "linear" in name):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
     bottleneck, rng = autoencoder.bottleneck, StepRandom(0, 3, 8)
@@ -89,6 +90,21 @@ def test_the_rate_in_training_is_near_that_of_the_rounded_code(autoencoder: Auto
     rng = StepRandom(0, 0, 32)
     noisy, rounded = (autoencoder.bottleneck(moments, each).costs()["rate"].mean().item() for each in (rng, None))
     assert abs(noisy / rounded - 1) < 0.05
+
+
+def test_an_error_of_one_step_is_as_large_in_the_image_in_every_channel_and_channels_are_uncorrelated_at_the_start():
+    autoencoder = quantized_autoencoder()
+    network, code = autoencoder.network, autoencoder.moments(small_images(64)).detach()
+    errors = []
+    for channel in range(4):
+        moved = code.clone()
+        moved[:, channel, 2, 2] += autoencoder.bottleneck.cell[channel].item()
+        errors.append((network.decode(moved) - network.decode(code)).square().sum().sqrt())
+    assert float((max(errors) / min(errors)).detach()) < 1.05
+    correlations = torch.corrcoef(code.transpose(0, 1).flatten(1)) - torch.eye(4)
+    assert float(correlations.abs().max()) < 0.1
+    ratio = autoencoder.bottleneck.cell.detach().flatten().log().mean().exp() / 0.25
+    assert 0.8 < float(ratio) < 1.25
 
 
 def test_a_codec_of_it_has_the_steps_that_were_learned(autoencoder: Autoencoder):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.batch import NULL, ClassAttribute, Condition, ConditionSchema, LatentBatch
 from ldm.diffusion.conditioning import ConditionEmbedding
-from ldm.diffusion.config import PARAMETRIZATIONS, UNetConfig
+from ldm.diffusion.config import PARAMETRIZATIONS, SAMPLERS, UNetConfig
 from ldm.diffusion.consistency import ConsistencyObjective, ConsistencyStages
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import LatentGaussian
@@ -106,7 +106,7 @@ def test_two_answers_with_different_dropout_masks_would_differ_however_near_the_
     objective = in_stage(ConsistencyObjective(denoiser_of(dropout=0.5), config), 0)
     torch.manual_seed(0)
     assert 0 < objective(batch_of()).total < 1e-3
-    objective.drops = False  # as if nobody had cared
+    objective.repeats_dropout = False  # as if nobody had cared
     torch.manual_seed(0)
     assert objective(batch_of()).total > 0.1
 
@@ -127,6 +127,30 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts() -> None:
     in_stage(objective, 5)
     parts = [LatentBatch(*(each[rows] for each in batch)) for rows in torch.arange(8).split(4)]
     assert torch.allclose(objective(batch).total, torch.stack([objective(part).total for part in parts]).mean())
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("edm", "euler"), ("gaussian", "gaussian")])
+def test_paths_of_the_denoiser_are_steps_of_a_sampler_with_it(kind: str, sampler: str) -> None:
+    """And so the noise of the clean latents is not in them, nor they themselves."""
+    batch, guide = batch_of(1), denoiser_of(kind).eval()
+    guide.consistency = False
+    config = ConsistencyObjectiveConfig(paths="denoiser", weighting="prediction", guidance=3.0)
+    denoiser = denoiser_of(kind)
+    objective = in_stage(ConsistencyObjective(denoiser, config, guide=guide), 6)
+    noisy = batch.latents + batch.sigma * batch.noise
+
+    def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
+        without = guide(noisy, sigma)
+        return without + 3 * (guide(noisy, sigma, batch.condition) - without)
+
+    lower = objective.lower_level(batch.sigma)
+    more = {} if guide.gaussian is None else {"gaussian": guide.gaussian}
+    ahead = SAMPLERS[sampler].load()(guided, noisy, torch.cat([batch.sigma, lower]), **more)
+    with torch.no_grad():
+        error = root_mean_square(
+            denoiser(noisy, batch.sigma, batch.condition) - denoiser(ahead, lower, batch.condition)
+        )
+    assert torch.allclose(objective(batch).total, error / denoiser.c_out(batch.sigma), rtol=1e-6)
 
 
 def test_guidance_moves_the_clean_latent_by_what_the_condition_changes_in_the_answer_of_the_guide() -> None:

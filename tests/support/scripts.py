@@ -12,9 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.component.code_file import own_code
 from ldm.terminal import exit_code_of
 
 ROOT = Path(__file__).parent.parent.parent
+HEAVY = (
+    *("accelerate", "lpips", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *("ldm.export.finalize", "ldm.export.warm_start", "ldm.latents", "ldm.pipeline", "ldm.training.dry_run"),
+    *("ldm.autoencoder.objective", "ldm.data.summary", "ldm.diffusion.objective", "ldm.evaluation.panels"),
+)
+EXPORTED = {  # the code of miniature runs
+    "pipeline": ("ldm.export.pipeline.latent_diffusion_pipeline:LatentDiffusionPipeline", {}),
+    "denoiser": (
+        "ldm.export.pipeline.denoiser_model:DenoiserModel",
+        {"DENOISER_NETWORKS": "unet", "SAMPLERS": "heun"},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,11 @@ def forked(action: Callable[[], int]) -> tuple[int, Callable[[], Outcome]]:
 
 
 def script(name: str, *arguments: object) -> Callable[[], int]:
-    """`python NAME.py ARGUMENTS` as a function for `forked`, with all it needs imported here, once."""
-    for heavy in ("ldm.export.finalize", "ldm.latents", "ldm.training.dry_run", "matplotlib.backends.backend_agg"):
+    """`python NAME.py ARGUMENTS` as a function for `forked`, with all that it needs imported here, once."""
+    for heavy in HEAVY:
         importlib.import_module(heavy)
+    for purpose, (place, parts) in EXPORTED.items():  # kept: every run that is exported would write it out again
+        own_code(place, purpose, parts)
     module = importlib.import_module(name)
 
     def action() -> int:

@@ -2,17 +2,26 @@
 
 import pytest
 import torch
+from torch import nn
 
 from ldm import checkpoint
 from ldm.errors import ConfigError
 from ldm.training import graph
+from ldm.training.config import RunConfig
 from tests.support.graphs import TapeRecorder
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, metrics, weights
 
 STEPS = ("--run.steps", 12, "--run.checkpoint-every", 6, "--run.log-every", 3, "--run.sample-every", 12)
 CAN_BE_RECORDED = {
-    "train_vae": ("--objective.equivariance", "null", "--objective.discriminator.warmup", 0.5),
+    "train_vae": (
+        "--objective.equivariance",
+        "null",
+        "--objective.discriminator.warmup",
+        0.5,
+        "--run.gradient-checkpointing",
+        "true",
+    ),
     "train_diffusion": (
         "--optim.kind",
         "muon",
@@ -63,6 +72,24 @@ def test_a_number_that_a_step_asks_for_only_once_it_is_recorded_is_refused():
     assert scalars.value("twice", lambda step: 2 * step) == 8
     with pytest.raises(ConfigError, match=r"not every step needs the same numbers \(late\): set run\.graph off"):
         scalars.value("late", float)
+
+
+def test_a_dropout_mask_that_would_be_drawn_twice_is_refused_before_a_step_is_made():
+    objective = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    graph.check_dropout(objective, RunConfig(graph="on"))
+    graph.check_dropout(objective, RunConfig(gradient_checkpointing=True))
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing true a mask of dropout is drawn twice"):
+        graph.check_dropout(objective, RunConfig(graph="on", gradient_checkpointing=True))
+    objective.repeats_dropout = True
+    with pytest.raises(ConfigError, match=r"objective\.kind consistency a mask .* set denoiser\.network\.dropout 0"):
+        graph.check_dropout(objective, RunConfig(graph="on"))
+
+
+def test_a_gpu_out_of_memory_was_called_a_step_that_cannot_be_recorded():
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    assert str(graph.recording_failure(error)).startswith("run.graph on: this step cannot be recorded (CUDA error: op")
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    assert "out of memory as a step is recorded: lower run.batch_size, or" in str(graph.recording_failure(error))
 
 
 def test_without_a_gpu_there_is_no_graph(stage_two: Stage, tmp_path):

@@ -5,14 +5,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._dynamo import explain
+import torch._dynamo
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ldm.batch import ClassAttribute, ConditionSchema, LatentBatch
+from ldm.autoencoder.model import create_trainable
+from ldm.autoencoder.objective import ReconstructionObjective
+from ldm.batch import ClassAttribute, ConditionSchema, ImageBatch, LatentBatch, Step
+from ldm.config import reader
+from ldm.config.yaml_file import read_yaml
 from ldm.diffusion.config import DenoiserConfig, GaussianSkipConfig, SamplingConfig, UNetConfig
+from ldm.diffusion.consistency import ConsistencyObjective
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
+from ldm.randomness import StepRandom
+from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig
 from ldm.training.kernels import training_kernels
 from ldm.training.run import Run
@@ -43,10 +51,49 @@ def test_the_denoising_loss_needs_no_number_on_the_host_and_no_other_device():
     assert loss.device.type == "cuda" and loss.shape == ()
 
 
+CONFIGS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("*/*.yaml"))
+NOT_ONE = {
+    "autoencoder/contractive.yaml",
+    "vae/kl-f8.yaml",
+}  # a penalty and a discriminator differentiate inside
+ALWAYS = {"autoencoder/stacked.yaml", "vae/mnist5k.yaml", "diffusion/few_steps.yaml", "diffusion/mnist5k.yaml"}
+
+
+def autoencoder_loss(file: str) -> tuple[nn.Module, ImageBatch]:
+    """The loss of an autoencoder's config, and what it is of."""
+    config = reader.from_dict(TrainVAEConfig, read_yaml(ROOT / "configs" / file))
+    shape = (config.data.channels, 32, 32)
+    classes = 2 if config.objective.penalties.classification else 0
+    autoencoder = create_trainable(config.autoencoder, image=shape, classes=classes)
+    objective = ReconstructionObjective(autoencoder, config.objective, steps=10)
+    return objective, ImageBatch(torch.rand(2, *shape), torch.tensor([0, 1]))
+
+
+def denoiser_loss(file: str) -> tuple[nn.Module, LatentBatch]:
+    """The same of a denoiser's."""
+    config = reader.from_dict(TrainDiffusionConfig, read_yaml(ROOT / "configs" / file))
+    model = DiffusionModelConfig((3, 16, 16), SCHEMA, config.denoiser, config.sampling)
+    if config.objective.kind == "consistency":
+        objective = ConsistencyObjective(create_denoiser(model), config.objective)
+    else:
+        objective = DenoisingObjective(create_denoiser(model), config.objective.weighting)
+    latents, condition = torch.randn(2, 3, 16, 16), SCHEMA.condition(torch.zeros(2, dtype=torch.int64))
+    return objective, LatentBatch(latents, latents, torch.ones(2), condition)
+
+
 @pytest.mark.filterwarnings("ignore")  # of dynamo's own
-def test_a_denoiser_network_compiles_as_one_graph():
-    model, latents = denoiser(), torch.randn(2, 4, 8, 8)
-    found = explain(model.network)(latents, torch.zeros(2), torch.zeros(2, 32), None)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=() if file in ALWAYS else pytest.mark.slow, id=file)
+        for file in CONFIGS
+        if file not in NOT_ONE
+    ],
+)
+def test_the_loss_of_every_shipped_config_is_one_graph(file):
+    torch._dynamo.reset()
+    objective, batch = (denoiser_loss if file.startswith("diffusion") else autoencoder_loss)(file)
+    found = torch._dynamo.explain(objective)(batch, Step(batch, StepRandom(0, 3, total=2)))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 

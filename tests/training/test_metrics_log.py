@@ -19,7 +19,7 @@ class OneProcess:
 
 
 def metrics_log(folder: Path, **config: int) -> MetricsLog:
-    return MetricsLog(RunFolder(folder), OneProcess(), RunConfig(**config), 0)  # type: ignore[arg-type]
+    return MetricsLog(RunFolder(folder), OneProcess(), RunConfig(**config), 0, list)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -57,7 +57,8 @@ def test_muon_takes_hidden_matrices_and_filters_and_leaves_first_last_and_biases
 def test_singular_values_become_about_one_and_singular_vectors_stay(shape):
     matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = left.mT @ orthogonalized(matrix) @ right.mT
+    beside = torch.randn(2, min(shape), 100, dtype=torch.float64)  # of another shape, and iterated together
+    found = left.mT @ orthogonalized([beside, matrix])[1] @ right.mT
     diagonal = found.diagonal(dim1=1, dim2=2)
     assert (found - diagonal.diag_embed()).abs().max() < 1e-9
     well_conditioned = values / values.norm(dim=1, keepdim=True) > 0.02

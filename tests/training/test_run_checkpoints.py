@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,35 @@ def test_an_error_of_the_run_does_not_cost_the_checkpoint_that_is_being_written(
         time.sleep(0.1)
         (tmp_path / "written").touch()
 
-    with pytest.raises(ZeroDivisionError), checkpoints.writing():
+    with pytest.raises(ZeroDivisionError), checkpoints.writing(StopFlag()):
         checkpoints.writer.start(slow)
         raise ZeroDivisionError
     assert (tmp_path / "written").exists()
+
+
+def test_a_second_ctrl_c_during_a_panel_waited_for_the_writer(tmp_path) -> None:
+    """It interrupts what the loop does between two steps, and the generator of the steps only hears that it is over."""
+    checkpoints, stop, end = checkpoints_of(tmp_path), StopFlag(), threading.Event()
+
+    def steps() -> Iterator[int]:
+        with checkpoints.writing(stop):
+            checkpoints.writer.start(lambda: end.wait(10))
+            yield 1
+
+    going = steps()
+    next(going)
+    stop.was_repeated = True
+    going.close()
+    assert checkpoints.writer.is_busy
+    end.set()
+    checkpoints.writer.wait()
+
+
+def test_what_a_run_that_diverged_called_its_last_checkpoint_was_not_the_one_being_written(tmp_path) -> None:
+    checkpoints = checkpoints_of(tmp_path)
+    checkpoints.write(5, wait=True)
+    checkpoints.write(10, wait=False)
+    assert checkpoints.steps() == [5, 10]
 
 
 def test_one_thing_is_written_after_the_other() -> None:

@@ -15,9 +15,10 @@ def test_the_first_signal_raises_the_flag_and_a_later_one_interrupts(monkeypatch
     with catch_signals() as flag:
         assert not flag.name
         os.kill(os.getpid(), signal.SIGTERM)
-        assert flag.name == "SIGTERM"
+        assert flag.name == "SIGTERM" and not flag.was_repeated
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+        assert flag.was_repeated
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -17,9 +17,12 @@ MAX_WEIGHT = 1e4
 
 
 @contextmanager
-def record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The inputs that the layer is given while the context lasts, detached."""
+def record_inputs(layer: nn.Module | None) -> Iterator[list[Tensor]]:
+    """The inputs that the layer is given while the context lasts, detached; without a layer there are none."""
     inputs: list[Tensor] = []
+    if layer is None:
+        yield inputs
+        return
     handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
     try:
         yield inputs

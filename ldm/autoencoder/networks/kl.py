@@ -136,7 +136,7 @@ class KLNetwork(AutoencoderKLNetwork):
             weight[self.latent_channels :], bias[self.latent_channels :] = 0, 2 * math.log(noise)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, noise: float | None) -> None:
+    def initialize(self, images: Tensor, noise: float | None, *, uncorrelated: bool = False) -> None:
         """Start as the best linear autoencoder of these images that fits in; a learned variance starts at its noise."""
         assert self.linear_start is not None
         noise = noise or NOISE

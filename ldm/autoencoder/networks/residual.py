@@ -79,9 +79,9 @@ class ResidualNetwork(AutoencoderNetwork):
         self.decoder: LinearAndResidual = LinearAndResidual(latent_channels, values, width, blocks + 1)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, noise: float | None) -> None:
+    def initialize(self, images: Tensor, noise: float | None, *, uncorrelated: bool = False) -> None:
         noise = noise or lapped_transform.NOISE
-        transform = lapped_transform.fit(images, self.patch, self.latent_channels, noise)
+        transform = lapped_transform.fit(images, self.patch, self.latent_channels, noise, uncorrelated=uncorrelated)
         self.encoder.mean.copy_(transform.mean.view(-1, 1, 1))
         encoder, decoder = self.encoder.linear, self.decoder.linear
         assert encoder.bias is not None and decoder.bias is not None
@@ -89,6 +89,10 @@ class ResidualNetwork(AutoencoderNetwork):
         encoder.bias.zero_()[self.latent_channels :] = 2 * math.log(noise)  # of log variances, where it gives any
         decoder.weight.copy_(transform.decoder)
         decoder.bias.copy_(transform.mean)
+
+    @property
+    def channel_effects(self) -> Tensor | None:
+        return self.decoder.linear.weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
 
     @property
     def output_layer(self) -> nn.Module:

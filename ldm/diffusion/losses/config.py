@@ -201,11 +201,17 @@ class ConsistencyObjectiveConfig(Checked):
 
     kind: Literal["consistency"] = "consistency"
     noise_distribution: NoiseDistributionConfig = field(default_factory=lambda: LogNormalConfig(mean=-0.4, std=2.0))
-    weighting: Literal["gap", "edm"] = "gap"  # of ‖D(x + σ n; σ) − D(x + r n; r)‖: 1 / (σ − r), or (1 + σ²) / σ²
+    weighting: Literal["gap", "edm", "prediction"] = "gap"  # of the norm: 1 / (σ − r), (1 + σ²) / σ², or 1 / c_out
+    paths: Literal["data", "denoiser"] = "data"  # x + σ n and x + r n (ECT), or a step of the denoiser of --from
     stages: Annotated[int, AtLeast(1)] = 8  # equal shares of the steps, from one to the next of which r nears σ
     shrink: Annotated[float, Above(1)] = 2.0  # what (σ − r) / σ, small at first too, is divided by in each stage
     guidance: float = 1.0  # weight of classifier-free guidance that is baked in; 1: none
     condition_dropout: Annotated[float, Between(0, 1)] = 0.0  # how often the condition (the class) is left out
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether the denoiser that tuning began with is asked in every step."""
+        return self.guidance != 1 or self.paths == "denoiser"
 
 
 ObjectiveConfig: TypeAlias = DenoisingObjectiveConfig | ConsistencyObjectiveConfig

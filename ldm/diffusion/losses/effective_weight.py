@@ -71,7 +71,7 @@ class EffectiveWeight:
             axes.set_xlabel("σ", fontsize=8)
             axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)
-        figure.tight_layout()
+        figure.subplots_adjust(0.06, 0.16, 0.99, 0.9, wspace=0.14)  # a layout that measures labels draws them all twice
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
 

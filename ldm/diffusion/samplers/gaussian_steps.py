@@ -41,17 +41,20 @@ def gaussian_2m(
     return noisy
 
 
-def gaussian_step(gaussian: LatentGaussian, noisy: Latents, residual: Tensor, sigma: float, lower: float) -> Latents:
+def gaussian_step(
+    gaussian: LatentGaussian, noisy: Latents, residual: Tensor, sigma: float | Tensor, lower: float | Tensor
+) -> Latents:
     """m + √((λ + σ'²) / (λ + σ²)) z + √((λ + σ'²) / λ) (arsinh √λ/σ' − arsinh √λ/σ) r, in every direction.
 
-    To σ' = 0 a constant R would go on forever; there it counts once, as in Euler's step.
+    To σ' = 0 a constant R would go on forever; there it counts once, as in Euler's step. Levels are numbers or, above
+    0, columns with one for each sample.
     """
 
     def of_noisy(variance: Tensor) -> Tensor:
         return ((variance + lower**2) / (variance + sigma**2)).sqrt()
 
     def of_residual(variance: Tensor) -> Tensor:
-        if lower == 0:
+        if not isinstance(lower, Tensor) and lower == 0:
             return torch.ones_like(variance)
         std = variance.sqrt()
         return ((variance + lower**2) / variance).sqrt() * ((std / lower).arcsinh() - (std / sigma).arcsinh())

@@ -62,8 +62,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         sampler_options: what the sampler takes, as {"eta": 0.5}.
         guidance_interval: the lowest and the highest noise level that are guided; None: all.
         guidance_rescale: share, 0 to 1, in which answers get back the standard deviation they have without guidance.
-        image: start from these, pictures, arrays or tensors in [0, 1], one or one for each (img2img). If no condition
-            is asked for, all are left out, where the model can do without.
+        image: start from these, pictures, arrays or tensors in [0, 1] (img2img): one, one for each label or prompt, or
+            several that these take in turn; a single label or prompt is that of all. If no condition is asked for, all
+            are left out, where the model can do without.
         strength: the share of the steps that is left to them, above 0 and at most 1; None 0.3, and 1 with a mask.
         mask_image: draw anew what is white in it, and keep the rest (inpainting).
         resamplings: how often every few steps are gone with a mask (RePaint).
@@ -135,7 +136,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             guidance = self.checked(weight, guidance_interval, guidance_rescale)
             count = number_of_images(num_images, named, latents, num_images_per_prompt)
             check_request(count, 1, "heun", seed=seed)
-            request.check_number(count)
+            request = request.for_images(count, num_images_per_prompt)
             condition = condition.repeated(torch.arange(count) // num_images_per_prompt)
             noise = NoiseSource((count, *config.latent_shape), self._execution_device, seed, generator)
             on_step = partial(self.step_reporter, callback_on_step_end)
@@ -215,13 +216,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """The conditions to repeat, and the number of images that they or images to start from ask for."""
         config = self.unet.model_config
         condition: Condition = self.unet.prompts.request(**asked)
+        started = 0 if request.latents is None else len(request.latents)
         if is_asked(asked):
-            return condition, condition.count
-        if request.latents is None:
+            return condition, max(condition.count, started)
+        if not started:
             return condition, None
         if config.schema.attributes and config.trained_with_condition_dropout:
             condition = condition[[0]].null()
-        return condition, len(request.latents)
+        return condition, started
 
     def checked(
         self, weight: float | Mapping[str, float] | None, interval: GuidanceInterval | None, rescale: float | None

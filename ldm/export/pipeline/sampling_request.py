@@ -26,23 +26,31 @@ class PipelineRequest:
     sampler: str
     options: Mapping[str, float]
     sigmas: Tensor
-    latents: Latents | None = None  # of the images that it starts from: of one for all, or of one for each
+    latents: Latents | None = None  # of the images that it starts from
     inpainting: Inpainting | None = None  # of these images and a mask
     resamplings: int = 1
 
-    def check_number(self, count: int) -> None:
-        """Raise RequestError if there is neither one image to start from nor one for each."""
-        given = 1 if self.latents is None else len(self.latents)
-        if given not in (1, count):
-            raise RequestError("image", f"has {given} images for {count}: give 1 or {count}")
+    def for_images(self, count: int, each: int) -> "PipelineRequest":
+        """The same for so many images, where `each` of the requests is drawn several times, one after the other.
+
+        Images to start from are one for all, one for each request, or fewer and taken in turn; or one for each image.
+        RequestError for another number of them.
+        """
+        if self.latents is None:
+            return self
+        given, numbers = len(self.latents), torch.arange(count)
+        if given != count:
+            if count // each % given:
+                raise RequestError("image", f"has {given} images for {count // each}: give 1, or one for each")
+            numbers = numbers // each % given
+        return self.of(numbers)
 
     def of(self, numbers: Tensor) -> "PipelineRequest":
         """The same for some of the images."""
         if self.latents is None:
             return self
-        rows = numbers % len(self.latents)
-        edit = None if self.inpainting is None else self.inpainting[rows]
-        return replace(self, latents=self.latents[rows.to(self.latents.device)], inpainting=edit)
+        edit = None if self.inpainting is None else self.inpainting[numbers]
+        return replace(self, latents=self.latents[numbers.to(self.latents.device)], inpainting=edit)
 
     def drawn(
         self, denoise: Denoise, unit_noise: Latents, noise: StepNoise, gaussian: Any, report: LevelsReporter

@@ -69,6 +69,31 @@ def test_images_started_from_a_picture_an_array_or_a_tensor_are_those_of_the_lib
     torch.testing.assert_close(drawn(pipe, image=Image.fromarray(photo), strength=0.5), plain, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("labels", "each", "rows", "columns"),
+    [
+        (["disc", "square", "disc", "disc"], 1, [0, 1, 0, 1], [0, 1, 0, 0]),  # indices of images, and of classes
+        ("square", 1, [0, 1], [1, 1]),
+        (["disc", "square"], 2, [0, 0, 1, 1], [0, 0, 1, 1]),
+    ],
+    ids=["several labels of each image", "one label of all images", "several images of each label"],
+)
+def test_several_labels_or_copies_of_an_image_were_refused(
+    pipe: LatentDiffusionPipeline,
+    model: LatentDiffusion,
+    labels: Any,
+    each: int,
+    rows: list[int],
+    columns: list[int],
+) -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    plan = model.plan(steps=STEPS, strength=0.5, guidance=3.0)
+    expected = image_to_image(model, images[rows] * 2 - 1, model.config.schema.request(columns), plan)
+    options: dict[str, Any] = {"class_labels": labels, "num_images_per_prompt": each, "guidance_scale": 3.0}
+    found = drawn(pipe, image=images, strength=0.5, **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 def test_a_mask_keeps_the_pixels_of_a_picture_and_draws_what_the_library_draws(
     pipe: LatentDiffusionPipeline, model: LatentDiffusion, photo: np.ndarray
 ) -> None:
@@ -103,7 +128,7 @@ def test_guidance_interval_rescale_and_sampler_options_were_not_to_be_had(
         ({"strength": 0.5}, "strength is of an image, and there is none"),
         ({"mask_image": torch.ones(1, 1, 16, 16)}, "mask_image is of an image, and there is none"),
         ({"image": torch.zeros(1, 1, 16, 16)}, "image of shape [1, 1, 16, 16] should be of ['batch', 3, 16, 16]"),
-        ({"image": torch.zeros(3, 3, 16, 16), "num_images": 2}, "image has 3 images for 2: give 1 or 2"),
+        ({"image": torch.zeros(3, 3, 16, 16), "num_images": 2}, "image has 3 images for 2: give 1, or one for each"),
         ({"image": torch.zeros(1, 3, 16, 16), "strength": 2}, "strength 2 must be above 0 and at most 1"),
         (
             {"image": torch.zeros(1, 3, 16, 16), "mask_image": torch.ones(1, 1, 8, 8)},
