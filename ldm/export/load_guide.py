@@ -29,7 +29,7 @@ def load_guide(source: str, model: LatentDiffusion) -> ConditionalDenoise:
         )
     schema = weaker.config.schema
     if schema.attributes and schema != model.config.schema:
-        raise RequestError("guide", f"{source} knows other classes than this model: it must know the same, or none")
+        raise RequestError("guide", f"{source} knows other conditions than this model: it must know the same, or none")
     if step is not None:
         load_step(weaker.denoiser, run, step, source)
     guide = weaker.denoiser.to(next(model.denoiser.parameters()))
