@@ -17,6 +17,7 @@ from ldm.errors import RequestError
 from ldm.randomness import StepRandom
 from ldm.shapes import Images, Labels, Latents, NoiseLevels
 
+LARGEST = torch.finfo(torch.float32).max  # that a number can be
 NULL = -1  # the null label: the attribute is left out; of numbers and texts NaN is
 
 # Classes by name or index, as a person has them: one, several, or the rows of a one-hot matrix.

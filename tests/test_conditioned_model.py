@@ -1,6 +1,5 @@
 """A model of several conditions: trained, resumed, exported, and asked for by flags, in Python and as a pipeline."""
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,42 +18,16 @@ from ldm.editing.image_to_image import image_to_image
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import StepRandom
 from ldm.shapes import to_float
+from tests.support.conditioned_runs import conditioned_stage
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, ran, weights
-from tests.support.word_vectors import word_vectors
 
-CONFIG = """
-data:
-  kind: folder
-  path: {data}
-  size: 8
-  conditions:
-    label: {{kind: class}}
-    tone: {{kind: class}}
-    angle: {{kind: number, period: 360}}
-    text: {{kind: text, encoder: {words}, length: 4, layers: 1, channels: 8}}
-denoiser:
-  network: {{kind: unet, widths: [4, 8], blocks: 1, attention: [1], head_channels: 4}}
-optim: {{lr: 1e-2, warmup: 0}}
-run: {{steps: 2, batch_size: 4, checkpoint_every: 1, sample_every: 100, snapshots: 0}}
-"""
 ASKED = {"labels": "cat", "prompt": ["a red cat", "a blue dog"], "conditions": {"tone": "dark", "angle": [0, 90]}}
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    folder = tmp_path_factory.mktemp("conditioned")
-    (folder / "data").mkdir()
-    lines = []
-    for number in range(12):
-        kind, color = ("cat", "dog")[number % 2], ("red", "blue")[number % 3 == 0]
-        Image.new("RGB", (8, 8), (20 * number, 80, 0)).save(folder / "data" / f"{number}.png")
-        row = {"file_name": f"{number}.png", "label": kind, "tone": ("dark", "light")[number // 6]}
-        lines.append(json.dumps({**row, "angle": 30 * number, "text": f"a {color} {kind}"}))
-    (folder / "data" / "metadata.jsonl").write_text("\n".join(lines))
-    file = folder / "config.yaml"
-    file.write_text(CONFIG.format(data=folder / "data", words=word_vectors(folder / "words")))
-    return Stage("train_diffusion", (file,))
+    return conditioned_stage(tmp_path_factory.mktemp("conditioned"))
 
 
 @pytest.fixture(scope="module")

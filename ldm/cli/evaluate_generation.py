@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
 
     images = ImageSetReader(processes, options.batch_size, progress)
     num = options.generate or len(opened.samples or ())
-    settings = {"num": num, "seed": options.seed, "cache": opened.cache}
+    read = [] if opened.samples is not None else opened.real.readable
+    settings = {"num": num, "seed": options.seed, "cache": opened.cache, "read": read}
     real = read_real_images(opened.real, images, opened.autoencoder, opened.extractor, **settings)
     (evaluate_sweep if options.sweep else evaluate_once)(options, opened, real, images)
     processes.end()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.batch import Attribute, ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
+from ldm.batch import LARGEST, Attribute, ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
 from ldm.data.config import ConditionConfig, FolderConfig
 from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, labels_and_classes
 from ldm.errors import ConfigError, DataError
@@ -138,7 +138,9 @@ def _unfit(config: ConditionConfig, value: Any) -> str:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             return "not a number"
-        return "" if math.isfinite(number) else "not a finite number"
+        if not math.isfinite(number):
+            return "not a finite number"
+        return "" if abs(number) <= LARGEST else f"larger than {LARGEST:.1e}, which numbers of single precision can be"
     if config.kind == "text":
         return "" if isinstance(value, str) else "not a text"
     return "" if isinstance(value, str | int) and not isinstance(value, bool) else "neither text nor a whole number"

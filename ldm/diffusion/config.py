@@ -101,7 +101,7 @@ SAMPLER_OPTIONS = {
     "restarts": SamplerOption("how often restart goes a part of the way again (2)", whole=True),
     "restart_min": SamplerOption("where that part ends (0.1)"),
     "restart_max": SamplerOption("where it begins (0.6)"),
-    "second_sigma": SamplerOption("noise level of the second step of consistency (one of the grid)"),
+    "second_sigma": SamplerOption("noise level of the second step of consistency (1.2)"),
 }
 
 # How conditions that are no classes are embedded, by kind; a class has a table of embeddings.
@@ -118,38 +118,37 @@ DENOISER_NETWORKS = {
 }
 
 
-UNET_PRESETS = {
-    "S": {"widths": (64, 128), "blocks": 2, "attention": (1,)},
-    "M": {"widths": (128, 256, 256), "blocks": 2, "attention": (1, 2)},
-    "L": {"widths": (256, 512, 512), "blocks": 2, "attention": (1, 2)},
-}
-
-
 @dataclass(frozen=True)
-class UNetConfig(Checked):
-    """Our small U-Net; each width after the first halves the latent."""
+class LevelsConfig(Checked):
+    """What the U-Nets have in common; each width after the first halves the latent."""
 
-    kind: Literal["unet"] = "unet"
+    kind: str = ""
     widths: tuple[Annotated[int, AtLeast(1)], ...] = (64, 128)  # channels per level
     blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and as many on the way up
     attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution
     head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
-    qk_norm: bool = False  # RMS norm of queries and keys, which keeps attention stable at large learning rates
     dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
 
-    PRESETS: ClassVar = UNET_PRESETS
+    PRESETS: ClassVar = {
+        "S": {"widths": (64, 128), "blocks": 2, "attention": (1,)},
+        "M": {"widths": (128, 256, 256), "blocks": 2, "attention": (1, 2)},
+        "L": {"widths": (256, 512, 512), "blocks": 2, "attention": (1, 2)},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_levels(self.widths, self.attention)
+        if not self.widths:
+            raise ValueError("widths must be one or more numbers, not none")
+        if not set(self.attention) <= set(range(len(self.widths))):
+            raise ValueError(f"attention must name levels from 0 to {len(self.widths) - 1}, not {self.attention}")
 
 
-def check_levels(widths: tuple[int, ...], attention: tuple[int, ...]) -> None:
-    """Raise ValueError for a U-Net without levels, or with attention at others."""
-    if not widths:
-        raise ValueError("widths must be one or more numbers, not none")
-    if not set(attention) <= set(range(len(widths))):
-        raise ValueError(f"attention must name levels from 0 to {len(widths) - 1}, not {attention}")
+@dataclass(frozen=True)
+class UNetConfig(LevelsConfig):
+    """Our small U-Net; each width after the first halves the latent."""
+
+    kind: Literal["unet"] = "unet"
+    qk_norm: bool = False  # RMS norm of queries and keys, which keeps attention stable at large learning rates
 
 
 @dataclass(frozen=True)
@@ -182,40 +181,23 @@ class DiTConfig(Checked):
 
 
 @dataclass(frozen=True)
-class EDM2Config(Checked):
+class EDM2Config(LevelsConfig):
     """A magnitude-preserving U-Net (EDM2): a learning rate is the relative change of its weights, 1e-2 for a start."""
 
     kind: Literal["edm2"] = "edm2"
-    widths: tuple[Annotated[int, AtLeast(1)], ...] = (64, 128)  # channels per level
-    blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and as many on the way up
-    attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution
-    head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
-    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
-
-    PRESETS: ClassVar = UNET_PRESETS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_levels(self.widths, self.attention)
 
 
 @dataclass(frozen=True)
-class UNet2DConfig(Checked):
+class UNet2DConfig(LevelsConfig):
     """diffusers' UNet2DModel; with a scalar skip and no condition but a class, stock diffusers opens its runs."""
 
     kind: Literal["unet2d"] = "unet2d"
     widths: tuple[Annotated[int, AtLeast(2)], ...] = (64, 128)  # channels per level; multiples of norm_groups
     blocks: Annotated[int, AtLeast(1)] = 2  # residual blocks per level on the way down, and one more on the way up
-    attention: tuple[int, ...] = (1,)  # levels with self-attention, 0 being the highest resolution; the middle has it
-    head_channels: Annotated[int, AtLeast(1)] = 32  # channels per attention head
     norm_groups: Annotated[int, AtLeast(1)] = 32  # groups of the group norms
-    dropout: Annotated[float, Between(0, 1, high_is_open=True)] = 0.0  # dropout probability inside residual blocks
-
-    PRESETS: ClassVar = UNET_PRESETS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_levels(self.widths, self.attention)
         for width in self.widths:
             if width % self.norm_groups or width % self.head_channels:
                 raise ValueError(

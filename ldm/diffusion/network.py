@@ -57,3 +57,10 @@ def check_halvings(widths: tuple[int, ...], latent_shape: tuple[int, int, int]) 
             f"latents of {height} x {width} cannot be halved {halvings} times: give denoiser.network.widths fewer"
             " levels, and denoiser.network.attention none that are not there"
         )
+
+
+def check_divisible(x: Tensor, factor: int) -> None:
+    """Raise ConfigError if height and width of latents are not divisible by that by which a network divides them."""
+    height, width = x.shape[-2:]
+    if height % factor or width % factor:
+        raise ConfigError(f"latents of {height} x {width} are not divisible by {factor}")

@@ -6,12 +6,14 @@ autoencoder, and samples of the Gaussian of the latents, which is the best model
 rounded to 8 bits before anything is measured.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from ldm.autoencoder.model import Autoencoder
+from ldm.data.condition_columns import ConditionColumn
 from ldm.data.datasets import Subset
 from ldm.diffusion.gaussian import LatentGaussian, check_size, fit_gaussian
 from ldm.diffusion.samplers import starting_noise
@@ -57,6 +59,33 @@ class RealData:
         """The class indices of some of the images."""
         return images.labels if self.classes else NO_LABELS
 
+    def labels_of(self, indices: Sequence[int]) -> Labels:
+        """The class indices of images of the data set; none where there are no classes to tell apart."""
+        return torch.from_numpy(self.training.dataset.labels[list(indices)]) if self.classes else NO_LABELS
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The conditions that are classes to tell apart, but for that which is the classes of the data."""
+        columns = (column for column in self.training.dataset.columns if column.config.kind == "class")
+        several = [
+            each.name
+            for each in columns
+            if len(set(self.condition_labels(each.name, self.training.indices).tolist())) > 1
+        ]
+        return tuple(name for name in several if not self.is_classes(name))
+
+    def is_classes(self, name: str) -> bool:
+        """Whether a condition is the classes of the data."""
+        column, dataset = self._column(name), self.training.dataset
+        return bool(self.classes) and column.names == self.classes and np.array_equal(column.values, dataset.labels)
+
+    def condition_labels(self, name: str, indices: Sequence[int]) -> Labels:
+        """The class indices of images of the data set, of one of the conditions."""
+        return torch.from_numpy(self._column(name).values[list(indices)])
+
+    def _column(self, name: str) -> ConditionColumn:
+        return next(column for column in self.training.dataset.columns if column.name == name)
+
     @property
     def class_counts(self) -> list[int]:
         """How many images of each class there are, of all images and not of those alone that are compared."""
@@ -78,6 +107,7 @@ class RealImages:
     classifiers: tuple[Classifier, ...]  # of the training images; of as many of them as there are samples
     against_training: ReferenceFeatures
     against_held_out: ReferenceFeatures
+    readers: Mapping[str, tuple[ClassifierTask, Classifier]] = field(default_factory=dict)  # of other conditions
 
 
 def read_real_images(
@@ -89,11 +119,13 @@ def read_real_images(
     num: int,
     seed: int,
     cache: LatentCache | None = None,
+    read: Collection[str] = (),
 ) -> RealImages:
     """Read and measure the real images, to be compared with `num` samples.
 
     Without an extractor the features are those of a classifier of the training images. The Gaussian of the latents,
-    where there is an autoencoder, is sampled `num` times, with a seed; a `cache` of the latents saves encoding.
+    where there is an autoencoder, is sampled `num` times, with a seed; a `cache` of the latents saves encoding. A
+    classifier is trained for each of the conditions to `read`.
     """
     training = reader.read(data.training, data.labels(data.training), "training images")
     held_out = reader.read(data.held_out, data.labels(data.held_out), "held-out images")
@@ -102,6 +134,7 @@ def read_real_images(
     if data.classes or extractor is None:
         sets = [training, training.evenly_spaced(num)] if data.classes else [training]
         classifiers = trained_together(reader, task, sets)
+    readers = {name: reader_of(name, data, training, reader) for name in read}
     others, gaussian = {}, None
     if autoencoder is not None:
         encoded = latents_of(held_out, reader, autoencoder, cache, "latents of held-out images")
@@ -118,7 +151,17 @@ def read_real_images(
     others = {name: reader.with_features(images, extractor, f"features of {name}") for name, images in others.items()}
     assert training.features is not None and held_out.features is not None
     references = ReferenceFeatures(training.features), ReferenceFeatures(held_out.features)
-    return RealImages(data, training, held_out, others, gaussian, extractor, task, classifiers, *references)
+    return RealImages(data, training, held_out, others, gaussian, extractor, task, classifiers, *references, readers)
+
+
+def reader_of(
+    name: str, data: RealData, training: ImageSet, reader: ImageSetReader
+) -> tuple[ClassifierTask, Classifier]:
+    """A classifier of training images by one of their conditions."""
+    labels = data.condition_labels(name, training.indices)
+    task = ClassifierTask(int(labels.max()) + 1, data.training.dataset.config.flip)
+    (classifier,) = trained_together(reader, task, [replace(training, labels=labels)])
+    return task, classifier
 
 
 def with_gaussian(

@@ -13,7 +13,7 @@ from ldm.evaluation.image_sets import ImageSet, SamplingSettings
 from ldm.evaluation.memorization import memorization_table
 from ldm.evaluation.metrics import KID_SUBSET, KID_SUBSETS
 from ldm.evaluation.report import PACKAGES
-from ldm.evaluation.samples import labels_note
+from ldm.evaluation.sample_conditions import conditions_note
 from ldm.nn.pretrained_weights import sha256_of
 from ldm.pipeline import LatentDiffusion
 
@@ -34,6 +34,7 @@ CLASSIFICATION = {
     "as_many_training_images": "  on as many training images",
     "largest_class": "  share of the largest class",
 }
+OF_CONDITION = {"held_out_read_as_theirs": "  held-out images", "largest": "  share of the largest class"}
 
 
 def header(
@@ -88,11 +89,20 @@ def protocol(
         "held_out_images": len(real.held_out),
         "held_out": held_out,
         "sampling": settings and settings.entry(),
-        "labels": None if model is None or settings is None else labels_note(model, real.data),
+        "labels": None if model is None or settings is None else conditions_note(model, real.data),
         **features_entry(real, num),
         "classifier": protocol_entry(real.classifiers[0], real.task, len(real.training)) if real.classifiers else None,
+        **readers_entry(real),
         "gaussian": gaussian_entry(real),
     }
+
+
+def readers_entry(real: RealImages) -> dict[str, Any]:
+    """The classifiers that read other conditions than the classes of the data; nothing where there are none."""
+    if not real.readers:
+        return {}
+    found = {name: protocol_entry(reader, task, len(real.training)) for name, (task, reader) in real.readers.items()}
+    return {"classifiers_of_conditions": found}
 
 
 def resized(real: RealImages) -> bool:
@@ -156,6 +166,10 @@ def generation_table(result: dict[str, Any]) -> str:
         ]
         width = max(len(title) for title, _ in rows)
         lines += ["", *(f"{title:{width}}  {format_metric(100 * value, ' %')}" for title, value in rows)]
+    for name, read in metrics.get("conditions", {}).items():
+        shown = {"read_as_asked": f"samples read as their {name}", **OF_CONDITION}
+        width = max(map(len, shown.values()))
+        lines += ["", *(f"{title:{width}}  {format_metric(100 * read[key], ' %')}" for key, title in shown.items())]
     if "denoising" in metrics:
         lines += ["", denoising_table(metrics["denoising"])]
     if "memorization" in result:

@@ -1,7 +1,7 @@
 """Sets of images that are compared: real ones, generated ones, and what an autoencoder makes of them."""
 
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
+from ldm.batch import Condition
+from ldm.data.condition_columns import ConditionTable
 from ldm.data.datasets import Subset
 from ldm.diffusion.guidance import ConditionalDenoise, GuidanceInterval, checked_guidance
 from ldm.diffusion.sampling import finite
@@ -47,6 +49,7 @@ class ImageSet:
     groups: tuple[str, ...] = ()  # of real images: what is of one group is nearly the same
     latents: Latents | None = None  # modes of the posteriors, or what the sampler gave; None without an autoencoder
     features: Tensor | None = None  # images x features
+    asked: Mapping[str, Labels] = field(default_factory=dict)  # class indices that samples were asked for, by condition
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -68,6 +71,7 @@ class ImageSet:
             tuple(self.groups[place] for place in places) if self.groups else (),
             None if self.latents is None else self.latents[rows],
             None if self.features is None else self.features[rows],
+            {name: labels[rows] for name, labels in self.asked.items()},
         )
 
 
@@ -140,9 +144,11 @@ class ImageSetReader:
         found = self._all(name, len(pixels), pixels.split(self.batch_size), of_part)
         return Encoded(*(torch.cat(each) for each in zip(*found, strict=True)))
 
-    def draw(self, model: LatentDiffusion, num: int, labels: Labels, settings: SamplingSettings) -> ImageSet:
-        """Samples of the model, numbered from 0, of these classes."""
-        condition, arguments = model.config.schema.condition(labels), settings.of(model)
+    def draw(
+        self, model: LatentDiffusion, num: int, condition: Condition | ConditionTable, settings: SamplingSettings
+    ) -> ImageSet:
+        """Samples of the model, numbered from 0, of these conditions."""
+        arguments = settings.of(model)
         parts = torch.arange(num).split(self.batch_size)
         own_steps = -(-len(parts) // self.processes.count) * settings.steps  # those of the process that has the bar
         with self.progress("sampling", own_steps, "step") as bar:
@@ -154,7 +160,7 @@ class ImageSetReader:
 
             found = list(self.processes.map(len(parts), of_part))
         pixels, latents = (torch.cat(each) for each in zip(*found, strict=True))
-        return ImageSet(pixels, labels if len(model.classes) else NO_LABELS, tuple(range(num)), (), latents)
+        return ImageSet(pixels, NO_LABELS, tuple(range(num)), (), latents)
 
     @torch.no_grad()
     def decode(self, latents: Latents, autoencoder: Autoencoder, like: ImageSet, name: str) -> ImageSet:

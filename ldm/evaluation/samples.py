@@ -12,8 +12,14 @@ from ldm.batch import NULL
 from ldm.data.datasets import Dataset, Subset
 from ldm.evaluation.classifier import Classifier, accuracy
 from ldm.evaluation.denoising import denoising_losses
-from ldm.evaluation.generation import RealData, RealImages, trained_together
-from ldm.evaluation.image_sets import NO_LABELS, ImageSet, ImageSetReader, SamplingSettings, allocated_labels
+from ldm.evaluation.generation import RealImages, trained_together
+from ldm.evaluation.image_sets import NO_LABELS, ImageSet, ImageSetReader, SamplingSettings
+from ldm.evaluation.sample_conditions import (
+    conditions_of_images,
+    conditions_of_samples,
+    same_classes,
+    takes_rows,
+)
 from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Labels
 
@@ -23,35 +29,11 @@ MAX_LATENTS = 512  # held-out latents that are denoised at each noise level
 def draw_samples(
     model: LatentDiffusion, real: RealImages, settings: SamplingSettings, num: int, reader: ImageSetReader
 ) -> ImageSet:
-    """Samples of the model with their features, of classes as frequent as in the data."""
-    samples = reader.draw(model, num, requested_labels(model, real.data, num), settings)
-    if not same_classes(model, real.data):
-        samples = replace(samples, labels=NO_LABELS)
+    """Samples of the model with their features, of conditions as in the data."""
+    requested = conditions_of_samples(model, real.data, num)
+    samples = reader.draw(model, num, requested.rows, settings)
+    samples = replace(samples, labels=requested.labels, asked=requested.asked)
     return reader.with_features(samples, real.extractor, "features of samples")
-
-
-def requested_labels(model: LatentDiffusion, data: RealData, num: int) -> Labels:
-    """The classes of the samples: as frequent as in the data or, where these have others, all in turn."""
-    if not model.classes:
-        return torch.zeros(num, dtype=torch.int64)
-    return allocated_labels(data.class_counts if same_classes(model, data) else [1] * len(model.classes), num)
-
-
-def labels_note(model: LatentDiffusion, data: RealData) -> str | None:
-    """Which classes the samples are asked for, for a protocol, and what is left out; None if there is neither."""
-    schema = model.config.schema
-    notes = []
-    if model.classes:
-        known = same_classes(model, data)
-        notes.append("as frequent as in the data" if known else "all in turn: the data have other classes")
-    if others := [each.name for each in schema.attributes if each is not schema.classes]:
-        notes.append(f"left out: {', '.join(others)}")
-    return "; ".join(notes) or None
-
-
-def same_classes(model: LatentDiffusion, data: RealData) -> bool:
-    """Whether the model can be asked for the classes of the data."""
-    return bool(model.classes) and model.classes == tuple(data.training.dataset.classes)
 
 
 def read_samples(
@@ -90,14 +72,31 @@ def measure(real: RealImages, samples: ImageSet, reader: ImageSetReader) -> dict
     metrics: dict[str, Any] = compared(real, samples, reader)
     if real.task.classes and len(samples.labels):
         metrics["classification"] = classification(real, samples, reader)
+    if found := {name: read_as_asked(real, samples, name) for name in samples.asked if name in real.readers}:
+        metrics["conditions"] = found
     return metrics
+
+
+def read_as_asked(real: RealImages, samples: ImageSet, name: str) -> dict[str, float]:
+    """How many images are read as the class that they were asked for of one of several conditions."""
+    task, classifier = real.readers[name]
+    held_out = real.data.condition_labels(name, real.held_out.indices)
+    return {
+        "read_as_asked": accuracy(classifier, task, samples.pixels, samples.asked[name]),
+        "held_out_read_as_theirs": accuracy(classifier, task, real.held_out.pixels, held_out),
+        "largest": held_out.bincount().max().item() / len(held_out),
+    }
 
 
 def held_out_denoising(real: RealImages, model: LatentDiffusion, reader: ImageSetReader) -> dict[str, Any]:
     """The denoising losses of held-out latents by noise level, with the condition that each has."""
     held_out, schema = real.held_out.evenly_spaced(MAX_LATENTS), model.config.schema
-    known = same_classes(model, real.data) and len(held_out.labels)
-    condition = schema.condition(held_out.labels if known else torch.full((len(held_out),), NULL))
+    if takes_rows(model, real.data):
+        table = conditions_of_images(model, real.data.held_out.dataset, held_out.indices)
+        condition = table[torch.arange(len(held_out))]
+    else:
+        known = same_classes(model, real.data) and len(held_out.labels)
+        condition = schema.condition(held_out.labels if known else torch.full((len(held_out),), NULL))
     latents = held_out.latents
     assert latents is not None
     losses = reader.processes.map(1, lambda _: denoising_losses(model, real.gaussian, latents, condition))

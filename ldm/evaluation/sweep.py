@@ -132,7 +132,7 @@ def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str:
 def sweep_table(found: dict[str, Any]) -> str:
     """The metrics as a person reads them, a line for each value, and below what they are beside."""
     setting, rows = found["sweep"], found["rows"]
-    columns = {name: place for name, place in COLUMNS.items() if metric_at(rows[0], place) is not None}
+    columns = columns_of(rows[0])
     lines = [(str(row["value"]), [metric_at(row, place) for place in columns.values()]) for row in rows]
     for name, title in REFERENCES.items():
         places = [(side, name, *rest) if side.startswith("against") else () for side, _, *rest in columns.values()]
@@ -146,6 +146,12 @@ def sweep_table(found: dict[str, Any]) -> str:
         cells = (f"{cell:>{max(11, len(name) + 2)}}" for cell, name in zip(shown, columns, strict=True))
         text.append(f"{title:{width}}" + "".join(cells))
     return "\n".join(line.rstrip() for line in text)
+
+
+def columns_of(row: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The metrics that a row has, by title, with their places in it."""
+    read = {f"read as {name}": ("conditions", name, "read_as_asked") for name in row["metrics"].get("conditions", {})}
+    return {name: place for name, place in {**COLUMNS, **read}.items() if metric_at(row, place) is not None}
 
 
 def metric_at(row: dict[str, Any], place: Sequence[str]) -> float | None:
@@ -163,7 +169,7 @@ def draw_sweep(found: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = found["rows"]
-    columns = {name: place for name, place in COLUMNS.items() if metric_at(rows[0], place) is not None}
+    columns = columns_of(rows[0])
     height = -(-len(columns) // 3)
     figure = Figure(figsize=(12.6, 2.6 * height))
     FigureCanvasAgg(figure)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.batch import Attribute, ClassLabels, Condition, ConditionSchema, TextAttribute
+from ldm.batch import LARGEST, Attribute, ClassLabels, Condition, ConditionSchema, TextAttribute
 from ldm.errors import CheckpointError, RequestError
 from ldm.text.encoder import TextEncoder, encoded, open_encoder
 
@@ -135,6 +135,6 @@ def finite_number(name: str, given: Any) -> float:
         number = float(given)
     except (TypeError, ValueError):
         raise RequestError(name, f"{given!r} is not a number") from None
-    if not math.isfinite(number):
-        raise RequestError(name, f"{number} must be a finite number")
+    if not math.isfinite(number) or abs(number) > LARGEST:
+        raise RequestError(name, f"{number} must be a finite number, of at most {LARGEST:.1e}")
     return number

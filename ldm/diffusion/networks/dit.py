@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import DiTConfig
-from ldm.diffusion.network import DenoiserNetwork
+from ldm.diffusion.network import DenoiserNetwork, check_divisible
 from ldm.errors import ConfigError
 from ldm.nn.embedding import FourierFeatures, NoiseEmbedding
 from ldm.nn.outer_linear import OuterLinear
@@ -114,8 +114,7 @@ class DiT(DenoiserNetwork):
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
     ) -> Tensor:
         patch, (batch, channels, height, width) = self.config.patch, x.shape
-        if height % patch or width % patch:
-            raise ConfigError(f"latents of {height} x {width} are not divisible by the patch, {patch}")
+        check_divisible(x, patch)
         condition = self.noise_embedding(self.noise_features(noise_condition).to(x.dtype))
         condition = F.silu(condition if vector is None else condition + vector)
         grid, angles = (height // patch, width // patch), None

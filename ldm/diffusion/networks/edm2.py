@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import EDM2Config
-from ldm.diffusion.network import DenoiserNetwork, check_halvings
-from ldm.errors import ConfigError
+from ldm.diffusion.network import DenoiserNetwork, check_divisible, check_halvings
 from ldm.nn.embedding import FourierFeatures
 from ldm.nn.magnitude_preserving import (
     OuterUnitConv2d,
@@ -134,8 +133,7 @@ class PreservingUNet(DenoiserNetwork):
     def forward(
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
     ) -> Tensor:
-        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ConfigError(f"latents of {x.shape[-2]} x {x.shape[-1]} are not divisible by {self.factor}")
+        check_divisible(x, self.factor)
         condition = self.noise_embedding(self.noise_features(noise_condition).to(x.dtype))
         condition = preserving_silu(condition if vector is None else preserving_sum(condition, vector))
         x = self.first(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))  # the ones are in place of a bias

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.diffusion.config import UNetConfig
-from ldm.diffusion.network import DenoiserNetwork, check_halvings
+from ldm.diffusion.network import DenoiserNetwork, check_divisible, check_halvings
 from ldm.errors import ConfigError
 from ldm.nn.attention import SelfAttention
 from ldm.nn.convolution import Downsample, ResidualBlock, Upsample, group_norm, norm_silu, zeroed
@@ -109,8 +109,7 @@ class UNet(DenoiserNetwork):
     def forward(
         self, x: Tensor, noise_condition: Tensor, vector: Tensor | None = None, tokens: Tensor | None = None
     ) -> Tensor:
-        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ConfigError(f"latents of {x.shape[-2]} x {x.shape[-1]} are not divisible by {self.factor}")
+        check_divisible(x, self.factor)
         condition = self.noise_embedding(self.noise_features(noise_condition).to(x.dtype))
         condition = F.silu(condition if vector is None else condition + vector)
         x = self.first(x)
