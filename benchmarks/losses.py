@@ -98,6 +98,7 @@ def loss_row(options: argparse.Namespace, out: Path, data: str, folder: Path, fa
                 f"train_vae.py configs/vae/{config}.yaml --data.path {folder} --out {run} --run.steps {options.steps}",
                 f"--run.batch-size 16 --optim.warmup 30 {factors[factor]}",
                 LOSSES[name].format(out=out),
+                options.flags,
             ],
         )
     )
@@ -113,10 +114,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["f4", "f8"], choices=["f4", "f8"])
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), metavar="NAME")
     parser.add_argument("--network", default="residual", choices=list(NETWORKS))
+    parser.add_argument("--flags", default="", help="of the training of every row")
     options = parser.parse_args()
     out, rows = from_root(options.out), []
     for number in "01":
-        ran(f"benchmarks/lite.py {out}/lite{number} {number}")
+        if not (out / f"lite{number}").exists():
+            ran(f"benchmarks/lite.py {out}/lite{number} {number}")
     for data in options.data:
         source = SHARED / {"emoji": "noto-emoji-64", "photos": "photos"}[data]
         if not source.exists():

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +59,17 @@ class LatentCache:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one latent."""
         return self.channels, *self.moments.shape[3:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that is not forked maps the file anew: it would be sent all that is in it."""
+        moments: Any = self.moments
+        is_file = isinstance(moments, np.memmap) and isinstance(moments.base, mmap.mmap)
+        return vars(self) | {"moments": moments.filename if is_file else moments}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        moments = state["moments"]
+        opened = moments if isinstance(moments, np.ndarray) else np.load(moments, mmap_mode="r", allow_pickle=False)
+        vars(self).update(state | {"moments": opened})
 
     def posterior(self, indices: list[int], flips: list[int] | None = None) -> Posterior:
         """The posteriors of these images; `flips` says, image by image, whether the mirror image is meant."""

@@ -1,6 +1,7 @@
 """Grids, panels and curves as PNG files."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -69,11 +71,13 @@ def upscaled(image: Image.Image, about: int = 640) -> Image.Image:
 
 
 def curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Every metric of a run's log over its steps, one small plot each."""
+    """Every metric of a run's log over its steps, one small plot each.
+
+    All are drawn on one set of axes: with a set for each it takes three times as long, and the run waits for it.
+    """
     import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     left_out = {"step", "images", "memory_gb", "overfitting_since"}
     known = (name for line in lines for name, value in line.items() if value is not None)
@@ -84,22 +88,55 @@ def curves(lines: list[dict[str, Any]], path: Path) -> None:
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows))
     FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(-rows, 0))
+    axes.set_axis_off()
     for place, name in enumerate(names):
         points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None], dtype=float)
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.plot(points[:, 0], points[:, 1], linewidth=1.2, marker="." if len(points) < 20 else "")
-        if (points[:, 1] > 0).all() and points[:, 1].max() > 20 * points[:, 1].min():
-            axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.set_title(name, fontsize=9, y=1.0)  # its place is given: finding it takes as long as the plot
-        axes.tick_params(which="both", labelsize=7)
-        axes.grid(alpha=0.3)
-    # Fixed margins: a layout that measures every label takes as long as the drawing.
-    height = 2.6 * rows
-    figure.subplots_adjust(0.06, 0.3 / height, 0.99, 1 - 0.3 / height, wspace=0.22, hspace=0.35)
-    figure.savefig(path, dpi=110)
+        draw_small_plot(axes, name, points, left=place % columns, bottom=-1 - place // columns)
+    figure.savefig(path, dpi=110, pil_kwargs={"compress_level": 1})
+
+
+def draw_small_plot(axes: Any, title: str, points: NDArray[np.float64], *, left: int, bottom: int) -> None:
+    """Draw points, N x 2, as a curve with a grid and ticks into a unit square; those not finite are gaps."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.ticker import MaxNLocator
+
+    steps, values = points.T
+    is_log = bool((values > 0).all() and values.max() > 20 * values.min())
+    heights = np.log10(values) if is_log else values
+    finite = np.isfinite(heights)
+    widths, levels = (left + 0.13, left + 0.98), (bottom + 0.11, bottom + 0.88)  # of the frame
+    across, up = shown_range(steps[finite]), shown_range(heights[finite])
+    x_ticks = [tick for tick in MaxNLocator(4, integer=True).tick_values(*across) if tick == round(tick)]
+    y_ticks = list(MaxNLocator(4, integer=is_log).tick_values(*up))
+    if is_log and up[1] - up[0] < 3:
+        decades = range(math.floor(up[0]), math.ceil(up[1]))
+        y_ticks = [decade + math.log10(digit) for decade in decades for digit in (1, 3)]
+    x_ticks = [tick for tick in x_ticks if across[0] <= tick <= across[1]]
+    y_ticks = [tick for tick in y_ticks if up[0] <= tick <= up[1]]
+    x, y = np.interp(x_ticks, across, widths), np.interp(y_ticks, up, levels)
+    lines = [[(place, level) for level in levels] for place in (*x, *widths)]
+    lines += [[(width, place) for width in widths] for place in (*y, *levels)]
+    colors = [*["0.88"] * len(x), *["black"] * 2, *["0.88"] * len(y), *["black"] * 2]
+    axes.add_collection(LineCollection(lines, colors=colors, linewidths=0.8), autolim=False)
+    for place, step in zip(x, x_ticks, strict=True):
+        axes.text(place, levels[0] - 0.02, f"{step:.0f}", fontsize=7, ha="center", va="top")
+    for place, height in zip(y, y_ticks, strict=True):
+        axes.text(
+            widths[0] - 0.01, place, f"{10.0**height if is_log else height:.6g}", fontsize=7, ha="right", va="center"
+        )
+    axes.text(sum(widths) / 2, levels[1] + 0.02, title, fontsize=9, ha="center")
+    x, y = np.interp(steps, across, widths), np.where(finite, np.interp(heights, up, levels), np.nan)
+    axes.plot(x, y, color="C0", linewidth=1.2, marker="." if len(points) < 20 else "")
+
+
+def shown_range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """From where to where a plot of these values goes, with a margin; a range in any case."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 0.05 * abs(low) or 0.05
+    return low - margin, high + margin
 
 
 def import_matplotlib() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.batch import ClassLabels, Condition
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.editing import levels_of_strength
 from ldm.diffusion.graphed_denoiser import GraphedDenoiser
@@ -141,6 +142,10 @@ class LatentDiffusion:
         check_request(1, steps, sampler, seed=seed)
         if not isinstance(guidance, Guidance):
             guidance = checked_guidance(guidance, self.config.schema, self.config.trained_with_condition_dropout)
+        if guidance.weight != 1 and SAMPLERS[grid.sampler].consistency:
+            raise RequestError(
+                "guidance", "of a model tuned for few steps is baked in (objective.guidance): leave it out"
+            )
         options = checked_options(sampler, sampler_options or {}, self.config.denoiser.skip.kind, grid)
         sigmas = levels_of_strength(noise_levels(grid, steps, options), strength)
         return SamplingPlan(sampler, options, guidance, seed, sigmas, self.latent_shape(size), strength)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from ldm.config import reader
+from ldm.diffusion.guidance import Autoguidance
 from ldm.errors import ConfigError, RequestError
 from ldm.export.diffusers_pipeline import DenoiserModel, LatentDiffusionPipeline, scheduler_of
 from ldm.pipeline import LatentDiffusion
@@ -103,6 +104,21 @@ def test_a_model_tuned_for_few_steps_edits_pictures_but_knows_no_way_back_to_the
         outcome = ran("sample", tuned, "--out", tmp_path / "b.png", *mode)
         assert outcome.code == 2 and "knows no way back to noise: use the run that it was tuned" in outcome.err, outcome
         assert outcome.err.count("\n") == 1 and not (tmp_path / "b.png").exists()
+
+
+def test_a_model_tuned_for_few_steps_was_guided_by_another_denoiser(
+    tuned: Path, finished_diffusion: Path, tmp_path: Path
+) -> None:
+    for run, guide, words in (
+        (tuned, finished_diffusion, "this model is none"),
+        (finished_diffusion, tuned, "is none"),
+    ):
+        outcome = ran("sample", run, "--out", tmp_path / "a.png", "--guide", guide)
+        assert outcome.code == 2 and outcome.err.startswith("error: --guide guides a denoiser by another"), outcome.err
+        assert words in outcome.err and outcome.err.count("\n") == 1
+    model, guide = (LatentDiffusion.load(run) for run in (tuned, finished_diffusion))
+    with pytest.raises(RequestError, match="few steps is baked in"):
+        model.sample(1, guidance=Autoguidance(2.0, guide.denoiser))
 
 
 def test_a_denoiser_is_not_sampled_as_a_consistency_model(finished_diffusion: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +386,19 @@ def batches(
     return LatentBatches(cache, dataset, objective or DenoisingObjectiveConfig(), order, "cpu", run)
 
 
+def test_a_worker_that_is_not_forked_was_sent_all_latents_instead_of_mapping_their_file(cache, dataset, tmp_path):
+    np.save(tmp_path / "moments.npy", cache.moments)
+    mapped = replace(cache, moments=np.load(tmp_path / "moments.npy", mmap_mode="r"))
+    given = batches(mapped, dataset, run=RunConfig(store="host"))
+    sent = pickle.dumps(given)
+    assert len(sent) < cache.moments.nbytes / 2
+    there = pickle.loads(sent)
+    assert isinstance(there.cache.moments, np.memmap) and not there.cache.moments.flags.writeable
+    assert torch.equal(there[3].moments, given[3].moments)
+    half = replace(mapped, moments=mapped.moments[:, 1:])  # a part of a file is no file
+    assert np.array_equal(pickle.loads(pickle.dumps(half)).moments, half.moments)
+
+
 def test_latents_are_samples_of_the_posterior_with_fresh_noise_at_every_step(cache, dataset):
     only = replace(cache, moments=cache.moments[:1])  # no flips: always the same posterior
     given, posterior, count = batches(only, dataset, samples=1, batch_size=1), only.posterior([0]), 2000
@@ -412,7 +426,7 @@ def test_a_latent_is_the_one_of_the_image_or_of_its_mirror_image_half_of_the_tim
     given, mirrored = batches(cache, dataset), 0
     for step in range(50):
         spec = given.sampler.spec(step)
-        flips = given.flips(torch.tensor(spec.indices), torch.tensor(spec.epochs)).tolist()
+        flips = given.mirrored(torch.tensor(spec.indices), torch.tensor(spec.epochs)).tolist()
         noise = spec.rng.normal("posterior", *cache.shape)
         assert torch.equal(given.batch(step).latents, cache.posterior(spec.indices, flips).reparameterize(noise))
         mirrored += sum(flips)
@@ -421,10 +435,10 @@ def test_a_latent_is_the_one_of_the_image_or_of_its_mirror_image_half_of_the_tim
 
 def test_whether_a_latent_is_mirrored_depends_on_epoch_and_image_alone(cache, dataset):
     given, epochs, images = batches(cache, dataset), torch.arange(4).repeat_interleave(60), torch.arange(60).repeat(4)
-    together = given.flips(images, epochs)
-    alone = [given.flips(images[place : place + 1], epochs[place : place + 1]) for place in range(240)]
+    together = given.mirrored(images, epochs)
+    alone = [given.mirrored(images[place : place + 1], epochs[place : place + 1]) for place in range(240)]
     assert torch.equal(together, torch.cat(alone)) and len(together.view(4, 60).unique(dim=0)) == 4
-    assert not torch.equal(together, batches(cache, dataset, seed=1).flips(images, epochs))
+    assert not torch.equal(together, batches(cache, dataset, seed=1).mirrored(images, epochs))
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])

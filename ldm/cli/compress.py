@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
 
 
 def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", target: "Target") -> Totals:
-    """A file for each image."""
+    """A file for each image; of those that cannot have the rate or the PSNR, it is told once the others are written."""
     from tqdm import tqdm
 
     from ldm.checkpoint import write_atomically
@@ -107,13 +107,14 @@ def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
     from ldm.shapes import rounded
     from ldm.terminal import writing
 
-    totals = Totals()
+    totals, refused = Totals(), list[RequestError]()
     for job in tqdm(jobs, desc="compressing", unit="image", delay=1):
         image = read_image(job.source, codec.autoencoder.network.image_channels)
         try:
             (file,) = codec.compressed([image], target)
         except RequestError as error:
-            raise RequestError(error.argument, f"{error.problem} ({job.source})").as_flag() from error
+            refused.append(RequestError(error.argument, f"{error.problem} ({job.source})"))
+            continue
         if options.verify:
             try:
                 decoded = codec.verify(image, file)
@@ -124,7 +125,18 @@ def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
             job.target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(job.target, file)
         totals.add(image[0].numel(), file)
+    if refused:
+        raise out_of_reach(refused, len(jobs)).as_flag()
     return totals
+
+
+def out_of_reach(refused: list[RequestError], images: int) -> RequestError:
+    """What is said of the images that cannot have what was asked for: the first one's range, and how many they are."""
+    problem = refused[0].problem
+    if images > 1:
+        problem += f"; so it is of {len(refused)} of {images} images"
+        problem += ", and the others are written" if len(refused) < images else ""
+    return RequestError(refused[0].argument, problem)
 
 
 def write_solid(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", target: "Target") -> Totals:

@@ -25,6 +25,8 @@ def parser() -> Parser:
     add("--out", metavar="OUT", type=Path, required=True, help="the folder of the images, .png each")
     help = "a finished run of train_diffusion.py on the same autoencoder: its denoiser moves latents within their cells"
     add("--denoise", metavar="RUN", help=help)
+    help = "steps of a sampler, of --denoise; one goes to what is likely on average, several to something sharper (1)"
+    add("--denoise-steps", metavar="N", type=int, help=help)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     samples = found.add_argument_group("of samples")
     samples.add_argument("--sample", metavar="N", type=int, help="draw so many images from the entropy model, no FILES")
@@ -37,12 +39,14 @@ def parser() -> Parser:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """What the command line says, or ConfigError."""
     options = parser().read(arguments)
-    check_at_least_one(options, "sample")
+    check_at_least_one(options, "sample", "denoise_steps")
     if (options.sample is None) == (not options.files):
         raise ConfigError("name either FILES to decompress or, with --sample N, how many images to draw")
     given = [name for name in OF_SAMPLES if getattr(options, name) is not None]
     if options.sample is None and given:
         raise ConfigError(f"--{given[0]} is for --sample N: a file knows its own")
+    if options.denoise_steps is not None and options.denoise is None:
+        raise ConfigError("--denoise-steps is for --denoise RUN")
     if options.sample is not None and options.denoise is not None:
         raise ConfigError("--denoise moves what a file holds: leave it out, or --sample")
     return options
@@ -82,7 +86,7 @@ def decompress(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec") -
     refine, count = None, 0
     if options.denoise is not None:
         model = LatentDiffusion.load(options.denoise, codec.autoencoder.latent_mean.device)
-        refine = DenoisingRefinement.of(codec, model)
+        refine = DenoisingRefinement.of(codec, model, options.denoise_steps or 1)
     for job in tqdm(jobs, desc="decompressing", unit="file", delay=1):
         file, folder = read_file(job.source), job.target.with_suffix("")
         is_solid = file.startswith(SOLID_MAGIC)

@@ -23,13 +23,17 @@ class DenoisingRefinement:
     Rounding to a step adds an error of that standard deviation, nearly uniform in the cell, and the true value lies in
     it. Where channels have different steps, the noise level is that of their mean square. The two models may
     standardize the latents differently; the network must be the same.
+
+    One step goes to the denoiser's guess, the mean of what the latent may be. Several are Euler steps of a sampler down
+    to no noise: they go to one of the latents that it may be, which is farther from the true one, and sharper.
     """
 
     codec: Autoencoder
     model: LatentDiffusion
+    steps: int = 1
 
     @classmethod
-    def of(cls, codec: Codec, model: LatentDiffusion) -> "DenoisingRefinement":
+    def of(cls, codec: Codec, model: LatentDiffusion, steps: int = 1) -> "DenoisingRefinement":
         """That of a codec and a model of its latents; CheckpointError if the model is of another autoencoder."""
         mine, other = codec.autoencoder, model.autoencoder
         if mine.latent_channels == other.latent_channels and mine.network.downsampling == other.network.downsampling:
@@ -39,7 +43,7 @@ class DenoisingRefinement:
             with torch.no_grad():
                 images = [decode_raw(each, raw) for each in (mine, other)]
             if images[0].shape == images[1].shape and (images[0] - images[1]).abs().max() < LARGEST_DIFFERENCE:
-                return cls(mine, model)
+                return cls(mine, model, steps)
         raise CheckpointError("the diffusion model is of another autoencoder than the codec")
 
     @torch.no_grad()
@@ -54,8 +58,11 @@ class DenoisingRefinement:
         noisy, scale = (latents * std + mean - their_mean) / their_std, std / their_std
         sigma = (cells * scale).square().mean((1, 2, 3)).sqrt() / math.sqrt(12)
         device = next(self.model.denoiser.parameters()).device
-        denoised = self.model.denoiser(noisy.to(device), sigma.to(device)).to(latents)
-        moved = (denoised * their_std + their_mean - mean) / std
+        x, sigma = noisy.to(device), sigma.to(device)
+        for left in range(self.steps, 0, -1):
+            denoised = self.model.denoiser(x, sigma * left / self.steps)
+            x = denoised + (left - 1) / left * (x - denoised)
+        moved = (x.to(latents) * their_std + their_mean - mean) / std
         return torch.minimum(torch.maximum(moved, latents - cells / 2), latents + cells / 2)
 
 

@@ -36,6 +36,12 @@ def draws(seed: int, epochs: Tensor, indices: Tensor) -> Draws:
     return Draws(*numbers.T.contiguous().unbind())
 
 
+def flips(seed: int, epochs: Tensor, indices: Tensor) -> Tensor:
+    """Which of these images are mirrored left to right in their epoch: `draws(...).flip < 0.5` without the rest."""
+    place = Draws._fields.index("flip")
+    return uniform_at(seed, "augmentation", indices, epochs, place + 1)[:, place] < 0.5
+
+
 def chosen(share: Tensor, count: Tensor | int) -> Tensor:
     """One of `count` whole numbers from 0 on, for each share in [0, 1)."""
     return (share * count).long().clamp(max=count - 1)  # type: ignore[type-var]  # rounding may reach count itself

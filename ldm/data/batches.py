@@ -55,8 +55,8 @@ class BatchSampler:
         """The part of the global batch that this process computes in its micro-batch number `micro_batch`."""
         rng = self.rng(micro_batch)
         first = rng.step * self.batch_size + rng.start
-        places = [self.place(position) for position in range(first, first + rng.count)]
-        return BatchSpec(rng, [epoch for epoch, _ in places], [self.samples[place] for _, place in places])
+        epochs, places = self.places(range(first, first + rng.count))
+        return BatchSpec(rng, epochs, [self.samples[place] for place in places])
 
     def rng(self, micro_batch: int) -> StepRandom:
         """The random numbers of that part."""
@@ -64,12 +64,17 @@ class BatchSampler:
         parts, part = self.accumulation * self.processes, micro_step * self.processes + self.rank
         return StepRandom.of_part(self.seed, step, total=self.batch_size, parts=parts, part=part)
 
-    def place(self, position: int) -> tuple[int, int]:
-        """Which pass the sample at a position of the order belongs to, and where in `samples` it is."""
+    def places(self, positions: range) -> tuple[list[int], list[int]]:
+        """Which pass each sample at these positions of the order belongs to, and where in `samples` it is."""
         if self.balanced is not None:
-            return self.balanced.place(position)
-        epoch, step = divmod(position, len(self.samples))
-        return epoch, int(shuffled(len(self.samples), self.seed, epoch)[step])
+            pairs = [self.balanced.place(position) for position in positions]
+            return [epoch for epoch, _ in pairs], [place for _, place in pairs]
+        count, epochs, places = len(self.samples), list[int](), list[int]()
+        for epoch in range(positions.start // count, -(-positions.stop // count)):
+            steps = np.arange(*(min(max(end - epoch * count, 0), count) for end in (positions.start, positions.stop)))
+            epochs += [epoch] * len(steps)
+            places += shuffled(count, self.seed, epoch)[steps].tolist()
+        return epochs, places
 
 
 def balanced_order(training: Subset, seed: int) -> BalancedOrder | None:

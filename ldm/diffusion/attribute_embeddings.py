@@ -61,7 +61,7 @@ class TextEmbedding(nn.Module):
         self.shape, inner = (attribute.length, attribute.width), token_channels
         self.norm = nn.LayerNorm(attribute.width)
         self.project = nn.Linear(attribute.width, inner)
-        self.positions = nn.Parameter(0.02 * torch.randn(attribute.length, inner))
+        self.positions = nn.Parameter(torch.randn(attribute.length, inner) / math.sqrt(3))  # as large as projections
         self.nothing = nn.Parameter(0.02 * torch.randn(inner))
         self.blocks = nn.ModuleList([TokenBlock(inner) for _ in range(attribute.layers)])
         self.last_norm = nn.LayerNorm(inner)

@@ -1,4 +1,4 @@
-"""Easy consistency tuning (ECT): the training loss that makes a few-step model of a finished denoiser.
+"""Consistency tuning and distillation: the training loss that makes a few-step model of a finished denoiser.
 
 A denoiser answers with the mean of all clean latents that the noisy one may have been made of. A consistency function
 answers with the one in which the path of the noisy latent ends, so that a single call draws a sample (Song et al.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.batch import Condition, LatentBatch, Losses, Step
 from ldm.diffusion.denoiser import EDM, Denoiser
+from ldm.diffusion.gaussian import LatentGaussian
 from ldm.diffusion.losses.config import ConsistencyObjectiveConfig
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.diffusion.samplers.gaussian_steps import gaussian_step
@@ -31,13 +32,13 @@ class ConsistencyObjective(nn.Module):
         r = σ max(0, 1 − shrink^−(stage + 1) (1 + 8 sigmoid(−σ / 2)))
 
     At first r is mostly 0, and the loss that of a denoiser. Constants are the paper's in units of σ_data = 1.
-    The weight is 1 / (σ − r), or that of EDM. Both answers have the same dropout mask.
+    The weight is 1 / (σ − r), that of EDM, or 1 / c_out. Both answers have the same dropout mask.
 
     With `guidance` the noise n is that of the path of the guided denoiser: x becomes x + (w − 1) (C − U), C and U being
     the answers that `guide`, the denoiser as tuning began, gives at σ with the condition and without. With the paths of
-    the `denoiser` it becomes U + w (C − U) itself: consistency distillation (Song et al. 2023). Its noise does not
-    depend on which x was drawn, and so takes fewer steps; from σ to r it goes by Euler's step, or with a Gaussian skip
-    by that of the sampler `gaussian`.
+    the `denoiser` it becomes U + w (C − U) itself: consistency distillation (Song et al. 2023). Which x was drawn
+    then matters no more, so gradients are less noisy and fewer steps are needed. From σ to r it goes by a step of the
+    sampler `gaussian`: with the Gaussian of the skip or, of a scalar skip, N(0, 1).
     """
 
     stage_gap: Tensor
@@ -78,10 +79,12 @@ class ConsistencyObjective(nn.Module):
     def ahead(self, noisy: Latents, clean: Latents, sigma: Tensor, lower: Tensor) -> Latents:
         """The point at a lower level of the path through noisy latents, whose clean ones are said to be `clean`."""
         (guide,) = self.held_guide
-        if guide is None or guide.gaussian is None or self.config.paths == "data":
+        if guide is None or self.config.paths == "data":
             return clean + lower / sigma * (noisy - clean)
-        residual = clean - guide.gaussian.denoise(noisy, sigma)
-        return gaussian_step(guide.gaussian, noisy, residual, sigma.flatten(1), lower.flatten(1))
+        with noisy.device:
+            gaussian = guide.gaussian or LatentGaussian((noisy.shape[1], noisy.shape[2], noisy.shape[3]), rank=0)
+        residual = clean - gaussian.denoise(noisy, sigma)
+        return gaussian_step(gaussian, noisy, residual, sigma.flatten(1), lower.flatten(1))
 
     def lower_level(self, sigma: Tensor) -> Tensor:
         """r, the level whose answer is aimed at, in the stage that has begun; the shape is that of `sigma`."""

@@ -1,5 +1,6 @@
 """Training batches of latents: loaded by number, sampled, noised and left without a condition on the device."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ldm.batch import Condition, LatentBatch
-from ldm.data.augmentation import draws
+from ldm.data.augmentation import flips
 from ldm.data.batches import BatchSampler, TrainingBatches
 from ldm.data.datasets import Dataset
 from ldm.data.device_store import fits_on
+from ldm.data.order import MOST_SHUFFLED
 from ldm.diffusion.losses.config import ObjectiveConfig
 from ldm.diffusion.losses.noise_distribution import create_noise_distribution
 from ldm.diffusion.objective import drop_condition
@@ -76,6 +78,10 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
         on_gpu = not self.loads_data and torch.device(device).type != "cpu"
         self.store = copied(cache.moments, device) if on_gpu else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers, which get this, have nothing to do on the device."""
+        return vars(self) | {"cache": self.cache.statistics_on("cpu"), "store": None}
+
     def __getitem__(self, micro_batch: int) -> LatentRows:
         spec = self.sampler.spec(micro_batch)
         indices, epochs = torch.tensor(spec.indices), torch.tensor(spec.epochs)
@@ -95,16 +101,26 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
 
     def gathered(self, indices: Tensor, epochs: Tensor) -> Tensor:
         """The moments of these images, or of their mirror images."""
-        flips = self.flips(indices, epochs)
+        mirrored = self.mirrored(indices, epochs)
         if self.store is not None:
-            return self.store[flips, indices]
-        return as_tensor(self.cache.moments[flips.numpy(), indices.numpy()])
+            return self.store[mirrored, indices]
+        return as_tensor(self.cache.moments[mirrored.numpy(), indices.numpy()])
 
-    def flips(self, indices: Tensor, epochs: Tensor) -> Tensor:
+    def mirrored(self, indices: Tensor, epochs: Tensor) -> Tensor:
         """1 for each image that is seen mirrored, as (seed, epoch, image) alone decides, 0 for the others."""
-        if self.cache.moments.shape[0] == 1:
+        views, count = self.cache.moments.shape[:2]
+        if views == 1:
             return torch.zeros_like(indices)
-        return (draws(self.sampler.seed, epochs, indices).flip < 0.5).long()
+        if indices.device.type == "cpu" and count <= MOST_SHUFFLED and bool((epochs == epochs[0]).all()):
+            return flips_of_epoch(self.sampler.seed, int(epochs[0]), count)[indices].long()
+        return flips(self.sampler.seed, epochs, indices).long()
+
+
+@lru_cache(maxsize=2)
+def flips_of_epoch(seed: int, epoch: int, count: int) -> Tensor:
+    """Which of all images are mirrored in an epoch: on a CPU these take little longer than those of one batch."""
+    indices = torch.arange(count)
+    return flips(seed, torch.full_like(indices, epoch), indices)
 
 
 def copied(moments: np.ndarray, device: torch.device | str) -> Tensor:

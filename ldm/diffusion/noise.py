@@ -5,12 +5,14 @@ under another name: the t of flow matching is σ / (1 + σ), so logit-normal t i
 ln α to the mean of ln σ.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ldm.shapes import NoiseLevels
 
-SECOND_SIGMA = 1.2  # of two steps of a consistency model: above it little is left of the first answer but its colors
+SECOND_SIGMA = 1.2  # of a consistency model; above it little is left of the first answer
 
 
 def karras_sigmas(
@@ -33,15 +35,15 @@ def consistency_sigmas(
 ) -> Tensor:
     """A decreasing grid of `steps` noise levels for a consistency model, and a zero after them; float32.
 
-    They are those of `karras_sigmas` with one step more, but for the last one, sigma_min, where next to nothing would
-    be left to do. With a `second_sigma` all after the first go from there; of two steps it is 1.2 by itself.
+    After the highest they are those of `karras_sigmas` from `second_sigma` on (1.2), but for the last one, sigma_min,
+    where next to nothing would be left to do.
     """
-    if steps == 2 and second_sigma is None and sigma_min < SECOND_SIGMA < sigma_max:
-        second_sigma = SECOND_SIGMA
-    if steps == 1 or second_sigma is None:
-        return without_lowest(karras_sigmas(steps + 1, sigma_min, sigma_max, rho))
-    others = without_lowest(karras_sigmas(steps, sigma_min, second_sigma, rho))
-    return torch.cat([others.new_full((1,), sigma_max), others])
+    if second_sigma is None:
+        second_sigma = SECOND_SIGMA if sigma_min < SECOND_SIGMA < sigma_max else math.sqrt(sigma_min * sigma_max)
+    highest = torch.tensor([sigma_max])
+    if steps == 1:
+        return torch.cat([highest, torch.zeros(1)])
+    return torch.cat([highest, without_lowest(karras_sigmas(steps, sigma_min, second_sigma, rho))])
 
 
 def without_lowest(sigmas: Tensor) -> Tensor:

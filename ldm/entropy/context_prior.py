@@ -38,7 +38,8 @@ class ContextPrior(nn.Module):
 
     def predict(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """By how much the mixture is moved, and the logarithm of how much it is scaled, both as `values`."""
-        seen, padding = torch.cat([values, torch.ones_like(values[:, :1])], 1), self.hidden.shape[-1] // 2
+        known, padding = values.to(self.hidden.dtype), self.hidden.shape[-1] // 2
+        seen = torch.cat([known, torch.ones_like(known[:, :1])], 1)
         hidden = F.conv2d(seen, (self.hidden * self.mask).flatten(0, 1), self.hidden_bias.flatten(), padding=padding)
         linear = F.conv2d(seen, (self.linear * self.mask).flatten(0, 1), padding=padding)
         groups = len(self.hidden)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ldm import checkpoint
 from ldm.batch import Condition
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ConditionalDenoise
 from ldm.errors import CheckpointError, RequestError
@@ -16,10 +17,16 @@ from ldm.training.config import RunConfig
 def load_guide(source: str, model: LatentDiffusion) -> ConditionalDenoise:
     """The denoiser of `RUN`, or of its checkpoint `RUN@STEP`, as a guide of a model, on its device.
 
-    Raises RequestError for one of another latent space or of other conditions, and for a step that is not there.
+    Raises RequestError for one of another latent space or of other conditions, for a step that is not there, and where
+    one of the two was tuned for few steps.
     """
     run, step = split_step(source)
     weaker = LatentDiffusion.load(run)
+    for name, each in (("this model", model), (source, weaker)):
+        if SAMPLERS[each.config.sampling.sampler].consistency:
+            raise RequestError(
+                "guide", f"guides a denoiser by another, and {name} is none: it was tuned for few steps; leave it out"
+            )
     if weaker.config.latent_shape != model.config.latent_shape or not same_space(weaker, model):
         theirs, ours = (" x ".join(map(str, each.config.latent_shape)) for each in (weaker, model))
         raise RequestError(

@@ -105,6 +105,17 @@ def test_nothing_is_overwritten_and_what_cannot_be_is_one_line(fitted: Path, pic
     assert (there / "disc" / "01.ldmc").read_bytes() == b"mine" and not out.exists()
 
 
+def test_one_image_out_of_reach_does_not_keep_the_others_from_their_files(
+    fitted: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Four pixels do not even pay for a header."""
+    Image.new("RGB", (2, 2)).save(pictures / "disc" / "dot.png")
+    outcome = compress(fitted, pictures, "--out", tmp_path / "out", "--rate", 6)
+    refusal(outcome, 2, "--rate 6 is out of reach", "dot.png", "of 1 of 5 images, and the others are written")
+    names = {path.stem for path in (tmp_path / "out").rglob("*.ldmc")}
+    assert len(names) == 4 and "dot" not in names
+
+
 def test_a_file_that_is_not_of_the_codec_is_one_line(fitted: Path, pictures: Path, tmp_path: Path) -> None:
     files, out = tmp_path / "files", tmp_path / "out"
     assert compress(fitted, pictures / "odd.bmp", "--out", files, "--step", 1).code == 0

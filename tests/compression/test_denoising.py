@@ -47,6 +47,16 @@ def test_latents_move_to_the_denoisers_guess_and_never_out_of_their_cells(codec:
     assert not found.equal(latents)
 
 
+def test_several_steps_follow_the_flow_down_to_no_noise_and_stay_in_the_cells(codec: Codec, model: LatentDiffusion):
+    latents = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    cells = torch.full((3, 2, 1, 1), 2.0)
+    once, coarse, fine, finest = (
+        DenoisingRefinement.of(codec, model, steps)(latents, cells) for steps in (1, 20, 40, 80)
+    )
+    assert (finest - fine).abs().mean() < 0.7 * (fine - coarse).abs().mean() < 0.1 * (once - coarse).abs().mean()
+    assert (finest - latents).abs().max() <= 1 + 1e-6
+
+
 def test_a_file_is_decoded_through_it_and_another_size_or_autoencoder_is_refused(
     codec: Codec, model: LatentDiffusion
 ) -> None:

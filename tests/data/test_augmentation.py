@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
-from ldm.data.augmentation import Draws, draws, mirrored_and_turned, zoomed_and_toned
+from ldm.data.augmentation import Draws, draws, flips, mirrored_and_turned, zoomed_and_toned
 from ldm.data.batches import BatchSampler, ImageBatches
 from ldm.data.config import AugmentConfig, FolderConfig
 from ldm.data.datasets import Dataset, Subset
@@ -151,3 +151,8 @@ def test_the_alpha_of_two_and_four_channels_is_not_toned(channels: int) -> None:
     found = augmented(image, still(brightness=0.9), AugmentConfig(brightness=0.5))
     colors = channels - (channels in (2, 4))
     assert bool((found[:, :colors] > 0.5).all()) and torch.equal(found[:, colors:], image[:, colors:])
+
+
+def test_the_images_that_are_mirrored_are_those_of_all_that_is_drawn():
+    indices, epochs = torch.arange(200), torch.arange(200) // 50
+    assert torch.equal(flips(3, epochs, indices), draws(3, epochs, indices).flip < 0.5)

@@ -142,6 +142,17 @@ def test_the_order_of_words_counts_and_what_lies_behind_the_last_one_does_not() 
     assert (both(embedding, order)[0] - both(embedding, given())[0]).abs().max() > 1e-2
 
 
+def test_at_the_start_a_text_read_backward_looked_the_same() -> None:
+    words = TextAttribute("text", "words", "", width=64, length=8, layers=1, channels=32)
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding(ConditionSchema((words,)), 32)
+    given = torch.randn(1, words.length, words.width, generator=generator(0, "texts"))
+    forward, backward, other = (
+        embedding(Condition({"text": text}), NOISE[:1])[1].mean(1) for text in (given, given.flip(1), given.roll(1, 2))
+    )
+    assert (forward - backward).norm() > 0.05 * (forward - other).norm()
+
+
 def test_an_embedding_of_numbers_and_texts_has_finite_gradients_where_they_are_left_out() -> None:
     embedding = every()
     both(embedding, given().dropped(torch.tensor([True, False, True, False]))).square().sum().backward()

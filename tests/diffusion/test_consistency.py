@@ -129,8 +129,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts() -> None:
     assert torch.allclose(objective(batch).total, torch.stack([objective(part).total for part in parts]).mean())
 
 
-@pytest.mark.parametrize(("kind", "sampler"), [("edm", "euler"), ("gaussian", "gaussian")])
-def test_paths_of_the_denoiser_are_steps_of_a_sampler_with_it(kind: str, sampler: str) -> None:
+@pytest.mark.parametrize("kind", ["edm", "gaussian"])
+def test_paths_of_the_denoiser_are_steps_of_a_sampler_with_it(kind: str) -> None:
     """And so the noise of the clean latents is not in them, nor they themselves."""
     batch, guide = batch_of(1), denoiser_of(kind).eval()
     guide.consistency = False
@@ -144,8 +144,8 @@ def test_paths_of_the_denoiser_are_steps_of_a_sampler_with_it(kind: str, sampler
         return without + 3 * (guide(noisy, sigma, batch.condition) - without)
 
     lower = objective.lower_level(batch.sigma)
-    more = {} if guide.gaussian is None else {"gaussian": guide.gaussian}
-    ahead = SAMPLERS[sampler].load()(guided, noisy, torch.cat([batch.sigma, lower]), **more)
+    gaussian = guide.gaussian or LatentGaussian((2, 4, 4), 0)
+    ahead = SAMPLERS["gaussian"].load()(guided, noisy, torch.cat([batch.sigma, lower]), gaussian=gaussian)
     with torch.no_grad():
         error = root_mean_square(
             denoiser(noisy, batch.sigma, batch.condition) - denoiser(ahead, lower, batch.condition)
