@@ -3,7 +3,7 @@
     python benchmarks/guidance.py runs/digits-ldm                 guided by the run's own checkpoints of 1/16 and 1/8
     python benchmarks/guidance.py runs/emoji-ldm --guides runs/small runs/emoji-ldm@625 --features FOLDER
 
-Each row draws as many samples with each seed, of classes as frequent as in the data, and shows mean and range over the
+Each row draws as many samples with each seed, of conditions as in the data, and shows mean and range over the
 seeds: Fréchet distance to training images, in the features of the small classifier that `ldm evaluate` trains or in
 those of a folder of benchmarks/lite.py; recall, how many training images are in the manifold of the samples; and the
 share of the samples that the classifier reads as the class they were asked for. Held-out images stand beside them.
@@ -45,7 +45,7 @@ def settings_of(options: argparse.Namespace, opened: Sources) -> Iterator[tuple[
     interval = tuple(options.interval)
     where = f"{interval[0]:g} to {interval[1]:g}"
     yield "none", plain
-    if model.classes and model.config.trained_with_condition_dropout:
+    if model.config.schema.attributes and model.config.trained_with_condition_dropout:
         for weight in options.weights:
             yield f"classifier-free, {weight:g}", replace(plain, guidance=weight)
         for weight in options.weights:

@@ -55,24 +55,16 @@ class RealData:
         names = tuple(self.training.dataset.classes)
         return names if len(set(self.training.labels.tolist())) > 1 else ()
 
-    def labels(self, images: Subset) -> Labels:
-        """The class indices of some of the images."""
-        return images.labels if self.classes else NO_LABELS
-
-    def labels_of(self, indices: Sequence[int]) -> Labels:
+    def labels(self, indices: Sequence[int]) -> Labels:
         """The class indices of images of the data set; none where there are no classes to tell apart."""
         return torch.from_numpy(self.training.dataset.labels[list(indices)]) if self.classes else NO_LABELS
 
     @property
     def readable(self) -> tuple[str, ...]:
         """The conditions that are classes to tell apart, but for that which is the classes of the data."""
-        columns = (column for column in self.training.dataset.columns if column.config.kind == "class")
-        several = [
-            each.name
-            for each in columns
-            if len(set(self.condition_labels(each.name, self.training.indices).tolist())) > 1
-        ]
-        return tuple(name for name in several if not self.is_classes(name))
+        names = [column.name for column in self.training.dataset.columns if column.config.kind == "class"]
+        counts = {name: len(self.condition_labels(name, self.training.indices).unique()) for name in names}
+        return tuple(name for name, count in counts.items() if count > 1 and not self.is_classes(name))
 
     def is_classes(self, name: str) -> bool:
         """Whether a condition is the classes of the data."""
@@ -127,8 +119,8 @@ def read_real_images(
     where there is an autoencoder, is sampled `num` times, with a seed; a `cache` of the latents saves encoding. A
     classifier is trained for each of the conditions to `read`.
     """
-    training = reader.read(data.training, data.labels(data.training), "training images")
-    held_out = reader.read(data.held_out, data.labels(data.held_out), "held-out images")
+    training = reader.read(data.training, data.labels(data.training.indices), "training images")
+    held_out = reader.read(data.held_out, data.labels(data.held_out.indices), "held-out images")
     task = ClassifierTask(len(data.classes), data.training.dataset.config.flip)
     classifiers: tuple[Classifier, ...] = ()
     if data.classes or extractor is None:

@@ -42,7 +42,7 @@ def conditions_of_samples(model: LatentDiffusion, data: RealData, num: int) -> S
     order = order_of(len(chosen), 0, "conditions of samples")
     indices = np.array(chosen)[order[np.arange(num) % len(chosen)]].tolist()
     known = {column.name for _, column in known_columns(model, dataset)}
-    labels = data.labels_of(indices) if any(data.is_classes(name) for name in known) else NO_LABELS
+    labels = data.labels(indices) if any(data.is_classes(name) for name in known) else NO_LABELS
     asked = {name: data.condition_labels(name, indices) for name in data.readable if name in known}
     return SampleConditions(conditions_of_images(model, dataset, indices), labels, asked)
 

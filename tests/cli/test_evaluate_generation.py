@@ -151,6 +151,22 @@ def test_a_sweep_resumes_after_the_values_that_are_measured(finished_diffusion, 
     assert not re.search(r"^2 ", outcome.out, re.MULTILINE)
 
 
+def test_a_sweep_over_lengths_of_the_average_measures_each_and_resumes(finished_diffusion, tmp_path):
+    drawn = (finished_diffusion, "--generate", 6, "--steps", 1)
+    sweep = (*drawn, "--sweep", "ema", "--values")
+    rows = measured(tmp_path / "sweep.json", *sweep, "0.06,0.1")["rows"]
+    assert rows[0]["samples"]["denoiser"] != rows[1]["samples"]["denoiser"]
+    once = measured(tmp_path / "once.json", *drawn, "--ema", 0.1)
+    for part in ("samples", "protocol"):
+        assert rows[1][part] == once[part]
+    for part in ("against_training", "classification", "denoising"):
+        assert rows[1]["metrics"][part] == once["metrics"][part] != rows[0]["metrics"][part]
+    resumed = measured(tmp_path / "sweep.json", *sweep, "0.08,0.06")["rows"]
+    assert [row["value"] for row in resumed] == [0.06, 0.1, 0.08] and resumed[:2] == rows
+    refused = evaluated(*sweep, "0.06,0.9")
+    assert refused.code == 2 and "--ema 0.9 is outside what the 6 snapshots" in refused.err, refused
+
+
 def test_a_sweep_is_not_resumed_with_other_settings(finished_diffusion, tmp_path):
     sweep = (finished_diffusion, "--generate", 6, "--steps", 1, "--sweep", "sampler", "--values", "euler")
     measured(tmp_path / "sweep.json", *sweep)
