@@ -141,7 +141,10 @@ def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
         ({"denoiser.parametrization": "x0"}, "leaves a latent without noise as it is"),
         ({"run.keep": "best"}, "use last"),
         ({"sampling.sampler": "heun"}, "draws no samples from a model with objective.kind consistency"),
-        ({"objective.kind": "denoising"}, "draws no samples from a model with objective.kind denoising"),
+        (
+            {"objective.kind": "denoising", "objective.weighting.kind": "edm"},
+            "draws no samples from a model with objective.kind denoising",
+        ),
         ({"objective.weighting": "learned"}, r"expected gap\|edm\|prediction"),
     ],
 )
