@@ -1,5 +1,7 @@
 """The quantized bottleneck: real rounding when it counts, a rate that is the mass of a cell, gradients in training."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from ldm.autoencoder.quantized import QuantizedBottleneck
 from ldm.batch import ImageBatch
 from ldm.compression.codec import Codec
 from ldm.compression.fitting import learned_step
-from ldm.entropy.config import EntropyModelConfig
+from ldm.entropy.config import ENTROPY_MODELS, EntropyModelConfig
 from ldm.entropy.logistic_mixture import LogisticMixture
 from ldm.randomness import StepRandom
 from tests.support.codecs import small_images
@@ -90,6 +92,10 @@ def test_the_rate_in_training_is_near_that_of_the_rounded_code(autoencoder: Auto
     rng = StepRandom(0, 0, 32)
     noisy, rounded = (autoencoder.bottleneck(moments, each).costs()["rate"].mean().item() for each in (rng, None))
     assert abs(noisy / rounded - 1) < 0.05
+
+
+def test_the_priors_by_name_are_the_entropy_models():
+    assert list(get_args(get_type_hints(QuantizedConfig)["prior"])) == list(ENTROPY_MODELS)
 
 
 def test_an_error_of_one_step_is_as_large_in_the_image_in_every_channel_and_channels_are_uncorrelated_at_the_start():
