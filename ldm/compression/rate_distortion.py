@@ -38,6 +38,11 @@ class Curve:
     name: str
     points: Sequence[RatePoint]
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it gives the images back as they were; PSNR is cut at 100 dB."""
+        return min(point.metrics["psnr"] for point in self.points) >= 100
+
     def bd_rate(self, reference: "Curve", *, payload: bool = False) -> float | None:
         """How much more this codec needs at equal PSNR, as a fraction: -.2 is 20 % less; None without a common range.
 
@@ -160,8 +165,12 @@ def table(curves: Sequence[Curve]) -> str:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Save the curves: each metric over the bits per pixel of whole files, dashed without headers."""
+    """Save the curves: each metric over the bits per pixel of whole files, dashed without headers.
+
+    A codec without loss is a vertical line.
+    """
     import_matplotlib()
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -174,7 +183,10 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             values = [point.metrics[name] for point in curve.points]
             whole = [point.bits_per_pixel for point in curve.points]
             payload = [point.payload_bits_per_pixel for point in curve.points]
-            color = f"C{place % 10}"
+            color = colormaps["tab20"](place * 2 % 20 + place * 2 // 20 % 2)  # ten strong colors, then ten pale ones
+            if curve.is_lossless:
+                axes.axvline(whole[0], linestyle=":", color=color, label=curve.name)
+                continue
             axes.plot(whole, values, marker=".", color=color, label=curve.name)
             axes.plot(payload, values, linestyle="--", linewidth=0.8, color=color)
         axes.set_xscale("log")
