@@ -69,18 +69,19 @@ def train(
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
     from ldm.export.warm_start import check_objective, open_latent_space, open_warm_start
-    from ldm.text.captions import embed_captions
+    from ldm.text.captions import embed_captions, open_encoders
     from ldm.training.run import Run
 
     run = Run(config, out, dry=dry)
     if run.is_finished():
         return
+    encoders = open_encoders(data)
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.print(describe(dataset))
     training, held_out = dataset.split()
     run.check_keep(held_out)
     warm = open_warm_start(start, config.denoiser)
-    encoders = embed_captions(run, cache, dataset)
+    embed_captions(run, cache, dataset, encoders)
     check_objective(config.objective, dataset.schema, warm)
     autoencoder, latents = open_latent_space(run, cache, data, dataset, source=source, warm=warm)
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)

@@ -3,7 +3,7 @@
     python benchmarks/memorization.py runs/memorization [--steps 1200] [--samples 200] [--flags="--run.graph on"]
 
 The same denoiser is trained for as many steps on 200 emoji and on 3,400, without dropout and without mirror images, in
-the latent space of one autoencoder: the best lapped linear transform, hardly trained. Each is measured by `ldm evaluate
+the latent space of one autoencoder, of 4 x 4 x 16 numbers. Each is measured by `ldm evaluate
 --generate` with EfficientNet-Lite0 for features. Both have the same held-out emoji, of groups of their own. The few are
 overfitted on purpose, and should be caught, by their copies and by the step since which the held-out loss rises; the
 many should not. The samples that are most like training images are drawn in few.png and many.png. Seconds are of CPU,
@@ -25,10 +25,7 @@ from runs import SHARED, Metrics, cells, from_root, print_table, ran, row
 
 EMOJI = SHARED / "noto-emoji-64"
 FEW = 200
-AUTOENCODER = (
-    "--data.flip false --autoencoder.network.kind residual --autoencoder.network.downsampling 16"
-    " --autoencoder.bottleneck.channels 8 --autoencoder.bottleneck.noise 0.05 --run.batch-size 16 --run.steps 1"
-)
+AUTOENCODER = "--autoencoder.network.downsampling 16 --autoencoder.bottleneck.channels 16 --run.steps 100"
 DENOISER = (
     "--data.flip false --denoiser.network.dropout 0 --denoiser.network.widths '[64, 128]'"
     " --denoiser.network.attention '[]' --optim.kind muon --optim.lr 5e-3 --optim.schedule linear --run.batch-size 64"

@@ -13,12 +13,20 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ldm.philox.counter_based import WORD, Make, normal_numbers, numbers_in_numpy, numbers_in_torch, uniform_numbers
+from ldm.philox.counter_based import (
+    WORD,
+    Make,
+    constant_when_traced,
+    normal_numbers,
+    numbers_in_numpy,
+    numbers_in_torch,
+    uniform_numbers,
+)
 
 HAS_TRITON = find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def derived_seed(seed: int, purpose: str, *position: int) -> int:
     """A 63-bit seed that depends on all of its arguments and on nothing else."""
     text = "/".join([str(seed), purpose, *map(str, position)])

@@ -41,6 +41,15 @@ def run(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_text_encoder_out_of_reach_was_named_once_all_images_were_decoded(tmp_path: Path) -> None:
+    """Here there are none to decode: what is wrong with the encoder is said all the same."""
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.format(data=tmp_path / "no images", words=tmp_path / "no words"))
+    outcome = ran("train_diffusion", file, "--out", tmp_path / "run")
+    assert outcome.code == 2 and f"the text encoder {tmp_path / 'no words'}" in outcome.err, outcome
+    assert outcome.err.count("\n") == 1
+
+
 def test_a_resumed_run_with_conditions_of_every_kind_has_the_same_weights(run: Path, stage: Stage, tmp_path) -> None:
     shutil.copytree(run, tmp_path / "again")
     lose_everything_after(tmp_path / "again", step=1)

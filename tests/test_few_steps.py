@@ -141,10 +141,14 @@ def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
         ({"denoiser.parametrization": "x0"}, "leaves a latent without noise as it is"),
         ({"run.keep": "best"}, "use last"),
         ({"sampling.sampler": "heun"}, "draws no samples from a model with objective.kind consistency"),
-        ({"objective.kind": "denoising"}, "draws no samples from a model with objective.kind denoising"),
         ({"objective.weighting": "learned"}, r"expected gap\|edm\|prediction"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(flags: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         reader.load(TrainDiffusionConfig, CONFIG, flags)
+
+
+def test_a_denoiser_that_would_sample_as_a_consistency_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="draws no samples from a model with objective.kind denoising"):
+        reader.load(TrainDiffusionConfig, CONFIG.parent / "mnist5k.yaml", {"sampling.sampler": "consistency"})

@@ -6,13 +6,15 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from ldm.pictures import MODES, curves, grid, picture, reconstruction_panel, save_png, upscaled
+from ldm.pictures import MODES, curves, draw_small_plot, grid, picture, reconstruction_panel, save_png, upscaled
 from ldm.shapes import full_precision, to_float, to_uint8
 from tests.support.scripts import Stage, forked
 
@@ -121,6 +123,18 @@ def test_curves_are_drawn_from_any_log_without_a_warning(name: str, tmp_path: Pa
         curves(LOGS[name], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as found:
         assert min(found.size) > 100 and len(found.convert("L").getcolors()) > 2
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_no_two_ticks_of_a_plot_have_one_label(name: str) -> None:
+    figure = Figure()
+    for key in ("l1", "pca_psnr"):
+        points = [(line["step"], line[key]) for line in LOGS[name] if line.get(key) is not None]
+        axes = figure.add_axes((0, 0, 1, 1))
+        if points:
+            draw_small_plot(axes, key, np.array(points, dtype=float), left=0, bottom=0)
+        labels = [(text.get_ha(), text.get_text()) for text in axes.texts]  # below the frame, or to its left
+        assert len(set(labels)) == len(labels) and len(labels) >= 3 * bool(points), labels
 
 
 @pytest.mark.parametrize("lines", [[], [{"step": 1, "images": 8}], [{"step": 1, "pca_psnr": None}]])

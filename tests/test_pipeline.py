@@ -172,8 +172,9 @@ def test_guidance_one_is_the_conditional_model_and_zero_the_unconditional_one(mo
 
 
 @pytest.mark.parametrize("sampler", WITHOUT_GAUSSIAN)
-def test_every_number_of_steps_gives_finite_images_in_range(model: LatentDiffusion, sampler: str) -> None:
-    for steps in range(1, 21):
+def test_any_number_of_steps_gives_finite_images_in_range(model: LatentDiffusion, sampler: str) -> None:
+    """Every number from 1 to 40 is tried with an exact denoiser, in tests/diffusion/test_samplers.py."""
+    for steps in (1, 2, 3, 4, 5, 7, 12, 20):
         done: list[int] = []
         images = model.sample(1, steps=steps, sampler=sampler, on_step=done.append)
         assert images.shape == (1, 3, 16, 16) and images.isfinite().all() and images.abs().max() <= 1

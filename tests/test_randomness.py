@@ -116,3 +116,8 @@ for position in (5, 2**40 + 3, torch.tensor([1, 2, 3, 2**33])):
 """
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", source], check=True, env=environment)
+
+
+def test_drawing_random_numbers_imported_the_compiler_of_torch():
+    code = "import sys, ldm.randomness; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

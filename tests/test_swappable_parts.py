@@ -454,26 +454,47 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def typed(folder: Path, *command: object) -> str:
     """What `python COMMAND` prints, with the package in `folder`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
-def test_parts_train_two_steps_and_are_sampled(project: Path) -> None:
-    typed(project, "train_vae.py", "vae.yaml", "--out", "vae")
+COMMANDS = """
+import sys
+from tests.support.scripts import ran
+for command in sys.argv[1:]:
+    outcome = ran(*command.split())
+    sys.stdout.write(outcome.out)
+    if outcome.code:
+        sys.exit(outcome.err)
+"""
+
+
+@pytest.fixture(scope="module")
+def verified(project: Path) -> str:
+    """What `ldm verify` prints after two runs and a picture; one process imports the package of the project for all."""
+    return typed(
+        project,
+        "-c",
+        COMMANDS,
+        "train_vae vae.yaml --out vae",
+        "train_diffusion denoiser.yaml --autoencoder vae --out denoiser",
+        "sample denoiser --out grid.png --num 2 --steps 3 --sampler midpoint",
+        "ldm.cli.main verify --small contracts denoiser samplers score",
+    )
+
+
+def test_parts_train_two_steps_and_are_sampled(project: Path, verified: str) -> None:
     line = metrics(project / "vae")[-1]
     assert {"charbonnier", "quiet", "size", "size_per_latent_element"} <= line.keys()
-    typed(project, "train_diffusion.py", "denoiser.yaml", "--autoencoder", "vae", "--out", "denoiser")
     assert (project / "denoiser" / "unet" / "config.json").read_text().count("perceptron") == 1
-    typed(project, "sample.py", "denoiser", "--out", "grid.png", "--num", 2, "--steps", 3, "--sampler", "midpoint")
     assert (project / "grid.png").is_file()
 
 
-def test_parts_are_verified_by_their_tables(project: Path) -> None:
+def test_parts_are_verified_by_their_tables(verified: str) -> None:
     """A new part is checked by existing: no side dictionary knows the names of the old ones."""
-    printed = typed(project, "-m", "ldm", "verify", "--small", "contracts", "denoiser", "samplers", "score")
     for part in (
         "data source stripes",
         "autoencoder network patches",
@@ -487,7 +508,7 @@ def test_parts_are_verified_by_their_tables(project: Path) -> None:
         "midpoint, order 2",
         "v: variance of the target",
     ):
-        rows = [line for line in printed.splitlines() if part in line]
+        rows = [line for line in verified.splitlines() if part in line]
         assert rows and all(line.endswith("pass") for line in rows), (part, rows)
 
 

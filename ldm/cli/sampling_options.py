@@ -23,8 +23,8 @@ def add_sampling_options(parser: Any) -> None:
     add("--guidance-interval", metavar="LOW,HIGH", help=interval)
     rescale = "share, 0 to 1, in which answers get back the standard deviation they have without guidance (0)"
     add("--guidance-rescale", metavar="X", type=float, help=rescale)
-    guide = "autoguidance by a smaller run, or by the checkpoint of a step, instead of classifier-free guidance"
-    add("--guide", metavar="RUN[@STEP]", help=guide)
+    guide = "autoguidance, in place of classifier-free: by an early checkpoint of RUN itself, or by another run"
+    add("--guide", metavar="early|RUN[@STEP]", help=guide)
     for name, option in SAMPLER_OPTIONS.items():
         add(f"--{name.replace('_', '-')}", metavar="X", type=float, help=option.meaning)
 
@@ -53,13 +53,14 @@ def requested_guidance(
 ) -> "Guidance":
     """The guidance that is asked for, with another weight where one is given; RequestError for an impossible one."""
     from ldm.diffusion.guidance import checked_guidance
-    from ldm.export.load_guide import load_guide
+    from ldm.export.load_guide import EARLY, load_guide
 
+    source = f"{options.run}@{EARLY}" if options.guide == EARLY else options.guide
     return checked_guidance(
         options.guidance if weight is None else weight,
         model.config.schema,
         model.config.trained_with_condition_dropout,
         interval=requested_interval(options),
         rescale=options.guidance_rescale,
-        guide=load_guide(options.guide, model) if options.guide else None,
+        guide=load_guide(source, model) if source else None,
     )

@@ -157,7 +157,7 @@ class DiTConfig(Checked):
 
     kind: Literal["dit"] = "dit"
     patch: Annotated[int, AtLeast(1)] = 2  # side of a token's square of the latent, whose height and width it divides
-    width: Annotated[int, AtLeast(1)] = 192  # channels of a token
+    width: Annotated[int, AtLeast(1)] = 192  # channels of a token, a multiple of 4 * heads
     depth: Annotated[int, AtLeast(1)] = 12  # blocks
     heads: Annotated[int, AtLeast(1)] = 3  # attention heads
     qk_norm: bool = True  # RMS norm of queries and keys, which keeps attention stable at large learning rates

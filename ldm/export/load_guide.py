@@ -13,12 +13,15 @@ from ldm.pipeline import LatentDiffusion
 from ldm.shapes import Latents, NoiseLevels
 from ldm.training.config import RunConfig
 
+EARLY = "early"
+
 
 def load_guide(source: str, model: LatentDiffusion) -> ConditionalDenoise:
     """The denoiser of `RUN`, or of its checkpoint `RUN@STEP`, as a guide of a model, on its device.
 
-    Raises RequestError for one of another latent space or of other conditions, for a step that is not there, and where
-    one of the two was tuned for few steps.
+    `RUN@early` is the first checkpoint that the run has kept, of a sixteenth of its steps. Raises RequestError for one
+    of another latent space or of other conditions, for a step that is not there, and where one of the two was tuned
+    for few steps.
     """
     run, step = split_step(source)
     weaker = LatentDiffusion.load(run)
@@ -55,9 +58,20 @@ def split_step(source: str) -> tuple[Path, int | None]:
     folder, separator, step = source.rpartition("@")
     if Path(source).exists() or not separator:
         return Path(source), None
+    if step == EARLY:
+        return Path(folder), early_step(Path(folder))
     if not step.isdecimal():
-        raise RequestError("guide", f"{source}: behind the @ stands the step of a checkpoint, a number")
+        raise RequestError("guide", f"{source}: behind the @ stands the step of a checkpoint, a number, or {EARLY}")
     return Path(folder), int(step)
+
+
+def early_step(run: Path) -> int:
+    """The first checkpoint that a run has kept for its own guidance, or RequestError where there is only a late one."""
+    steps = checkpoint.steps(run / "checkpoints")
+    if not steps or 4 * steps[0] > steps[-1]:
+        there = ", ".join(map(str, steps)) or "none"
+        raise RequestError("guide", f"{run} has no early checkpoint: those that are there are of steps {there}")
+    return steps[0]
 
 
 def same_space(one: LatentDiffusion, other: LatentDiffusion) -> bool:

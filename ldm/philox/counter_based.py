@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,15 @@ WORD = 0xFFFFFFFF  # the largest of 32 bits
 AT_ONCE = 8192  # blocks of four words that the CPU works on at a time: they stay in its cache
 
 Make: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]  # numbers of words 0 and 2, of words 1 and 3, in a library
+
+
+Traced = TypeVar("Traced", bound=Callable[..., Any])
+
+
+def constant_when_traced(function: Traced) -> Traced:
+    """What `torch.compiler.assume_constant_result` does, without the two seconds in which that imports the compiler."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def uniform_numbers(even: Any, odd: Any, library: Any) -> tuple[Any, Any]:
@@ -97,7 +106,7 @@ def philox_on_cpu(
         yield slice(start, start + even.shape[1]), even, odd
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def words_of_rounds(key: tuple[int, int]) -> list[list[int]]:
     """The two words of the key in each round."""
     words: list[list[int]] = round_keys(key)[..., 0].tolist()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ldm.batch import TextAttribute
 from ldm.data.condition_columns import ConditionColumn, EmbeddedCaptions
-from ldm.data.config import TextConditionConfig
+from ldm.data.config import DataConfig, FolderConfig, TextConditionConfig
 from ldm.data.datasets import Dataset
 from ldm.errors import ConfigError
 from ldm.text.encoder import TextEncoder, encoded, open_encoder
@@ -21,17 +21,19 @@ from ldm.training.run import Run
 AT_A_TIME = 256  # texts
 
 
-def embed_captions(run: Run, folder: Path, dataset: Dataset) -> dict[str, TextEncoder]:
-    """Embed the texts among the conditions of a data set, and keep them in `folder`, where they may be already.
+def open_encoders(data: DataConfig) -> dict[str, TextEncoder]:
+    """The text encoders of the conditions of a data set; ConfigError for one that cannot be reached."""
+    conditions = data.conditions if isinstance(data, FolderConfig) else {}
+    texts = {name: each for name, each in conditions.items() if isinstance(each, TextConditionConfig)}
+    return {name: open_encoder(each.encoder) for name, each in texts.items()}
 
-    Returns the text encoders by condition. ConfigError for a text encoder that cannot be reached.
-    """
-    encoders = {}
+
+def embed_captions(run: Run, folder: Path, dataset: Dataset, encoders: Mapping[str, TextEncoder]) -> None:
+    """Embed the texts among the conditions of a data set, and keep them in `folder`, where they may be already."""
     for column in dataset.columns:
         if isinstance(column.config, TextConditionConfig):
-            encoders[column.name] = encoder = open_encoder(column.config.encoder)
+            encoder = encoders[column.name]
             dataset.captions[column.name] = embedded(run, folder, column, column.config, encoder)
-    return encoders
 
 
 def embedded(

@@ -8,7 +8,7 @@ import torch
 from ldm import checkpoint
 from ldm.diffusion.guidance import Autoguidance
 from ldm.errors import RequestError
-from ldm.export.load_guide import load_guide
+from ldm.export.load_guide import load_guide, split_step
 from ldm.pipeline import LatentDiffusion
 from tests.support.scripts import ran
 
@@ -37,6 +37,18 @@ def test_a_step_that_is_not_there_is_answered_with_those_that_are(finished_diffu
         load_guide(f"{finished_diffusion}@12345", model)
     with pytest.raises(RequestError, match="behind the @ stands the step"):
         load_guide(f"{finished_diffusion}@last", model)
+
+
+def test_early_is_the_first_checkpoint_of_the_run_itself(finished_diffusion: Path, tmp_path: Path) -> None:
+    for step in (75, 150, 1200):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    assert split_step(f"{tmp_path}@early") == (tmp_path, 75)
+    there = ", ".join(map(str, checkpoint.steps(finished_diffusion / "checkpoints")))
+    request = ("sample", finished_diffusion, "--num", 2, "--device", "cpu", "--out", tmp_path / "a.png")
+    outcome = ran(*request, "--guide", "early")
+    assert outcome.code == 2 and f"no early checkpoint: those that are there are of steps {there}\n" in outcome.err, (
+        outcome
+    )
 
 
 def test_a_guide_of_another_latent_space_is_refused(finished_diffusion: Path) -> None:

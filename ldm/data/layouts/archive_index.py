@@ -26,7 +26,11 @@ def indexed(archive: Path, build: Callable[[Path], Places]) -> Places:
         return build(archive)
     identity = f"{archive.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
-    file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ldm" / "archives" / f"{digest}.npz"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a container's user may have no home
+        return build(archive)
+    file = cache / "ldm" / "archives" / f"{digest}.npz"
     if (known := _read(file)) is not None:
         return known
     places = build(archive)

@@ -37,6 +37,19 @@ def test_the_index_of_a_tar_is_built_once_and_kept_beside_nobody_s_images(
     assert len(list(kept.iterdir())) == 1 and {path.name for path in tmp_path.iterdir()} == before | {"home"}
 
 
+def test_a_large_tar_needed_a_home_folder(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a number alone."""
+
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    archive = tarred(write_files(tmp_path / "data", {"a.pgm": gray(1)}))
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert len(opened(archive)) == 1 and not kept.exists()
+
+
 @pytest.mark.parametrize("damage", [b"", b"no index", None])
 def test_a_damaged_index_or_one_of_another_content_is_built_anew(
     tmp_path: Path, kept: Path, damage: bytes | None
