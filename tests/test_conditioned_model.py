@@ -18,7 +18,7 @@ from ldm.editing.image_to_image import image_to_image
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import StepRandom
 from ldm.shapes import to_float
-from tests.support.conditioned_runs import conditioned_stage
+from tests.support.conditioned_runs import CONFIG, conditioned_stage
 from tests.support.runs import lose_everything_after
 from tests.support.scripts import Stage, ran, weights
 
