@@ -150,5 +150,5 @@ def test_settings_that_do_not_go_together_are_refused(flags: dict[str, str], wor
 
 
 def test_a_denoiser_that_would_sample_as_a_consistency_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="draws no samples from a model with objective.kind denoising"):
+    with pytest.raises(ConfigError, match=r"draws no samples from a model with objective\.kind denoising"):
         reader.load(TrainDiffusionConfig, CONFIG.parent / "mnist5k.yaml", {"sampling.sampler": "consistency"})
