@@ -101,7 +101,7 @@ SAMPLER_OPTIONS = {
     "restarts": SamplerOption("how often restart goes a part of the way again (2)", whole=True),
     "restart_min": SamplerOption("where that part ends (0.1)"),
     "restart_max": SamplerOption("where it begins (0.6)"),
-    "second_sigma": SamplerOption("noise level of the second step of consistency (1.2)"),
+    "second_sigma": SamplerOption("noise level of the second step of consistency (1.2, of two 0.8)"),
 }
 
 # How conditions that are no classes are embedded, by kind; a class has a table of embeddings.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.shapes import NoiseLevels
 
-SECOND_SIGMA = 1.2  # of a consistency model; above it little is left of the first answer
+SECOND_SIGMA, OF_TWO = 1.2, 0.8  # of a consistency model; above it little is left of the first answer
 
 
 def karras_sigmas(
@@ -35,11 +35,13 @@ def consistency_sigmas(
 ) -> Tensor:
     """A decreasing grid of `steps` noise levels for a consistency model, and a zero after them; float32.
 
-    After the highest they are those of `karras_sigmas` from `second_sigma` on (1.2), but for the last one, sigma_min,
-    where next to nothing would be left to do.
+    After the highest they are those of `karras_sigmas` from `second_sigma` on (1.2, and of two steps 0.8), but for
+    the last one, sigma_min, where next to nothing would be left to do.
     """
     if second_sigma is None:
-        second_sigma = SECOND_SIGMA if sigma_min < SECOND_SIGMA < sigma_max else math.sqrt(sigma_min * sigma_max)
+        second_sigma = OF_TWO if steps == 2 else SECOND_SIGMA
+        if not sigma_min < second_sigma < sigma_max:
+            second_sigma = math.sqrt(sigma_min * sigma_max)
     highest = torch.tensor([sigma_max])
     if steps == 1:
         return torch.cat([highest, torch.zeros(1)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.diffusion.config import SamplingConfig
-from ldm.diffusion.noise import karras_sigmas
+from ldm.diffusion.noise import consistency_sigmas, karras_sigmas
 
 
 @pytest.mark.parametrize("steps", range(1, 61))
@@ -44,3 +44,12 @@ def test_a_grid_without_steps_is_refused() -> None:
 def test_configs_without_a_meaning_are_refused_by_name(config: type, values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         config(**values)
+
+
+def test_the_second_step_of_a_consistency_model_threw_away_what_the_first_had_drawn() -> None:
+    """It began at σ 3 to 5, depending on the noise of the autoencoder's latents."""
+    for sigma_min, sigma_max in ((0.01, 40.0), (0.05, 80.0), (0.01, 0.5)):
+        for steps in range(1, 40):
+            sigmas = consistency_sigmas(steps, sigma_min, sigma_max, 7.0)
+            assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and sigmas[0] == sigma_max
+            assert (sigmas[1:] < sigmas[:-1]).all() and sigmas[1] <= 1.2
