@@ -23,7 +23,7 @@ from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
 from ldm.training.config import OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision
-from ldm.training.graph import WARM_UP, GraphedStep, check_graph
+from ldm.training.graph import WARM_UP, GraphedStep, check_graph, graph_hint
 from ldm.training.kernels import ieee_float32, prepare_kernels, training_kernels
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
@@ -54,8 +54,7 @@ class Run:
         self.device = self.accelerator.device
         self.processes = Processes(self.device)
         check_graph(self.run_config, self.device, self.processes.count)
-        self.is_main = self.processes.is_main
-        self.folder = RunFolder(out)
+        self.is_main, self.folder = self.processes.is_main, RunFolder(out)
         self.trained = TrainedModules(self.accelerator, self.run_config)
         self.monitors: list[Callable[[dict[str, Any]], str | None]] = []
         self.validation = Validation(keeps_best=self.run_config.keep == "best")
@@ -64,7 +63,8 @@ class Run:
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config, self.print))
             list(self.processes.map(self.processes.count, lambda _: self.folder.check_shared()))
-        self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}")
+        hint = graph_hint(self.run_config, self.device, self.processes.count)
+        self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}{hint}")
         if self.run_config.report_to and not dry:
             self.accelerator.init_trackers("ldm", config={"config": reader.dump(self.config)})
 

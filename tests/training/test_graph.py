@@ -95,3 +95,10 @@ def test_a_gpu_out_of_memory_was_called_a_step_that_cannot_be_recorded():
 def test_without_a_gpu_there_is_no_graph(stage_two: Stage, tmp_path):
     outcome = stage_two.run(tmp_path / "run", *STEPS, "--run.graph", "on")
     assert outcome.code == 2 and "run.graph on needs one GPU" in outcome.err, outcome.err
+
+
+def test_a_run_whose_steps_could_be_graphs_says_so():
+    gpu = torch.device("cuda")
+    assert "--run.graph on" in graph.graph_hint(RunConfig(precision="bf16"), gpu, 1)
+    there_is_none = [(RunConfig(), torch.device("cpu"), 1), (RunConfig(), gpu, 2), (RunConfig(graph="on"), gpu, 1)]
+    assert not any(graph.graph_hint(*each) for each in there_is_none)
