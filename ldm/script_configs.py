@@ -62,6 +62,12 @@ class TrainDiffusionConfig:
                 "run.keep best compares models by how well they denoise, and one with objective.kind consistency does"
                 " not: use last"
             )
+        noise, highest = self.objective.noise_distribution, self.sampling.sigma_max
+        if is_consistency and noise.kind == "log-uniform" and noise.high < highest:
+            raise ValueError(
+                f"sampling.sigma_max {highest:g} is where samples begin, and objective.noise_distribution.high"
+                f" {noise.high:g} leaves it untrained: give at least {highest:g}"
+            )
         if is_consistency and not PARAMETRIZATIONS[self.denoiser.parametrization].keeps_clean_input:
             raise ValueError(
                 "objective.kind consistency needs a denoiser that leaves a latent without noise as it is, and one of"

@@ -80,7 +80,9 @@ def read_detector(folder: Path, model: Subject | str | Path | None) -> FittedSco
     subject = opened_model(folder, source, model)
     perceptual = opened(config, "reconstruction-features" in names)
     scorer = Scorer(subject, config, (channels, height, width), names, ScoreParts(config, densities, perceptual))
-    if scorer.identity != weights or not subject.has_given(tensors):
+    if not subject.has_given(tensors):
+        raise CheckpointError(f"{folder} was fitted with another number of components than {subject.source} has")
+    if scorer.identity != weights:
         raise CheckpointError(
             f"{folder} was fitted with other weights than those in {subject.source}: fit it again, or name the model"
             " that it was fitted with"

@@ -229,7 +229,9 @@ class QuantizedConfig(Checked):
     kind: Literal["quantized"] = "quantized"
     channels: Count = 16  # latent channels; those that are not worth their bits become 0
     step: Annotated[float, Above(0)] = 0.25  # at the start, in standard deviations: the channels' geometric mean
-    prior: Literal["factorized", "channel", "checkerboard", "channel-checkerboard"] = "channel-checkerboard"  # of rates
+    prior: Literal["factorized", "channel", "checkerboard", "channel-checkerboard"] = (
+        "channel-checkerboard"  # entropy model learned with it
+    )
     relaxation: Literal["mixed", "noise", "straight-through"] = "mixed"  # of rounding, in training
 
 

@@ -70,7 +70,7 @@ class QuantizedBottleneck(Bottleneck):
         mean, square = moments_of(moments.double())
         std = (square - mean.square()).clamp_min(LEAST_VARIANCE).sqrt()
         logs = std.log()
-        if effects is not None:  # an error of one step is then as large in the image in every channel
+        if effects is not None and effects.any():  # an error of one step is then as large in the image in every channel
             worth = (std * effects).log()
             worth = worth.clamp_min(worth.max() - LARGEST_LOG_RATIO)
             logs = logs + worth.mean() - worth

@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
 
 
 def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", target: "Target") -> Totals:
-    """A file for each image; of those that cannot have the rate or the PSNR, it is told once the others are written."""
+    """A file for each image; those that cannot have the rate or the PSNR are reported once the others are written."""
     from tqdm import tqdm
 
     from ldm.checkpoint import write_atomically
@@ -126,15 +126,17 @@ def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
             write_atomically(job.target, file)
         totals.add(image[0].numel(), file)
     if refused:
+        if written := len(jobs) - len(refused):
+            print(f"{options.out}: {written} files of {totals}")
         raise out_of_reach(refused, len(jobs)).as_flag()
     return totals
 
 
 def out_of_reach(refused: list[RequestError], images: int) -> RequestError:
-    """What is said of the images that cannot have what was asked for: the first one's range, and how many they are."""
-    problem = refused[0].problem
+    """What is said of the images that cannot have what was asked for: each one's range, and how many they are."""
+    problem = "; ".join(error.problem for error in refused)
     if images > 1:
-        problem += f"; so it is of {len(refused)} of {images} images"
+        problem += f": {len(refused)} of {images} images"
         problem += ", and the others are written" if len(refused) < images else ""
     return RequestError(refused[0].argument, problem)
 

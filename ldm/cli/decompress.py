@@ -25,7 +25,7 @@ def parser() -> Parser:
     add("--out", metavar="OUT", type=Path, required=True, help="the folder of the images, .png each")
     help = "a finished run of train_diffusion.py on the same autoencoder: its denoiser moves latents within their cells"
     add("--denoise", metavar="RUN", help=help)
-    help = "steps of a sampler, of --denoise; one goes to what is likely on average, several to something sharper (1)"
+    help = "sampler steps for --denoise; one goes to what is likely on average, several to one of what is likely (1)"
     add("--denoise-steps", metavar="N", type=int, help=help)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     samples = found.add_argument_group("of samples")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
 from ldm.compression.codec import Codec
+from ldm.diffusion.config import SAMPLERS
 from ldm.errors import CheckpointError, ConfigError
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import generator
@@ -25,7 +26,7 @@ class DenoisingRefinement:
     standardize the latents differently; the network must be the same.
 
     One step goes to the denoiser's guess, the mean of what the latent may be. Several are Euler steps of a sampler down
-    to no noise: they go to one of the latents that it may be, which is farther from the true one, and sharper.
+    to no noise: they go to one of the latents that it may be.
     """
 
     codec: Autoencoder
@@ -34,7 +35,14 @@ class DenoisingRefinement:
 
     @classmethod
     def of(cls, codec: Codec, model: LatentDiffusion, steps: int = 1) -> "DenoisingRefinement":
-        """That of a codec and a model of its latents; CheckpointError if the model is of another autoencoder."""
+        """That of a codec and a model of its latents.
+
+        CheckpointError if the model is of another autoencoder, or was tuned for few steps and is no denoiser.
+        """
+        if SAMPLERS[model.config.sampling.sampler].consistency:
+            raise CheckpointError(
+                "the diffusion model was tuned for few steps, and is no denoiser: give the one before"
+            )
         mine, other = codec.autoencoder, model.autoencoder
         if mine.latent_channels == other.latent_channels and mine.network.downsampling == other.network.downsampling:
             shape = (1, *model.config.latent_shape)

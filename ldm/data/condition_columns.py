@@ -140,7 +140,7 @@ def _unfit(config: ConditionConfig, value: Any) -> str:
             return "not a number"
         if not math.isfinite(number):
             return "not a finite number"
-        return "" if abs(number) <= LARGEST else f"larger than {LARGEST:.1e}, which numbers of single precision can be"
+        return "" if abs(number) <= LARGEST else f"larger than the largest number of single precision, {LARGEST:.1e}"
     if config.kind == "text":
         return "" if isinstance(value, str) else "not a text"
     return "" if isinstance(value, str | int) and not isinstance(value, bool) else "neither text nor a whole number"

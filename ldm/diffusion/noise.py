@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.shapes import NoiseLevels
 
-SECOND_SIGMA, OF_TWO = 1.2, 0.8  # of a consistency model; above it little is left of the first answer
+SECOND_SIGMA, SECOND_OF_TWO = 1.2, 0.8  # of a consistency model; above it little is left of the first answer
 
 
 def karras_sigmas(
@@ -36,10 +36,11 @@ def consistency_sigmas(
     """A decreasing grid of `steps` noise levels for a consistency model, and a zero after them; float32.
 
     After the highest they are those of `karras_sigmas` from `second_sigma` on (1.2, and of two steps 0.8), but for
-    the last one, sigma_min, where next to nothing would be left to do.
+    the last one, sigma_min, where next to nothing would be left to do. A grid that ends above, or begins below, has
+    its geometric mean in that place.
     """
     if second_sigma is None:
-        second_sigma = OF_TWO if steps == 2 else SECOND_SIGMA
+        second_sigma = SECOND_OF_TWO if steps == 2 else SECOND_SIGMA
         if not sigma_min < second_sigma < sigma_max:
             second_sigma = math.sqrt(sigma_min * sigma_max)
     highest = torch.tensor([sigma_max])

@@ -37,7 +37,15 @@ class ContextPrior(nn.Module):
         self.register_buffer("mask", mask.to(self.hidden.dtype), persistent=False)
 
     def predict(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """By how much the mixture is moved, and the logarithm of how much it is scaled, both as `values`."""
+        """By how much the mixture is moved, and the logarithm of how much it is scaled, both as `values`.
+
+        In the precision of the weights, whatever autocast says: a probability rounded to bfloat16 is bits that are not.
+        """
+        with torch.autocast(values.device.type, enabled=False):
+            return self.predicted(values)
+
+    def predicted(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What `predict` gives."""
         known, padding = values.to(self.hidden.dtype), self.hidden.shape[-1] // 2
         seen = torch.cat([known, torch.ones_like(known[:, :1])], 1)
         hidden = F.conv2d(seen, (self.hidden * self.mask).flatten(0, 1), self.hidden_bias.flatten(), padding=padding)

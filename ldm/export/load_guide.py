@@ -68,9 +68,9 @@ def split_step(source: str) -> tuple[Path, int | None]:
 def early_step(run: Path) -> int:
     """The first checkpoint that a run has kept for its own guidance, or RequestError where there is only a late one."""
     steps = checkpoint.steps(run / "checkpoints")
-    if not steps or 4 * steps[0] > steps[-1]:
-        there = ", ".join(map(str, steps)) or "none"
-        raise RequestError("guide", f"{run} has no early checkpoint: those that are there are of steps {there}")
+    if not steps or 8 * steps[0] > steps[-1]:
+        there = f"those that are there are of steps {', '.join(map(str, steps))}" if steps else "it has none at all"
+        raise RequestError("guide", f"{run} has no early checkpoint: {there}")
     return steps[0]
 
 

@@ -76,8 +76,7 @@ class RunCheckpoints:
     def writing(self, stop: StopFlag) -> Iterator[None]:
         """The block in which a run makes its steps; however it ends, what it began to write is written first.
 
-        Unless somebody asked twice to stop: what interrupts the loop's own part of a step, as a panel, is no
-        KeyboardInterrupt here.
+        Unless somebody asked twice to stop, which may arrive here as another exception than KeyboardInterrupt.
         """
         self.saved_at = time.monotonic()
         try:

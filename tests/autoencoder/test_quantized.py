@@ -1,5 +1,7 @@
 """The quantized bottleneck: real rounding when it counts, a rate that is the mass of a cell, gradients in training."""
 
+import json
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -128,3 +130,24 @@ def test_a_codec_of_it_has_the_steps_that_were_learned(autoencoder: Autoencoder)
         expected = autoencoder.reconstruct(image)
     error = (codec.decompress([file])[0] - expected[0]).square().mean().sqrt()
     assert float(error) < 0.25 * float((expected - image).square().mean().sqrt())
+
+
+def test_images_of_one_color_made_every_step_not_a_number():
+    autoencoder = create_trainable(
+        AutoencoderConfig(ResidualNetworkConfig(downsampling=4, width=8, blocks=1), QuantizedConfig(channels=4)),
+        image=(3, 16, 16),
+    )
+    autoencoder.initialize(lambda count: torch.ones(min(count, 16), 3, 16, 16))
+    assert autoencoder.bottleneck.cell.isfinite().all()
+
+
+def test_an_autoencoder_saved_before_there_were_priors_with_context_did_not_open(tmp_path: Path):
+    """Its config does not say which prior it has."""
+    saved = quantized_autoencoder(prior="factorized").eval()
+    saved.save(tmp_path / "vae")
+    described = json.loads((tmp_path / "vae" / "config.json").read_text())
+    del described["bottleneck"]["prior"]
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(described))
+    opened = Autoencoder.load(tmp_path / "vae")
+    images = small_images(2)
+    assert opened.reconstruct(images).equal(saved.reconstruct(images))

@@ -111,7 +111,7 @@ def test_one_image_out_of_reach_does_not_keep_the_others_from_their_files(
     """Four pixels do not even pay for a header."""
     Image.new("RGB", (2, 2)).save(pictures / "disc" / "dot.png")
     outcome = compress(fitted, pictures, "--out", tmp_path / "out", "--rate", 6)
-    refusal(outcome, 2, "--rate 6 is out of reach", "dot.png", "of 1 of 5 images, and the others are written")
+    refusal(outcome, 2, "--rate 6 is out of reach", "dot.png", ": 1 of 5 images, and the others are written")
     names = {path.stem for path in (tmp_path / "out").rglob("*.ldmc")}
     assert len(names) == 4 and "dot" not in names
 

@@ -99,5 +99,7 @@ def config_in(facts: dict[str, Any]) -> AutoencoderConfig:
     parts: dict[str, Any] = {name: dict(facts[name]) for name in ("network", "bottleneck")}
     for part, names in RENAMED_SETTINGS.items():
         parts[part] = {names.get(name, name): value for name, value in parts[part].items()}
+    if parts["bottleneck"].get("kind") == "quantized":  # written before there were others
+        parts["bottleneck"].setdefault("prior", "factorized")
     config: AutoencoderConfig = from_plain(AutoencoderConfig, parts)
     return config

@@ -197,7 +197,7 @@ class DenoisingObjectiveConfig(Checked):
 
 @dataclass(frozen=True)
 class ConsistencyObjectiveConfig(Checked):
-    """Easy consistency tuning of a finished denoiser (--from), for samples in one to four steps."""
+    """Consistency distillation or tuning of a finished denoiser (--from), for samples in one to four steps."""
 
     kind: Literal["consistency"] = "consistency"
     noise_distribution: NoiseDistributionConfig = field(default_factory=lambda: LogNormalConfig(mean=-0.4, std=2.0))

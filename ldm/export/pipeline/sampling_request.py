@@ -41,7 +41,9 @@ class PipelineRequest:
         given, numbers = len(self.latents), torch.arange(count)
         if given != count:
             if count // each % given:
-                raise RequestError("image", f"has {given} images for {count // each}: give 1, or one for each")
+                raise RequestError(
+                    "image", f"has {given} images for {count // each}: give 1, a divisor of that, or one for each"
+                )
             numbers = numbers // each % given
         return self.of(numbers)
 
