@@ -141,7 +141,7 @@ def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
         ({"denoiser.parametrization": "x0"}, "leaves a latent without noise as it is"),
         ({"run.keep": "best"}, "use last"),
         ({"sampling.sampler": "heun"}, "draws no samples from a model with objective.kind consistency"),
-        ({"sampling.sigma_max": "160"}, "sampling.sigma_max 160 .* high 80 leaves it untrained: give at least 160"),
+        ({"sampling.sigma_max": "160"}, "sampling.sigma_max 160 .*high 80 leaves it untrained: give at least 160"),
         ({"objective.weighting": "learned"}, r"expected gap\|edm\|prediction"),
     ],
 )
