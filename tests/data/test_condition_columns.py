@@ -104,7 +104,11 @@ def test_another_value_of_one_image_is_another_fingerprint_of_the_run_and_not_of
         ({"tone": ["dark", None, "dark", None]}, {"tone": TONE}, "2 of 4 images have none, for instance cat/1.png"),
         ({"tone": [1, 2, 3, 4]}, {"tome": TONE}, r"none of the images has one; .*\(columns of the metadata: tone\)"),
         ({"angle": [1.0, float("nan"), 2.0, 3.0]}, {"angle": ANGLE}, "angle is NaN: not a finite number"),
-        ({"angle": [1.0, 1e39, 2.0, 3.0]}, {"angle": ANGLE}, r"angle is 1e\+39: larger than the largest number of single precision"),
+        (
+            {"angle": [1.0, 1e39, 2.0, 3.0]},
+            {"angle": ANGLE},
+            r"angle is 1e\+39: larger than the largest number of single precision",
+        ),
         ({"angle": [1.0, "up", 2.0, 3.0]}, {"angle": ANGLE}, 'angle is "up": not a number'),
         ({"tone": [0.5] * 4}, {"tone": TONE}, "tone is 0.5: neither text nor a whole number"),
         ({"text": [["a"]] * 4}, {"text": TEXT}, r'text is \["a"\]: not a text'),

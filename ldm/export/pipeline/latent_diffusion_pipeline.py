@@ -218,11 +218,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         condition: Condition = self.unet.prompts.request(**asked)
         started = 0 if request.latents is None else len(request.latents)
         if is_asked(asked):
-            if 1 < condition.count < started:
-                raise RequestError(
-                    "image", f"has {started} images for {condition.count} labels or prompts: as many, or 1"
-                )
-            return condition, max(condition.count, started)
+            return condition, request.images_for(condition.count)
         if not started:
             return condition, None
         if config.schema.attributes and config.trained_with_condition_dropout:

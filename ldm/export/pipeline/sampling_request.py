@@ -47,6 +47,13 @@ class PipelineRequest:
             numbers = numbers // each % given
         return self.of(numbers)
 
+    def images_for(self, conditions: int) -> int:
+        """How many images so many labels or prompts ask for, given those to start from, or RequestError."""
+        started = 0 if self.latents is None else len(self.latents)
+        if 1 < conditions < started:
+            raise RequestError("image", f"has {started} images for {conditions} labels or prompts: as many, or 1")
+        return max(conditions, started)
+
     def of(self, numbers: Tensor) -> "PipelineRequest":
         """The same for some of the images."""
         if self.latents is None:

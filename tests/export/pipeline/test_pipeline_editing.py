@@ -132,6 +132,7 @@ def test_guidance_interval_rescale_and_sampler_options_were_not_to_be_had(
             {"image": torch.zeros(3, 3, 16, 16), "num_images": 2},
             "image has 3 images for 2: give 1, a divisor of that, or one for each",
         ),
+        ({"image": torch.zeros(3, 3, 16, 16), "labels": [0, 1]}, "image has 3 images for 2 labels or prompts"),
         ({"image": torch.zeros(1, 3, 16, 16), "strength": 2}, "strength 2 must be above 0 and at most 1"),
         (
             {"image": torch.zeros(1, 3, 16, 16), "mask_image": torch.ones(1, 1, 8, 8)},
