@@ -1,4 +1,4 @@
-"""What a denoiser gives as a dequantizer, and centroids, at each step: PSNR and a distance of features.
+"""Benchmark of dequantizers: PSNR and feature distance by denoiser, centroids or cell centers, at each step.
 
     python benchmarks/dequantizer.py CODEC RUN DIFFUSION [--features FOLDER] [--images 24] [--steps 0.25,0.5,1,1.5,2,3]
 

@@ -1,4 +1,4 @@
-"""What samples are asked for: classes as frequent as in the data, or the conditions that training images have together.
+"""The conditions of evaluated samples: classes as frequent as in the data, or those that training images have together.
 
 Samples are compared with training images, so they are asked for what these are: a model of one class is asked for each
 as often as it is there, and of several conditions each sample takes those of one training image, in an order drawn
