@@ -70,6 +70,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "kl": ("kl-f4", {}),
     "kl before": ("kl-f4", BEFORE),
     "diffusers": ("kl-f4", BEFORE),
+    "kl, noise": ("kl-f4", {"autoencoder.bottleneck.noise": NOISE}),
 }
 PCA = "patch PCA"
 COLUMNS = {"mean": "{:.2f}", "sample": "{:.2f}", "with noise": "{:.2f}", "noise": "{:.3f}", "steps": "{:.0f}"}
@@ -182,9 +183,9 @@ def seconds_per_step(loop: Ours | Theirs) -> float:
     return statistics.median(later - earlier for earlier, later in pairwise(times))
 
 
-def trained(row: str, data: str, seed: int, budget: float, dataset: Dataset) -> Row:
-    """The row of a run that takes about `budget` CPU seconds."""
-    training, held_out = dataset.split()
+def trained(row: str, data: str, seed: int, budget: float, dataset: Dataset) -> tuple[Ours | Theirs, Row]:
+    """A run that takes about `budget` CPU seconds, with its steps and seconds."""
+    training, _ = dataset.split()
     first = open_row(row, config_of(row, data, seed, 1000), dataset, training, dry=True)
     per_step = seconds_per_step(first)
     steps = max(int((budget - first.fit_seconds) / per_step), 1)
@@ -193,7 +194,13 @@ def trained(row: str, data: str, seed: int, budget: float, dataset: Dataset) -> 
     for _ in loop.steps():
         pass
     seconds = time.process_time() - began + loop.fit_seconds
-    return {"steps": steps, "seconds": seconds, **measured(loop.averaged(), held_out)}
+    return loop, {"steps": steps, "seconds": seconds}
+
+
+def measured_row(row: str, data: str, seed: int, budget: float, dataset: Dataset) -> Row:
+    """A run of its own, measured."""
+    loop, figures = trained(row, data, seed, budget, dataset)
+    return figures | measured(loop.averaged(), dataset.split()[1])
 
 
 @torch.no_grad()
@@ -232,6 +239,10 @@ class Kept:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         self.rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def has(self, **key: Any) -> bool:
+        """Whether there is a row of this."""
+        return any(row["key"] == key for row in self.rows)
 
     def row(self, make: Callable[[], Row], **key: Any) -> Row:
         for row in self.rows:
@@ -279,7 +290,7 @@ def main() -> None:
                 kept.row(lambda: pca(dataset), row=row, data=data)
                 if row == PCA
                 else kept.row(
-                    lambda seed=seed, budget=budget, row=row: trained(row, data, seed, budget, dataset),
+                    lambda seed=seed, budget=budget, row=row: measured_row(row, data, seed, budget, dataset),
                     row=row,
                     data=data,
                     budget=budget,

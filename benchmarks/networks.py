@@ -130,7 +130,7 @@ def shown(values: Iterable[float], digits: int) -> str:
 def equal_seconds(options: argparse.Namespace) -> None:
     """Print what each network has learned from the latents of an autoencoder."""
     data = opened(options.autoencoder, CONFIG, options.out)
-    metrics = SampleMetrics(options.features, data) if options.features else None
+    metrics = SampleMetrics(options.features, data.training) if options.features else None
     rows = []
     for name, changed in chosen_networks(options.only).items():
         results = []
@@ -139,7 +139,7 @@ def equal_seconds(options: argparse.Namespace) -> None:
             training, steps, took = trained(config, data, options.out, options.seconds)
             with torch.no_grad():
                 losses = data.losses(training.run.ema_model(), training.run.device)
-                samples = [] if metrics is None else metrics.of(training)
+                samples = [] if metrics is None else metrics.of(training, data)
             results.append((steps, took, losses, samples))
             shown_now = (f"{value:.4f}" for value in [*losses, *samples])
             print(name, seed, steps, f"{took:.0f} s", *shown_now, flush=True)

@@ -171,18 +171,17 @@ def trained(config: TrainDiffusionConfig, data: Data, out: Path, seconds: float)
 class SampleMetrics:
     """Fréchet and kernel distance of samples, of the held-out images' classes, to features of training images."""
 
-    def __init__(self, folder: str, data: Data):
-        self.data, self.extractor = data, open_extractor("features", folder, data.training.shape[0], DEVICE)
-        chosen = data.training.evenly_spaced(2 * SAMPLES)
+    def __init__(self, folder: str, training: Subset):
+        self.extractor = open_extractor("features", folder, training.shape[0], DEVICE)
+        chosen = training.evenly_spaced(2 * SAMPLES)
         self.real = torch.cat([self.features(part.images()) for part in chosen.chunks(50)])
 
     def features(self, images: Tensor) -> Tensor:
         """Of images on the CPU, there too."""
         return self.extractor.features(images.to(DEVICE)).float().cpu()
 
-    def of(self, training: Training) -> list[float]:
-        """The two distances of what has been trained."""
-        data = self.data
+    def of(self, training: Training, data: Data) -> list[float]:
+        """The two distances of what has been trained on these latents."""
         labels = None
         if data.dataset.classes:
             labels = data.held_out.labels.repeat(-(-SAMPLES // len(data.held_out)))[:SAMPLES]
@@ -203,7 +202,7 @@ def rows(
                 training, steps, took = trained(config, data, options.out, seconds)
                 with torch.no_grad():
                     losses = data.losses(training.run.ema_model(), training.run.device)
-                    samples = () if metrics is None else metrics.of(training)
+                    samples = () if metrics is None else metrics.of(training, data)
                 cells = [f"{distance:.{digits}f}" for distance, digits in zip(samples, (1, 3), strict=False)]
                 yield [name, f"{took:.0f}", str(steps), *cells], losses
                 print(name, f"{took:.0f} s", steps, *(f"{loss:.4f}" for loss in losses), *cells, flush=True)
@@ -220,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = opened(options.autoencoder, options.config, options.out)
-    metrics = SampleMetrics(options.features, data) if options.features else None
+    metrics = SampleMetrics(options.features, data.training) if options.features else None
     reference = data.losses(Denoiser(Zero(), gaussian=gaussian_of(data.latents, data.training)))
     table = [
         (["Gaussian, no network", "", "", *[""] * (2 if metrics else 0)], reference),
