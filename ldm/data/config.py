@@ -66,6 +66,11 @@ class TextConditionConfig(Checked):
     channels: Annotated[int, AtLeast(1)] = 256  # of a token as the denoiser is given it
     layers: Annotated[int, AtLeast(0)] = 2  # trained transformer blocks between the encoder and the denoiser
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers and self.channels % 2:
+            raise ValueError(f"channels {self.channels} must be even, for rotary positions turn them in pairs")
+
 
 ConditionConfig: TypeAlias = ClassConditionConfig | NumberConditionConfig | TextConditionConfig
 

@@ -51,9 +51,9 @@ class NumberEmbedding(nn.Module):
 class TextEmbedding(nn.Module):
     """Embeds texts, given as the tokens of a frozen encoder: batch x length x width -> a vector, and tokens.
 
-    Position and context come in here, for the tokens of some encoders know of neither. NaN, behind the last token, has
-    an embedding of its own, which a text that is left out consists of. The vector is the mean of the tokens that are
-    there, and starts without an effect.
+    Order and context come in here, by blocks with rotary positions, for the tokens of some encoders know of neither.
+    NaN, behind the last token, has an embedding of its own, which a text that is left out consists of. The vector is
+    the mean of the tokens that are there, and starts without an effect.
     """
 
     def __init__(self, attribute: TextAttribute, channels: int, token_channels: int):
@@ -61,7 +61,6 @@ class TextEmbedding(nn.Module):
         self.shape, inner = (attribute.length, attribute.width), token_channels
         self.norm = nn.LayerNorm(attribute.width)
         self.project = nn.Linear(attribute.width, inner)
-        self.positions = nn.Parameter(torch.randn(attribute.length, inner) / math.sqrt(3))  # as large as projections
         self.nothing = nn.Parameter(0.02 * torch.randn(inner))
         self.blocks = nn.ModuleList([TokenBlock(inner) for _ in range(attribute.layers)])
         self.last_norm = nn.LayerNorm(inner)
@@ -73,7 +72,7 @@ class TextEmbedding(nn.Module):
             given = self.nothing.new_full((count, *self.shape), math.nan)
         is_there = ~given[..., :1].isnan()
         projected = self.project(self.norm(torch.where(is_there, given, 0).to(self.nothing.dtype)))
-        tokens = torch.where(is_there, projected, self.nothing) + self.positions
+        tokens = torch.where(is_there, projected, self.nothing)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.last_norm(tokens)

@@ -1,11 +1,14 @@
-"""Positions of tokens on a grid: rotary embedding (RoPE) in two dimensions, and sines and cosines to add."""
+"""Positions on a grid or a line: rotary embedding (RoPE), sines and cosines, and a learned embedding of places."""
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ldm.nn.outer_linear import OuterLinear
 
 LONGEST = 100.0  # times 2π positions: the longest wavelength of a rotation, some times the side of a grid of latents
+HALF_WAVES = 8  # across the grid, at most, of the features of a place
 
 
 def rotary_angles(grid: tuple[int, int], channels: int, device: torch.device) -> Tensor:
@@ -17,6 +20,13 @@ def rotary_angles(grid: tuple[int, int], channels: int, device: torch.device) ->
     frequencies = LONGEST ** -(torch.arange(quarter, device=device) / quarter)
     rows, columns = (torch.arange(side, device=device)[:, None] * frequencies for side in grid)
     return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], 2).flatten(0, 1)
+
+
+def rotary_angles_of_line(length: int, channels: int, device: torch.device) -> Tensor:
+    """The same for tokens one behind the other, as those of a text: length x channels / 2."""
+    half = channels // 2
+    frequencies = LONGEST ** -(torch.arange(half, device=device) / half)
+    return torch.arange(length, device=device)[:, None] * frequencies
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -36,3 +46,28 @@ def sines_and_cosines(grid: tuple[int, int], channels: int, device: torch.device
     rows, columns = (torch.arange(side, device=device)[:, None] * frequencies for side in grid)
     rows, columns = (torch.cat([each.sin(), each.cos()], 1) for each in (rows, columns))
     return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], 2).flatten(0, 1)
+
+
+class PlaceEmbedding(nn.Module):
+    """A learned embedding of the places of a grid, whatever its size: (height, width) -> height · width x channels.
+
+    It is linear in half waves across the grid, cos and sin of πk times the place from 0 to 1, k up to 8, of row and of
+    column; about as large as what a norm gives. A feature map knows of absolute places by its borders alone, and that
+    is too little to learn soon what the text "left of" says.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.embed = OuterLinear(4 * HALF_WAVES, channels, bias=False)
+        nn.init.normal_(self.embed.weight, std=1 / math.sqrt(2 * HALF_WAVES))
+
+    def forward(self, grid: tuple[int, int]) -> Tensor:
+        weight = self.embed.weight
+        counts = torch.arange(1, HALF_WAVES + 1, device=weight.device)
+        rows, columns = (
+            math.pi * counts * (torch.arange(side, device=weight.device)[:, None] + 0.5) / side for side in grid
+        )
+        rows, columns = (torch.cat([each.sin(), each.cos()], 1).to(weight.dtype) for each in (rows, columns))
+        waves = torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], 2).flatten(0, 1)
+        embedded: Tensor = self.embed(waves)
+        return embedded

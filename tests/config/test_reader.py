@@ -553,6 +553,7 @@ def test_sections_by_name_have_kinds_are_read_back_and_given_whole_by_a_flag(fil
             "data.conditions.a.period is -1; expected a finite number or null (above 0)",
         ),
         ("{tone: {kind: class, period: 3}}", "data.conditions.tone.period is not a setting of kind class"),
+        ("{t: {kind: text, channels: 33}}", "channels 33 must be even, for rotary positions turn them in pairs"),
         ("{a b: {kind: class}}", "'a b' must be a name of letters, digits and _"),
     ],
 )

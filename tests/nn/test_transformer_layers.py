@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.nn.attention import SelfAttention
+from ldm.nn.cross_attention import CrossAttention, TokenBlock
 from ldm.nn.magnitude_preserving import (
     SILU_MAGNITUDE,
     OuterUnitLinear,
@@ -16,7 +17,13 @@ from ldm.nn.magnitude_preserving import (
     preserving_silu,
     preserving_sum,
 )
-from ldm.nn.positions import rotary_angles, rotated, sines_and_cosines
+from ldm.nn.positions import (
+    PlaceEmbedding,
+    rotary_angles,
+    rotary_angles_of_line,
+    rotated,
+    sines_and_cosines,
+)
 from ldm.nn.token_attention import TokenAttention
 from ldm.randomness import generator
 from ldm.training.config import AdamWConfig
@@ -50,6 +57,46 @@ def test_products_of_rotated_queries_and_keys_depend_on_differences_of_row_and_c
 def test_sines_and_cosines_tell_every_position_apart() -> None:
     embedded = sines_and_cosines((5, 7), 16, CPU)
     assert torch.cdist(embedded, embedded).add(torch.eye(35)).min() > 0.1
+
+
+def test_products_of_rotated_words_depend_on_how_far_apart_they_are() -> None:
+    query, key = drawn(16).double(), drawn(16, purpose="key").double()
+    angles = rotary_angles_of_line(12, 16, CPU).double()
+    product = [[(rotated(query, one) @ rotated(key, other)).item() for other in angles] for one in angles]
+    assert product[0][3] == pytest.approx(product[7][10], abs=1e-6)
+    assert len({round(each, 4) for each in product[0]}) == 12
+
+
+@torch.no_grad()
+def test_the_order_of_words_was_lost_beside_words_that_had_grown() -> None:
+    """Positions were added to the words; however large these become, exchanging two of them now matters as much."""
+    torch.manual_seed(0)
+    block, words = TokenBlock(64), drawn(1, 6, 64)
+    exchanged = words[:, [0, 3, 2, 1, 4, 5]]
+    for size in (1, 100):
+        before, after = (block(size * each)[:, [0, 2, 4, 5]] for each in (words, exchanged))
+        moved = (after - before) - size * (exchanged - words)[:, [0, 2, 4, 5]]
+        assert magnitude(moved) > 0.003
+
+
+def test_places_are_told_apart_on_grids_of_every_size() -> None:
+    """As large as what a norm gives, and the same half way across every grid."""
+    torch.manual_seed(0)
+    place = PlaceEmbedding(256)
+    embedded = place((5, 7))
+    assert torch.cdist(embedded, embedded).add(100 * torch.eye(35)).min() > 2
+    assert 0.7 < magnitude(place((16, 16))) < 1.4
+    assert torch.allclose(place((3, 3))[4], place((5, 7))[17], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_word_could_not_mean_the_left_half_of_a_map_without_borders() -> None:
+    """Nothing asked where a position is: "left of" was learned hardly or not at all."""
+    torch.manual_seed(0)
+    layer, tokens = CrossAttention(32, 16, 16), drawn(1, 4, 16)
+    nn.init.normal_(layer.to_out.weight)
+    attended = layer(torch.ones(1, 32, 6, 6), tokens)
+    assert magnitude(attended[..., :3] - attended[..., 3:]) > 0.01
 
 
 def test_qk_norm_takes_the_length_of_queries_and_keys_out_of_attention() -> None:

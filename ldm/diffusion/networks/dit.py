@@ -5,7 +5,7 @@
     noise level + vector -> MLP -> scale, shift and gate of every layer norm
 
     block   x + gate * attention(scale * norm(x) + shift)
-            x + cross-attention(norm(x), tokens of a text)
+            x + cross-attention(norm(x) + place, tokens of a text)
             x + gate * MLP(scale * norm(x) + shift)
 
 Peebles and Xie 2023; with QK normalization and rotary positions, as transformers came to have them since.
@@ -21,7 +21,7 @@ from ldm.diffusion.network import DenoiserNetwork, check_divisible
 from ldm.errors import ConfigError
 from ldm.nn.embedding import FourierFeatures, NoiseEmbedding
 from ldm.nn.outer_linear import OuterLinear
-from ldm.nn.positions import rotary_angles, sines_and_cosines
+from ldm.nn.positions import PlaceEmbedding, rotary_angles, sines_and_cosines
 from ldm.nn.token_attention import TokenAttention
 
 FEATURES = 256  # of the noise level
@@ -41,9 +41,10 @@ class DiTBlock(nn.Module):
         self.modulation = OuterLinear(width, 6 * width)
         self.norm_attention, self.norm_mlp = layer_norm(width), layer_norm(width)
         self.attention = TokenAttention(width, config.heads, qk_norm=config.qk_norm)
-        self.norm_cross, self.cross = None, None
+        self.norm_cross, self.place, self.cross = None, None, None
         if token_channels:
             self.norm_cross = nn.LayerNorm(width, eps=1e-6)
+            self.place = PlaceEmbedding(width)
             self.cross = TokenAttention(width, config.heads, qk_norm=config.qk_norm, source_channels=token_channels)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width),
@@ -52,12 +53,14 @@ class DiTBlock(nn.Module):
             nn.Linear(4 * width, width),
         )
 
-    def forward(self, x: Tensor, condition: Tensor, tokens: Tensor | None, angles: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, tokens: Tensor | None, grid: tuple[int, int], angles: Tensor | None
+    ) -> Tensor:
         parts = self.modulation(condition)[:, None].chunk(6, dim=-1)
         shift, scale, gate = parts[:3]
         x = x + gate * self.attention(self.norm_attention(x) * (1 + scale) + shift, angles=angles)
-        if self.cross is not None and self.norm_cross is not None and tokens is not None:
-            x = x + self.cross(self.norm_cross(x), tokens)
+        if self.cross is not None and self.norm_cross is not None and self.place is not None and tokens is not None:
+            x = x + self.cross(self.norm_cross(x) + self.place(grid), tokens)
         shift, scale, gate = parts[3:]
         x = x + gate * self.mlp(self.norm_mlp(x) * (1 + scale) + shift)
         return x
@@ -83,7 +86,9 @@ class DiT(DenoiserNetwork):
         self.modulation = OuterLinear(width, 2 * width)
         self.last = OuterLinear(width, values)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if (
+                isinstance(module, nn.Linear) and module.bias is not None
+            ):  # embeddings of places have a start of their own
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         for start_at_zero in (self.last, self.modulation, *(block.modulation for block in self.each_block())):
@@ -125,7 +130,7 @@ class DiT(DenoiserNetwork):
         else:
             x = x + sines_and_cosines(grid, self.config.width, x.device).to(x.dtype)
         for block in self.blocks:
-            x = block(x, condition, tokens, angles)
+            x = block(x, condition, tokens, grid, angles)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         x = self.last(self.norm(x) * (1 + scale) + shift)
         x = x.view(batch, *grid, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
