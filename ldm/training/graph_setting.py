@@ -21,25 +21,10 @@ def obstacles(config: RunConfig, device: torch.device, processes: int) -> list[s
     return [reason for reason, is_so in found.items() if is_so]
 
 
-def obstacles_in(objective: nn.Module, config: RunConfig) -> list[str]:
-    """What a training loss computes that a graph cannot.
-
-    To draw a mask of dropout twice takes the state of the generator back to where it was, and the host has none while a
-    graph is recorded. Nor can a graph do otherwise because the host has drawn other numbers.
-    """
-    drops = any(isinstance(each, nn.Dropout) and each.p > 0 for each in objective.modules())
-    repeats = {
-        "run.gradient_checkpointing true": config.gradient_checkpointing,
-        "objective.kind consistency": getattr(objective, "repeats_dropout", False),
-    }
-    found = [
-        f"with {reason} a mask of dropout is drawn twice, unless denoiser.network.dropout is 0"
-        for reason, is_so in repeats.items()
-        if is_so and drops
-    ]
-    if setting := getattr(objective, "draws_on_host", ""):
-        found.append(f"the host decides by random numbers what a step does ({setting})")
-    return found
+def obstacles_in(objective: nn.Module) -> list[str]:
+    """What a training loss computes that a graph cannot: other things, because the host has drawn other numbers."""
+    setting = getattr(objective, "draws_on_host", "")
+    return [f"the host decides by random numbers what a step does ({setting})"] if setting else []
 
 
 def check_graph(config: RunConfig, device: torch.device, processes: int) -> None:
@@ -50,7 +35,7 @@ def check_graph(config: RunConfig, device: torch.device, processes: int) -> None
 
 def check_objective(objective: nn.Module, config: RunConfig) -> None:
     """The same, of what a training loss computes."""
-    if config.graph == "on" and (reasons := obstacles_in(objective, config)):
+    if config.graph == "on" and (reasons := obstacles_in(objective)):
         raise ConfigError(f"run.graph on: {reasons[0]}: {WAY_OUT}")
 
 
@@ -65,7 +50,7 @@ def why_not(
     if config.compile == "on":
         reasons.append("run.compile on, with which they have not been tried on a GPU")
     for objective in objectives:
-        reasons += obstacles_in(objective, config)
+        reasons += obstacles_in(objective)
     if before == "off":
         reasons.append("the run began without")
     return next(iter(reasons), "")

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ldm import checkpoint
 from ldm.config.yaml_file import read_yaml
 from ldm.errors import ConfigError
+from ldm.nn.repeatable_dropout import DropoutMasks
 from ldm.script_configs import TrainDiffusionConfig
 from ldm.training import recorder
 from ldm.training.config import RunConfig
 from ldm.training.graph import WARM_UP
-from ldm.training.graph_setting import check_objective, why_not
+from ldm.training.graph_setting import why_not
 from ldm.training.recorder import RecordingError, recording_error
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep
@@ -43,6 +44,8 @@ CAN_BE_RECORDED = {
         "[32, 32]",
         "--run.precision",
         "bf16-weights",
+        "--run.gradient-checkpointing",
+        "true",
     ),
 }
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -200,6 +203,20 @@ class Training:
         return [*self.network.state_dict().values(), *state.ema.averages["0.05"], *state.optimizer.tensors().values()]
 
 
+class DropsTwice(Training):
+    """With the same masks, as consistency tuning does."""
+
+    def learn(self, step: TrainingStep) -> None:
+        masks, x = DropoutMasks(self.network), step.batch.x
+        with masks.drawn():
+            first = self.objective(x)
+        with torch.no_grad(), masks.repeated():
+            second = self.objective(x + 0.1)
+        loss = (first - second - 0.1).square().mean()
+        step.update(loss)
+        step.log({"loss": loss})
+
+
 def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
@@ -245,6 +262,12 @@ def test_a_recording_that_ends_anywhere_leaves_nothing_behind(ends_at, monkeypat
     assert equal(training.weights(), expected) and training.run.run_config.graph == "off"
 
 
+def test_a_mask_of_dropout_that_is_used_twice_is_drawn_anew_in_every_replay(on_tape: None, tmp_path):
+    replayed = DropsTwice(tmp_path, "on").weights()
+    assert equal(replayed, DropsTwice(tmp_path, "off").weights())
+    assert not equal(replayed, Training(tmp_path, "off").weights())
+
+
 def test_a_batch_of_another_shape_is_made_by_itself(on_tape: None, tmp_path):
     sizes = {1: 3, 5: 2, 9: 3}
     expected = Training(tmp_path, "off").weights(sizes)
@@ -272,22 +295,10 @@ def test_a_gpu_out_of_memory_was_called_a_step_that_cannot_be_recorded():
 # What a run may do
 
 
-def test_a_dropout_mask_that_would_be_drawn_twice_is_refused_before_a_step_is_made():
-    objective = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
-    check_objective(objective, RunConfig(graph="on"))
-    check_objective(objective, RunConfig(graph="off", gradient_checkpointing=True))
-    with pytest.raises(ConfigError, match=r"gradient_checkpointing true a mask of dropout is drawn twice"):
-        check_objective(objective, RunConfig(graph="on", gradient_checkpointing=True))
-    objective.repeats_dropout = True
-    with pytest.raises(
-        ConfigError, match=r"objective\.kind consistency a mask .* unless denoiser\.network\.dropout is 0"
-    ):
-        check_objective(objective, RunConfig(graph="on"))
-
-
 def test_auto_is_on_where_one_gpu_trains_and_nothing_is_in_the_way():
-    plain, drops = nn.Linear(2, 2), nn.Dropout(0.5)
-    assert why_not(RunConfig(precision="bf16"), GPU, 1, [plain, drops], "") == ""
+    plain, draws = nn.Linear(2, 2), nn.Linear(2, 2)
+    draws.draws_on_host = "objective.corruption"  # type: ignore[assignment]
+    assert why_not(RunConfig(precision="bf16"), GPU, 1, [plain], "") == ""
     assert why_not(RunConfig(precision="bf16"), GPU, 1, [plain], "on") == ""
     reasons = {
         "training on cpu": (RunConfig(), CPU, 1, [plain], ""),
@@ -295,7 +306,7 @@ def test_auto_is_on_where_one_gpu_trains_and_nothing_is_in_the_way():
         "run.accumulation 2": (RunConfig(accumulation=2), GPU, 1, [plain], ""),
         "run.precision fp16": (RunConfig(precision="fp16"), GPU, 1, [plain], ""),
         "run.compile on": (RunConfig(compile="on"), GPU, 1, [plain], ""),
-        "drawn twice": (RunConfig(gradient_checkpointing=True), GPU, 1, [plain, drops], ""),
+        "decides by random numbers what a step does (objective.corruption)": (RunConfig(), GPU, 1, [draws], ""),
         "the run began without": (RunConfig(), GPU, 1, [plain], "off"),
     }
     for reason, given in reasons.items():
