@@ -292,6 +292,13 @@ def test_a_gpu_out_of_memory_was_called_a_step_that_cannot_be_recorded():
     assert "RuntimeError" in str(recording_error(RuntimeError()))
 
 
+def test_what_a_recording_that_failed_is_cleaned_up_by_is_in_this_torch():
+    """Two of these names are private to PyTorch, and without a GPU nothing here calls them."""
+    assert callable(torch.cuda.memory._cuda_endAllocateToPool) and callable(torch.cuda.memory._cuda_releasePool)
+    assert callable(torch.cuda.graph_pool_handle) and callable(torch.Generator.graphsafe_set_state)
+    assert isinstance(torch.cuda.default_generators, tuple)
+
+
 # What a run may do
 
 
