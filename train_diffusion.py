@@ -79,7 +79,7 @@ def train(
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.print(describe(dataset))
     training, held_out = dataset.split()
-    run.check_keep(held_out)
+    run.validation.check(len(held_out))
     warm = open_warm_start(start, config.denoiser)
     embed_captions(run, cache, dataset, encoders)
     check_objective(config.objective, dataset.schema, warm)

@@ -28,7 +28,6 @@ from ldm.diffusion.objective import DenoisingObjective
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import RunConfig
-from ldm.training.graph import GraphedStep
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep
 
@@ -74,7 +73,7 @@ def created_run(config: TrainDiffusionConfig | TrainVAEConfig) -> Run:
 
 def ours(run: Run, batch: object, body: Callable[[TrainingStep], None], number: int = 0) -> Action:
     """A step of the run, as a training script's loop makes it."""
-    learn = body if run.run_config.graph == "off" else GraphedStep(body, run.trained.phase, run.device)
+    learn = run.graphed(body)
 
     def action() -> None:
         run.begin_step(number)

@@ -30,7 +30,6 @@ from ldm.diffusion.model import DiffusionModelConfig, create_denoiser
 from ldm.diffusion.objective import DenoisingObjective
 from ldm.evaluation.panels import HeldOutLatents
 from ldm.randomness import seed_weights
-from ldm.training.graph import GraphedStep
 from ldm.training.kernels import training_kernels
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep
@@ -66,7 +65,7 @@ class Step:
         clean, noise = torch.randn(2, batch, *LATENT, device=DEVICE)
         sigma = torch.rand(batch, device=DEVICE) + 0.1
         self.batch = LatentBatch(clean, noise, sigma, ConditionSchema(()).request(None).repeated(torch.arange(batch)))
-        self.do = self.learn if DEVICE.type == "cpu" else GraphedStep(self.learn, self.run.trained.phase, DEVICE)
+        self.do = self.run.graphed(self.learn)
 
     def seconds(self, steps: int) -> float:
         """Of a step, as a mean of several."""

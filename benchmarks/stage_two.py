@@ -46,7 +46,6 @@ from ldm.latents import (
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import seed_weights
 from ldm.script_configs import TrainDiffusionConfig, vae_config_of
-from ldm.training.graph import GraphedStep
 from ldm.training.kernels import training_kernels
 from ldm.training.run import Run
 from ldm.training.step import TrainingStep
@@ -133,7 +132,7 @@ class Training:
         sampler = self.run.batch_sampler(data.training)
         device = self.run.device
         self.batches = LatentBatches(data.latents, data.dataset, config.objective, sampler, device, config.run)
-        self.do = self.learn if device.type == "cpu" else GraphedStep(self.learn, self.run.trained.phase, device)
+        self.do = self.run.graphed(self.learn)
 
     def seconds(self, steps: int) -> float:
         """Of the first so many steps: of CPU or, on a GPU, those that pass."""

@@ -38,6 +38,11 @@ class CorruptionBase(Checked):
 
     is_local: ClassVar[bool] = False  # whether it changes some elements and leaves the others
 
+    @property
+    def draws_on_host(self) -> bool:
+        """Whether the host must know the random numbers."""
+        return False
+
     def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """The corrupted tensor; `name` tells its random numbers apart, `patch` is a latent position in elements."""
         raise NotImplementedError
@@ -163,6 +168,11 @@ class Blur(CorruptionBase):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ordered("sigma", self.sigma)
+
+    @property
+    def draws_on_host(self) -> bool:
+        """The size of a filter depends on its width."""
+        return isinstance(self.sigma, tuple)
 
     def __call__(self, clean: "Tensor", rng: "StepRandom", *, name: str, patch: tuple[int, int]) -> Corrupted:
         """Three sigma to each side, reflected at the borders."""

@@ -90,6 +90,18 @@ class ReconstructionObjective(nn.Module):
         """A hash of the pretrained network in the loss; empty if there is none."""
         return "" if self.perceptual is None else self.perceptual.backbone.reference
 
+    @property
+    def draws_on_host(self) -> str:
+        """The setting for which the host must know the random numbers of a step; empty if there is none."""
+        if self.config.equivariance is not None:
+            return "objective.equivariance"
+        corruptions = [
+            ("objective.corruption", self.config.corruption),
+            ("objective.latent_corruption", self.config.latent_corruption),
+            *(("objective.stages", each.corruption) for each in self.config.stages),
+        ]
+        return next((name for name, each in corruptions if each is not None and each.draws_on_host), "")
+
     def forward(self, batch: ImageBatch, step: Step) -> Losses:
         stage = self.schedule.at(step.number)
         given = stage.input(batch.images)

@@ -32,6 +32,10 @@ class BatchSpec(NamedTuple):
     epochs: list[int]  # which pass over the data, or over its class if they are balanced, each sample belongs to
     indices: list[int]  # index of each sample in the data set
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Indices and epochs, in int64; NumPy reads a list five times as fast as torch."""
+        return torch.from_numpy(np.array(self.indices, np.int64)), torch.from_numpy(np.array(self.epochs, np.int64))
+
 
 @dataclass(frozen=True)
 class BatchSampler:
@@ -169,8 +173,7 @@ class ImageBatches(TrainingBatches[ImageRows, ImageBatch]):
             self.store, self.loads_data = torch.from_numpy(storable(pixels)).to(device), False
 
     def __getitem__(self, micro_batch: int) -> ImageRows:
-        spec = self.sampler.spec(micro_batch)
-        indices, epochs = torch.tensor(spec.indices), torch.tensor(spec.epochs)
+        indices, epochs = self.sampler.spec(micro_batch).tensors()
         pixels = self.loaded(indices, epochs) if self.store is None else None
         return ImageRows(indices, epochs, self.labels[indices], pixels)
 

@@ -5,8 +5,6 @@ answers with the one in which the path of the noisy latent ends, so that a singl
 2023). On a path all answers are the same, and at σ = 0 the answer is the latent itself.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from ldm.diffusion.gaussian import LatentGaussian
 from ldm.diffusion.losses.config import ConsistencyObjectiveConfig
 from ldm.diffusion.noise import broadcast_sigma
 from ldm.diffusion.samplers.gaussian_steps import gaussian_step
+from ldm.nn.repeatable_dropout import DropoutMasks
 from ldm.shapes import Latents, NoiseLevels, Scalars
 
 LARGEST_GAP = 9.0  # times smaller is (σ − r) / σ where σ is large than where it is small
@@ -47,7 +46,6 @@ class ConsistencyObjective(nn.Module):
         super().__init__()
         self.denoiser, self.config = denoiser, config
         self.held_guide = [guide]  # in a list, or it would become a part of this module
-        self.repeats_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in denoiser.modules())
         self.register_buffer("stage_gap", torch.ones(()), persistent=False)  # on the device, as it changes
 
     def forward(self, batch: LatentBatch, step: Step | None = None) -> Losses:
@@ -55,12 +53,12 @@ class ConsistencyObjective(nn.Module):
         lower = self.lower_level(sigma)
         noisy = batch.latents + sigma * batch.noise
         clean = self.guided(batch.latents, noisy, batch.sigma, batch.condition)
-        devices = [noisy.device] if noisy.device.type == "cuda" else []
+        masks = DropoutMasks(self.denoiser)
         # The answer with a gradient comes first: autocast keeps the weights that it has cast, and those that are cast
         # without a gradient would have none in the second one either.
-        with torch.random.fork_rng(devices) if self.repeats_dropout else nullcontext():
+        with masks.drawn():
             denoised = self.denoiser(noisy, batch.sigma, batch.condition)
-        with torch.no_grad():
+        with torch.no_grad(), masks.repeated():
             level = torch.where(lower > 0, lower, sigma)  # at 0, which has no logarithm, the answer is not used
             ahead = self.ahead(noisy, clean, sigma, level)
             target = torch.where(lower > 0, self.denoiser(ahead, level.flatten(), batch.condition), clean)

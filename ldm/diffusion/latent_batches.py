@@ -83,8 +83,7 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
         return vars(self) | {"cache": self.cache.statistics_on("cpu"), "store": None}
 
     def __getitem__(self, micro_batch: int) -> LatentRows:
-        spec = self.sampler.spec(micro_batch)
-        indices, epochs = torch.tensor(spec.indices), torch.tensor(spec.epochs)
+        indices, epochs = self.sampler.spec(micro_batch).tensors()
         moments = self.gathered(indices, epochs) if self.loads_data else None
         return LatentRows(indices, epochs, self.condition[indices], moments)
 
@@ -111,8 +110,10 @@ class LatentBatches(TrainingBatches[LatentRows, LatentBatch]):
         views, count = self.cache.moments.shape[:2]
         if views == 1:
             return torch.zeros_like(indices)
-        if indices.device.type == "cpu" and count <= MOST_SHUFFLED and bool((epochs == epochs[0]).all()):
-            return flips_of_epoch(self.sampler.seed, int(epochs[0]), count)[indices].long()
+        if indices.device.type == "cpu" and count <= MOST_SHUFFLED:
+            first = int((of := epochs.numpy())[0])
+            if (of == first).all():
+                return flips_of_epoch(self.sampler.seed, first, count)[indices].long()
         return flips(self.sampler.seed, epochs, indices).long()
 
 

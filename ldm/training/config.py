@@ -10,6 +10,7 @@ from ldm.errors import ConfigError
 
 RUN_FORMAT = 2  # of a run folder, in its environment.json; 1, which is not written there, was that of version 0.1
 
+Graph: TypeAlias = Literal["auto", "on", "off"]
 Store: TypeAlias = Literal["auto", "device", "host"]  # where training data lie
 
 Decay = Annotated[float, Between(0, 1, high_is_open=True)]
@@ -49,7 +50,7 @@ class RunConfig(Checked):
     accumulation: Annotated[int, AtLeast(1)] = 1  # micro-batches per update
     seed: Annotated[int, AtLeast(0)] = 0  # everything random follows from it
     precision: Literal["auto", "fp32", "bf16", "fp16", "bf16-weights"] = "auto"  # auto: bf16 where the hardware has it
-    graph: Literal["off", "on"] = "off"  # a step as one CUDA graph
+    graph: Graph = "auto"  # a step as one CUDA graph; auto: on a GPU, where that is possible
     compile: Literal["off", "on"] = "off"  # the network by torch.compile
     gradient_checkpointing: bool = False  # less memory: the backward pass computes the activations of blocks again
     deterministic: bool = False  # deterministic kernels on a GPU; CPUs have them anyway

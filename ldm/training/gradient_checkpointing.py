@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import ConfigError
+from ldm.nn.repeatable_dropout import DropoutMasks
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -40,8 +41,11 @@ def checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
             forward = super().forward
             if not (self.training and torch.is_grad_enabled()):
                 return forward(*inputs, **options)
-            draws = any(isinstance(each, nn.Dropout) and each.p > 0 for each in self.modules())
-            return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=draws, **options)
+            if torch.compiler.is_compiling():  # which takes care of the generator
+                return checkpoint(forward, *inputs, use_reentrant=False, **options)
+            masks = DropoutMasks(self)
+            how: dict[str, Any] = {"context_fn": lambda: (masks.drawn(), masks.repeated())} if masks.dropouts else {}
+            return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **how, **options)
 
     Checkpointed.__name__ = kind.__name__
     return Checkpointed

@@ -116,6 +116,11 @@ class GuardedOptimizer:
         for name in names:
             self.parameters[name].grad = None
 
+    def forget_gradients(self) -> None:
+        """Drop the gradients of a step that came to nothing."""
+        for parameter in (*self.parameters.values(), *self.trained.values()):
+            parameter.grad = None
+
     def rate_for_kernel(self, lr: float | Tensor) -> float | Tensor:
         """The learning rate for AdamW: its kernel on a GPU takes a scalar there in float32, so that any is rounded."""
         if self.device.type != "cuda":

@@ -21,9 +21,10 @@ from ldm.errors import ConfigError, StopRequested
 from ldm.pictures import drawn
 from ldm.randomness import StepRandom, derived_seed
 from ldm.training import dry_run
-from ldm.training.config import OptimConfig
+from ldm.training.config import Graph, OptimConfig
 from ldm.training.devices import create_accelerator, resolve_precision
-from ldm.training.graph import WARM_UP, GraphedStep, check_graph, graph_hint
+from ldm.training.graph import WARM_UP
+from ldm.training.graph_setting import check_graph
 from ldm.training.kernels import ieee_float32, prepare_kernels, training_kernels
 from ldm.training.metrics_log import MetricsLog
 from ldm.training.processes import Processes
@@ -60,11 +61,11 @@ class Run:
         self.validation = Validation(keeps_best=self.run_config.keep == "best")
         self.checkpoints = RunCheckpoints(self.folder, self.run_config, self.print)
         self.first_step, self.stop = 0, StopFlag()
+        self.recorded: Any = None  # the settings that were written last
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config, self.print))
             list(self.processes.map(self.processes.count, lambda _: self.folder.check_shared()))
-        hint = graph_hint(self.run_config, self.device, self.processes.count)
-        self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}{hint}")
+        self.print(f"{out}: {self.processes.count} process(es) on {self.device.type}, {precision}")
         if self.run_config.report_to and not dry:
             self.accelerator.init_trackers("ldm", config={"config": reader.dump(self.config)})
 
@@ -85,14 +86,6 @@ class Run:
             raise ConfigError(f"run.batch_size {config.batch_size} is larger than {found}")
         layout = (config.batch_size, config.accumulation, processes.count, processes.rank)
         return BatchSampler(tuple(training.indices), config.seed, *layout, balanced_order(training, config.seed))
-
-    def check_keep(self, held_out: Subset) -> None:
-        """Raise ConfigError if the best model is to be kept, and there are no held-out images to tell which it is."""
-        if self.run_config.keep == "best" and not len(held_out):
-            raise ConfigError(
-                "run.keep best needs held-out images, by whose loss models are compared, and data.held_out is 0: hold"
-                " some out, or set run.keep last"
-            )
 
     def initialize(self, module: nn.Module, from_data: Callable[[], None]) -> None:
         """Let `from_data`, once and on the main process, set what of `module` starts from the training data.
@@ -149,12 +142,10 @@ class Run:
     def steps(self, batches: TrainingBatches[Any, Any], learn: Learn) -> Iterator[TrainingStep]:
         """Every step from where the run stands to its end, after `learn` was called with it, once per micro-batch.
 
-        With `run.graph on`, what `learn` computes is recorded and replayed. Between two steps the run logs, saves, and
-        stops if it was asked to. A dry run makes its last few steps only, in which everything takes part that starts
-        late, and measures them.
+        Between two steps the run logs, saves, and stops if it was asked to. A dry run makes its last few steps only, in
+        which everything takes part that starts late, and measures them.
         """
-        config = self.run_config
-        learn = learn if config.graph == "off" else GraphedStep(learn, self.trained.phase, self.device)
+        learn, config = self.graphed(learn), self.run_config
         if self.dry:
             with training_kernels(config, self.device):
                 yield from self.dry_steps(batches, learn)
@@ -178,6 +169,18 @@ class Run:
                         learn(step := self.step(number, micro_step, next(incoming)))
                         yield step
                 self.between_steps(number + 1)
+
+    def graphed(self, learn: Learn) -> Learn:
+        """`learn`, recorded and replayed where `run.graph` is on; `auto` becomes on or off here."""
+        before = "" if self.dry else self.folder.graph_before(self.config)
+        return self.trained.graphed(learn, before, self.decide_graph)
+
+    def decide_graph(self, graph: Graph, news: str) -> None:
+        """What `run.graph auto` is from now on; the next step records it."""
+        self.run_config = replace(self.run_config, graph=graph)
+        self.config = replace(self.config, run=self.run_config)
+        if news:
+            self.print(news)
 
     def dry_steps(self, batches: TrainingBatches[Any, Any], learn: Learn) -> Iterator[TrainingStep]:
         """The last few steps of the run, on its first batches, and then the report."""
@@ -236,12 +239,14 @@ class Run:
         stop, saves = self.checkpoints.agree(done, self.stop, self.processes)
         if saves or done % config.log_every == 0:
             self.read_metrics(done)
-        if done == self.first_step + 1:
+        if self.recorded is not self.config:
             self.on_main(lambda: self.folder.record(self.config))
+            self.recorded = self.config
         if (snapshots := self.checkpoints.snapshots).is_due(done):  # before the checkpoint, which is resumed after it
             self.on_main(lambda: snapshots.write(done, self.trained.main.ema_by_name()))
         if saves:
-            self.save(done, wait=stop or done == config.steps)
+            self.trained.check_equal(done)
+            self.on_main(lambda: self.checkpoints.write(done, wait=stop or done == config.steps))
         if stop:
             raise StopRequested(
                 f"stopped by {self.stop.name or 'a signal'} at step {done} of {config.steps}, all saved;"
@@ -255,11 +260,6 @@ class Run:
             if warning := monitor(line):
                 self.print(f"warning: {warning}")
                 self.monitors.remove(monitor)
-
-    def save(self, done: int, *, wait: bool) -> None:
-        """Write a checkpoint, once every process has shown that it holds the same weights; `wait` until it is there."""
-        self.trained.check_equal(done)
-        self.on_main(lambda: self.checkpoints.write(done, wait=wait))
 
     # ---- small services
 

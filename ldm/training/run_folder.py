@@ -56,6 +56,7 @@ class RunFolder:
         self.snapshots = path / "snapshots"
         self.metrics, self.finished = path / "metrics.jsonl", path / "finished.json"
         self.lock: FileLock | None = None
+        self.has_command = False
 
     def claim(self, config: Any, warn: Callable[[str], None]) -> None:
         """Create the folder, or take it up again if it holds a run with the same settings, and lock it.
@@ -113,18 +114,31 @@ class RunFolder:
             )
 
     def record(self, config: Any) -> None:
-        """Write the settings, and add the command line to the others: a first new step of the run was made."""
+        """Write the settings, and once add the command line to the others: a first new step of the run was made."""
         write_atomically(self.path / "config.yaml", reader.dump(config).encode())
+        if self.has_command:
+            return
         words = shlex.join(sys.argv).encode("utf-8", "surrogateescape")  # a path may be any bytes
         file = self.path / "command.txt"
         write_atomically(file, (file.read_bytes() if file.exists() else b"") + words + b"\n")
+        self.has_command = True
 
     def restore_config(self, config: Any) -> None:
         """Where config.yaml asks for more steps than the run has finished, write it as it was."""
-        file, done = self.path / "config.yaml", self.finished_steps()
-        if file.exists() and reader.load(type(config), file, {}).run.steps > done:
-            before = replace(config, run=replace(config.run, steps=done))
-            write_atomically(file, reader.dump(before).encode())
+        old, done = self.recorded(config), self.finished_steps()
+        if old is not None and old.run.steps > done:
+            before = replace(config, run=replace(config.run, steps=done, graph=old.run.graph))
+            write_atomically(self.path / "config.yaml", reader.dump(before).encode())
+
+    def recorded(self, config: Any) -> Any:
+        """The settings in the folder, of the same kind as `config`; None if there are none."""
+        file = self.path / "config.yaml"
+        return reader.load(type(config), file, {}) if file.exists() else None
+
+    def graph_before(self, config: Any) -> str:
+        """What `run.graph` was as the run began; empty if there is nothing to go on from."""
+        old = self.recorded(config) if self.has_begun() else None
+        return "" if old is None else str(old.run.graph)
 
     def check_name(self, config: Any) -> None:
         """Raise ConfigError for a name that weights cannot have, or if the run's panels would be training images."""
@@ -142,11 +156,12 @@ class RunFolder:
 
     def check_same_config(self, new: Any) -> None:
         """Raise ConfigError if the folder was started with settings that a resumed run may not change."""
-        file = self.path / "config.yaml"
-        if not file.exists() or not self.has_begun():
+        if not self.has_begun() or not (self.path / "config.yaml").exists():
             return
         check_run_format(self.path, "its vae/ is still read; to train, choose another --out")
-        old = reader.load(type(new), file, {})
+        old = self.recorded(new)
+        if new.run.graph == "auto":
+            new = replace(new, run=replace(new.run, graph=old.run.graph))
         changed = [
             name for name in reader.differences(reader.to_dict(old), reader.to_dict(new)) if name not in MAY_CHANGE
         ]

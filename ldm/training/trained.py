@@ -1,6 +1,6 @@
 """The trained modules of a run: objectives, the training state of each module, and their schedules."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,11 +9,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from ldm.errors import LDMError
-from ldm.training.config import OptimConfig, RunConfig
+from ldm.training.config import Graph, OptimConfig, RunConfig
 from ldm.training.gradient_checkpointing import checkpoint_blocks
-from ldm.training.graph import check_dropout
+from ldm.training.graph import GraphedStep
+from ldm.training.graph_setting import check_objective, why_not
 from ldm.training.master_weights import lower_weights
-from ldm.training.step import Schedule, WholeRun
+from ldm.training.recorder import RECORDERS
+from ldm.training.step import Learn, Schedule, WholeRun
 from ldm.training.train_state import TrainState
 
 
@@ -30,7 +32,7 @@ class TrainedModules:
         self, objective: nn.Module, module: nn.Module, optim: OptimConfig, name: str, schedule: Schedule | None
     ) -> nn.Module:
         """The objective, ready on all processes; `module` is the part of it that is optimized and saved."""
-        check_dropout(objective, self.config)
+        check_objective(objective, self.config)
         objective.to(self.accelerator.device)
         schedule = schedule or WholeRun(self.config.steps)
         scaler = self.accelerator.scaler
@@ -65,6 +67,26 @@ class TrainedModules:
     def phase(self, number: int) -> Hashable:
         """The same for steps in which the same is computed."""
         return tuple(schedule.phase(number) for schedule in self.schedules)
+
+    def graphed(self, learn: Learn, before: str, decide: Callable[[Graph, str], None]) -> Learn:
+        """`learn`, recorded and replayed where `run.graph` is on.
+
+        `auto` becomes on or off, which `decide` is told with news for the person at the terminal: here, and again where
+        steps cannot be graphs after all. `before` is what it was as the run began, if it did.
+        """
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        if self.config.graph != "auto":
+            return learn if self.config.graph == "off" else GraphedStep(learn, self.phase, device)
+        if reason := why_not(self.config, device, processes, self.objectives, before):
+            is_news = device.type in RECORDERS or before == "on"
+            decide("off", f"run.graph auto is off: {reason}" if is_news else "")
+            return learn
+        decide("on", "run.graph auto is on: a step is one CUDA graph")
+
+        def give_up(reason: str) -> None:
+            decide("off", f"warning: run.graph auto is off from here on, with the same numbers: {reason}")
+
+        return GraphedStep(learn, self.phase, device, give_up=give_up)
 
     def gradients_stay_here(self) -> ExitStack:
         """A context in which no gradient is exchanged: that of all micro-batches of a step but the last."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import Checkpoint
+from ldm.errors import ConfigError
 
 STANDARD_ERRORS = 3.0  # by which a rise of the held-out loss exceeds chance
 RISE = 0.01  # of the lowest loss, at least: training itself makes a loss go up and down by less
@@ -46,6 +47,14 @@ class Validation:
         self.was_said = False
         self.best: dict[str, Tensor] = {}  # the weights of that step, if they are kept
         self.last: dict[str, float] = {}  # the means of the last validation, by name
+
+    def check(self, images: int) -> None:
+        """Raise ConfigError if the best model is to be kept, and there are no held-out images to tell which it is."""
+        if self.keeps_best and not images:
+            raise ConfigError(
+                "run.keep best needs held-out images, by whose loss models are compared, and data.held_out is 0: hold"
+                " some out, or set run.keep last"
+            )
 
     def update(
         self, step: int, losses: Mapping[str, Tensor], groups: Sequence[str], weights: Mapping[str, Tensor]

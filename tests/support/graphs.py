@@ -7,21 +7,26 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ldm.training.recorder import RecordingError, recording_error
+
 MAKES_MEMORY = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
 Operation = tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]
 
 
 class Tape(TorchDispatchMode):
-    """Every operation below autograd, with the tensors it read and gave."""
+    """Every operation below autograd, with the tensors it read and gave; `ends_at` is one that cannot be recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends_at: int | None = None) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self.ends_at = ends_at
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = function._schema.name, kwargs or {}
         assert name != "aten::_local_scalar_dense", "a graph cannot look at a number"
         assert kwargs.get("generator") is None, "a graph has no generator of the host"
+        if len(self.operations) == self.ends_at:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore than one line")
         results = function(*args, **kwargs)
         if not function.is_view and name not in MAKES_MEMORY:
             given = results if isinstance(results, tuple | list) else [results]
@@ -40,20 +45,32 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """Records tapes. What is done while recording is undone: a CUDA graph does nothing then."""
+    """Records tapes. What is done while recording is undone: a CUDA graph does nothing then.
+
+    `ends_at` is, of each recording in order, the operation that cannot be recorded, or None.
+    """
+
+    ends_at: tuple[int | None, ...] = ()
+
+    def __init__(self) -> None:
+        self.ends = [*self.ends_at]
 
     def warm_up(self, action: Callable[[], None]) -> None:
         action()
 
     def record(self, action: Callable[[], None]) -> Callable[[], None]:
-        tape, before = Tape(), torch.get_rng_state()
+        tape, before = Tape(self.ends.pop(0) if self.ends else None), torch.get_rng_state()
         self.written: dict[int, tuple[Tensor, Tensor]] = {}
-        with tape, Undo(self.written):
-            action()
-        with torch.no_grad():
-            for kept, value in reversed(self.written.values()):  # overlapping ones end as they were first
-                kept.copy_(value)
-        torch.set_rng_state(before)
+        try:
+            with tape, Undo(self.written):
+                action()
+        except (RecordingError, RuntimeError) as error:
+            raise recording_error(error) from error
+        finally:
+            with torch.no_grad():
+                for kept, value in reversed(self.written.values()):  # overlapping ones end as they were first
+                    kept.copy_(value)
+            torch.set_rng_state(before)
         return tape.replay
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from ldm.data.config import FolderConfig
 from ldm.errors import DataError
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # of metadata and Parquet files
+NOTHING: Mapping[str, Any] = MappingProxyType({})  # one for all images of which metadata says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,9 @@ class Entry:
     label: str | int | None
     group: str
     split: str = ""  # train, val, ... as it is called there; empty where there are no splits
-    row: Mapping[str, Any] = field(default_factory=dict)  # what metadata says of it, where conditions are asked for
+    row: Mapping[str, Any] = field(
+        default_factory=lambda: NOTHING
+    )  # what metadata says of it, where conditions are asked for
 
 
 class ImageStore(Protocol):
@@ -86,15 +90,13 @@ def joined(listings: dict[str, Listing]) -> Listing:
     """Several listings, by the name of the file that each is of, as one."""
     if len(listings) == 1:
         return next(iter(listings.values()))
-    entries = [
-        replace(
-            entry,
-            name=f"{file}/{entry.name}",
-            group=f"{file}/{entry.name}" if entry.group == entry.name else entry.group,
-        )
-        for file, listing in listings.items()
-        for entry in listing.entries
-    ]
+    entries = list[Entry]()
+    for file, listing in listings.items():
+        for entry in listing.entries:
+            name = f"{file}/{entry.name}"
+            group = name if entry.group == entry.name else entry.group  # one text in memory, of perhaps millions
+            entries.append(replace(entry, name=name, group=group))
+        listing.entries.clear()
     whole = Listing(entries, StoreOfSeveral({file: each.store for file, each in listings.items()}))
     for listing in listings.values():
         whole.passed_over.update(listing.passed_over)
