@@ -325,6 +325,19 @@ def test_a_denoiser_of_an_earlier_version_is_refused_with_what_to_do(finished_di
     assert "of another version of ldm" in refused(lambda: LatentDiffusion.load(run), CheckpointError)
 
 
+def test_a_denoiser_whose_words_had_learned_positions_listed_every_weight_that_is_missing(
+    finished_diffusion: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for part in ("unet", "vae"):
+        shutil.copytree(finished_diffusion / part, run / part)
+    (file,) = (run / "unet").glob("*.safetensors")
+    weights = safetensors.torch.load_file(file) | {"embedding.texts.text.positions": torch.zeros(8, 32)}
+    safetensors.torch.save_file(weights, file)
+    message = refused(lambda: LatentDiffusion.load(run), CheckpointError)
+    assert message.endswith("is of an earlier version, whose texts had other positions: train it again")
+
+
 def test_a_run_without_its_autoencoder_does_not_ask_the_hub_for_one(
     finished_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,13 @@
 """A denoiser with all that is needed to create it, and the folder that holds both."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+from torch import Tensor
 
 from ldm.batch import ConditionSchema
 from ldm.component.weights_file import load_weights, save_weights
@@ -91,10 +93,19 @@ def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, D
         denoiser, weights = create_denoiser(config), load_weights(folder, variant)
         if saved is not entries:
             weights = our_weights(weights, config.schema)
+        check_positions(weights, folder)
         denoiser.load_state_dict(weights)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError, ConfigError) as error:
         raise CheckpointError(f"the denoiser in {folder} cannot be read: {error}") from error
     return denoiser.eval(), config
+
+
+def check_positions(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointError for a denoiser of texts whose words had learned positions, before they were rotary."""
+    if any(key.startswith("embedding.texts.") and key.endswith(".positions") for key in weights):
+        raise CheckpointError(
+            f"the denoiser in {folder} is of an earlier version, whose texts had other positions: train it again"
+        )
 
 
 def check_format(saved: Any, run: Path) -> None:
