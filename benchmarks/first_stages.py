@@ -1,9 +1,9 @@
-"""The autoencoder chosen by the denoiser: the same small denoiser, for as many seconds, on the codes of several.
+"""The autoencoder chosen by the denoiser: the same small denoiser, for as many steps, on the codes of several.
 
     python benchmarks/first_stages.py runs/first_stages --features lite0      benchmarks/lite.py writes that folder
 
-Each autoencoder is trained for --autoencoder-seconds of one CPU core on emoji, each denoiser for --denoiser-seconds in
-its latents, which have noise of .05 of their standard deviation:
+Each autoencoder is trained for --autoencoder-seconds of one CPU core on emoji, each denoiser for --denoiser-steps that
+take the same time in the latents of all, with noise of .05 of their standard deviation:
 
 - `lapped`: configs/vae/folder.yaml, which starts at the best lapped transform of the images;
 - `patch PCA`: the same network, whose encoder starts at the principal components of single patches;
@@ -39,9 +39,9 @@ from ldm.script_configs import TrainDiffusionConfig
 from ldm.training.run import Run
 
 # isort: off
-from learning import EMOJI, Kept, Row, config_of, measured, over_seeds, trained as trained_autoencoder
+from learning import EMOJI, Kept, Row, config_of, measured, over_seeds, trained
 from runs import from_root, print_table
-from stage_two import CONFIG, Data, SampleMetrics, config_with, trained as trained_denoiser
+from stage_two import CONFIG, Data, SampleMetrics, Training, config_with
 
 ONE_SCALE = ", one scale"
 SMALL: dict[str, Any] = {  # what configs/diffusion/folder.yaml says of one to three minutes
@@ -63,7 +63,7 @@ def autoencoder_of(kind: str, seed: int, seconds: float, dataset: Dataset) -> tu
     )
     row = {"patch PCA": "residual", "lapped": "residual", "kl": "kl, noise"}[kind]
     with mock.patch.object(lapped_transform, "minimize", minimize):
-        loop, _ = trained_autoencoder(row, str(EMOJI), seed, seconds, dataset)
+        loop, _ = trained(row, str(EMOJI), seed, seconds, dataset)
     autoencoder = loop.averaged()
     return autoencoder, measured(autoencoder, dataset.split()[1])["with noise"]
 
@@ -92,14 +92,15 @@ def rows_of(
             latents = with_one_scale(latents, autoencoder)
         data = Data(autoencoder, dataset, training, held_out, latents)
         config = config_with({**SMALL, "run.seed": seed}, CONFIG)
-        training_loop, steps, seconds = trained_denoiser(config, data, options.out, options.denoiser_seconds)
+        training_loop = Training(config, data, options.out, options.denoiser_steps)
+        seconds = training_loop.seconds(options.denoiser_steps)
         with torch.no_grad():
             losses = data.losses(training_loop.run.ema_model())
             frechet, kernel = metrics().of(training_loop, data)
         by_level = {f"loss {sigma:g}": loss for sigma, loss in zip(HeldOutLatents.sigmas, losses, strict=True)}
         yield (
             kind + scale,
-            {"psnr": psnr, "steps": steps, "seconds": seconds, **by_level, "frechet": frechet, "kernel": kernel},
+            {"psnr": psnr, "seconds": seconds, **by_level, "frechet": frechet, "kernel": kernel},
         )
 
 
@@ -107,8 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--features", required=True, help="a folder that benchmarks/lite.py has written")
-    parser.add_argument("--autoencoder-seconds", type=float, default=90.0)
-    parser.add_argument("--denoiser-seconds", type=float, default=120.0)
+    parser.add_argument("--autoencoder-seconds", type=float, default=60.0)
+    parser.add_argument("--denoiser-steps", type=int, default=350)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     if not EMOJI.exists():
