@@ -44,7 +44,7 @@ class TokenBlock(nn.Module):
         heads = heads_of(channels // 2, head_channels // 2)  # whose channels turn in pairs
         self.head_channels = channels // heads
         self.norms = nn.ModuleList([nn.LayerNorm(channels), nn.LayerNorm(channels)])
-        self.attention = TokenAttention(channels, heads, qk_norm=False)
+        self.attention = TokenAttention(channels, heads, qk_norm=True)
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
 
     def forward(self, tokens: Tensor) -> Tensor:

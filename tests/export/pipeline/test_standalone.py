@@ -98,7 +98,7 @@ def test_the_code_of_a_run_imports_nothing_of_ours_and_what_diffusers_has(entry:
     assert elsewhere <= NEEDED | ({"einops"} if " vit " in entry else set())
     assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     assert "pip install latent-diffusion-trainer" in code.text and "license MIT" in code.text
-    assert len(code.text.splitlines()) < 2300
+    assert len(code.text.splitlines()) < 2400
 
 
 def test_every_definition_in_the_code_of_a_run_is_that_of_the_package() -> None:
