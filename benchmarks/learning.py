@@ -7,7 +7,7 @@
 Rows: `residual` is configs/vae/folder.yaml and `kl` is configs/vae/kl-f4.yaml, trained by this project's Run and
 objective; `kl before` is what folder.yaml was until `kl` was tuned, started as diffusers starts an AutoencoderKL;
 `diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, averaged
-weights; `patch PCA` is the floor. Everything on one thread.
+weights; `kl, noise` is `kl` with the noise of `residual`; `patch PCA` is the floor. Everything on one thread.
 
 A run is as long as its budget: the seconds of a step are measured first, and the schedule ends with the last step. What
 a network fits to the data before its first step counts, as everything does but decoding the images and the imports. The

@@ -1,4 +1,4 @@
-"""How soon a denoiser reads the order of words: its loss under strong noise with the right text, and with its opposite.
+"""Benchmark of text conditioning, of word order: a denoiser's loss with the right caption, and with its opposite.
 
     python benchmarks/scenes.py words scenes-words
     python benchmarks/word_order.py scenes-words [--steps 400] [--optim adamw]

@@ -16,10 +16,7 @@ def rotary_angles(grid: tuple[int, int], channels: int, device: torch.device) ->
 
     Half of the pairs turn with the row and half with the column, from one radian per step down to 1 / LONGEST.
     """
-    quarter = channels // 4
-    frequencies = LONGEST ** -(torch.arange(quarter, device=device) / quarter)
-    rows, columns = (torch.arange(side, device=device)[:, None] * frequencies for side in grid)
-    return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], 2).flatten(0, 1)
+    return by_row_and_column(*(rotary_angles_of_line(side, channels // 2, device) for side in grid))
 
 
 def rotary_angles_of_line(length: int, channels: int, device: torch.device) -> Tensor:
@@ -44,7 +41,12 @@ def sines_and_cosines(grid: tuple[int, int], channels: int, device: torch.device
     quarter = channels // 4
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(quarter, device=device) / quarter)
     rows, columns = (torch.arange(side, device=device)[:, None] * frequencies for side in grid)
-    rows, columns = (torch.cat([each.sin(), each.cos()], 1) for each in (rows, columns))
+    return by_row_and_column(*(torch.cat([each.sin(), each.cos()], 1) for each in (rows, columns)))
+
+
+def by_row_and_column(rows: Tensor, columns: Tensor) -> Tensor:
+    """What belongs to each row and to each column of a grid, side by side for each of its positions."""
+    grid = len(rows), len(columns)
     return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], 2).flatten(0, 1)
 
 
@@ -67,7 +69,6 @@ class PlaceEmbedding(nn.Module):
         rows, columns = (
             math.pi * counts * (torch.arange(side, device=weight.device)[:, None] + 0.5) / side for side in grid
         )
-        rows, columns = (torch.cat([each.sin(), each.cos()], 1).to(weight.dtype) for each in (rows, columns))
-        waves = torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], 2).flatten(0, 1)
-        embedded: Tensor = self.embed(waves)
+        waves = by_row_and_column(*(torch.cat([each.sin(), each.cos()], 1) for each in (rows, columns)))
+        embedded: Tensor = self.embed(waves.to(weight.dtype))
         return embedded
