@@ -29,7 +29,7 @@ def no_processes_are_left() -> Iterator[None]:
     """What a test knew of processes ends with it, or the next one's forked children would take it for theirs."""
     yield
     if "accelerate.state" in sys.modules:
-        sys.modules["accelerate.state"].PartialState._reset_state()
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

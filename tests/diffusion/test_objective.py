@@ -1,13 +1,11 @@
 """The denoising objective: what an untrained denoiser scores, whom its gradient reaches, what a step costs."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -225,13 +223,6 @@ def step_of(denoiser: Denoiser, out: Path, precision: Any) -> Calls:
     return made[-1]
 
 
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """Accelerate's precision is a global variable: it must not outlive the run."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 class OneLayer(nn.Module):
     """The least that can be trained: one parameter and one product."""
 
@@ -252,7 +243,7 @@ DENOISERS = {
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alone, tmp_path, precision) -> None:
+def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(tmp_path, precision) -> None:
     counts = {}
     for name, create in DENOISERS.items():
         calls = step_of(create(), tmp_path, precision)
@@ -266,7 +257,7 @@ def test_a_step_makes_at_most_30_calls_outside_the_model_whatever_the_model(alon
 
 
 @pytest.mark.parametrize("name", DENOISERS)
-def test_what_counts_as_the_model_is_the_model_alone(alone, tmp_path, name: str) -> None:
+def test_what_counts_as_the_model_is_the_model_alone(tmp_path, name: str) -> None:
     """The marks are right: a step's calls inside the model are those of the denoiser run by itself, there and back."""
     denoiser, batch = DENOISERS[name](), batch_of(4)
     in_a_step = step_of(denoiser, tmp_path, "fp32").inside
@@ -277,7 +268,7 @@ def test_what_counts_as_the_model_is_the_model_alone(alone, tmp_path, name: str)
 
 
 @pytest.mark.parametrize("name", DENOISERS)
-def test_a_step_never_waits_for_the_device(alone, tmp_path, name: str) -> None:
+def test_a_step_never_waits_for_the_device(tmp_path, name: str) -> None:
     """No number is brought to the host, inside the model or outside, and no shape depends on one."""
     calls = step_of(DENOISERS[name](), tmp_path, "fp32")
     waiting = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "allclose"}
