@@ -70,9 +70,9 @@ def autoencoder_of(kind: str, seed: int, seconds: float, dataset: Dataset) -> tu
 
 def with_one_scale(latents: LatentCache, autoencoder: Autoencoder) -> LatentCache:
     """Channels as large as what they do to the image, divided by one number; the autoencoder takes them so, too."""
-    effects = autoencoder.network.channel_effects
-    assert effects is not None
-    in_image = effects * autoencoder.latent_std.flatten()
+    gains = autoencoder.network.channel_gains
+    assert gains is not None
+    in_image = gains * autoencoder.latent_std.flatten()
     divisor = (in_image.square().mean().sqrt() / in_image).view(-1, 1, 1)
     autoencoder.standardize(torch.zeros_like(divisor), divisor)
     return replace(latents, std=latents.std * divisor)

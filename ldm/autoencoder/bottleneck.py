@@ -122,10 +122,10 @@ class Bottleneck(nn.Module):
         """What the code costs, in nats per image."""
         return {}
 
-    def initialize(self, moments: Tensor, effects: Tensor | None = None) -> None:
+    def initialize(self, moments: Tensor, gains: Tensor | None = None) -> None:
         """Take what there is to know of the code from the encoder's output for some training images.
 
-        `effects` say how large an error in the image one in each channel makes, where that is known.
+        `gains` say how large an error in the image one in each channel makes, where that is known.
         """
 
     def reset_usage(self, step: int) -> None:
@@ -181,7 +181,7 @@ class GaussianBottleneck(Bottleneck):
     def costs(self, posterior: Posterior) -> dict[str, Scalars]:
         return {"kl": posterior.kl()}
 
-    def initialize(self, moments: Tensor, effects: Tensor | None = None) -> None:
+    def initialize(self, moments: Tensor, gains: Tensor | None = None) -> None:
         if self.noise is not None:
             mean, square = moments_of(moments.double())
             varies = square - mean.square() > LEAST_VARIANCE  # a channel that never varies keeps its scale

@@ -48,7 +48,7 @@ def fit(images: Images, patch: int, channels: int, noise: float, *, uncorrelated
     In float64: L-BFGS from the principal components of single patches, over the encoder alone, as the best decoder of
     an encoder has a closed form. Of larger patches only the leading principal components take part, 128 or twice the
     channels. The minimum of J has channels of like importance, which are not independent; where the code is to be coded
-    channel by channel, they can be made `uncorrelated` (`separated`).
+    channel by channel, they can be made `uncorrelated` (`in_code_basis`).
     """
     patches = F.pixel_unshuffle(images, patch)
     mean = patches.double().mean((0, 2, 3))
@@ -56,7 +56,7 @@ def fit(images: Images, patch: int, channels: int, noise: float, *, uncorrelated
     spectrum = power_spectrum(patches, mean, basis)
     encoder, decoder = minimize(spectrum, principal_components(spectrum, channels)[0], noise)
     if uncorrelated:
-        encoder, decoder = separated(spectrum, encoder, decoder)
+        encoder, decoder = in_code_basis(spectrum, encoder, decoder)
     return LappedTransform(
         torch.einsum("ckij,vk->cvij", encoder, basis), torch.einsum("vk,kcij->vcij", basis, decoder), mean
     )
@@ -212,7 +212,7 @@ def minimize(spectrum: Spectrum, encoder: Tensor, noise: float, iterations: int 
     return encoder / scale.view(-1, 1, 1, 1), decoder * (scale * says).view(-1, 1, 1)
 
 
-def separated(spectrum: Spectrum, encoder: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
+def in_code_basis(spectrum: Spectrum, encoder: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
     """The same transform in the basis of a transform code: channels are uncorrelated, and so are their errors.
 
     With C the covariance of the code and G that of the decoder's atoms, G^½ C G^½ = Q Λ Qᵀ: the new code Qᵀ G^½ z has

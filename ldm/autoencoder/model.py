@@ -127,7 +127,7 @@ class Autoencoder(nn.Module):
         if noise is not None:
             parts = images.split(64)
             moments = torch.cat([self.network.encode(self.cast(part)) for part in parts])
-            self.bottleneck.initialize(moments, self.network.channel_effects)
+            self.bottleneck.initialize(moments, self.network.channel_gains)
 
     @property
     def latent_noise(self) -> Tensor | None:

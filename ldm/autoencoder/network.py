@@ -33,7 +33,7 @@ class AutoencoderNetwork(nn.Module):
         raise NotImplementedError
 
     @property
-    def channel_effects(self) -> Tensor | None:
+    def channel_gains(self) -> Tensor | None:
         """How large an error in the image one in each channel of the code makes, as it starts; None: not known."""
         return None
 

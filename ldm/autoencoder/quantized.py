@@ -66,13 +66,13 @@ class QuantizedBottleneck(Bottleneck):
         return Code(latents.mean, posterior, lambda: {"rate": self.prior.nats(rated, cell).flatten(1).sum(1)})
 
     @torch.no_grad()
-    def initialize(self, moments: Tensor, effects: Tensor | None = None) -> None:
+    def initialize(self, moments: Tensor, gains: Tensor | None = None) -> None:
         mean, square = moments_of(moments.double())
         std = (square - mean.square()).clamp_min(LEAST_VARIANCE).sqrt()
         logs = std.log()
-        if effects is not None and effects.any():  # an error of one step is then as large in the image in every channel
-            worth = (std * effects).log()
-            worth = worth.clamp_min(worth.max() - LARGEST_LOG_RATIO)
-            logs = logs + worth.mean() - worth
+        if gains is not None and gains.any():  # an error of one step is then as large in the image in every channel
+            in_image = (std * gains).log()
+            in_image = in_image.clamp_min(in_image.max() - LARGEST_LOG_RATIO)
+            logs = logs + in_image.mean() - in_image
         self.log_step.add_(logs.view(-1, 1, 1) / STEP_SPEED)
         self.prior.initialize(mean, std)

@@ -70,9 +70,9 @@ def requested_conditions(options: argparse.Namespace) -> dict[str, Any]:
     for dest, given in vars(options).items():
         if dest.startswith(CONDITION) and given is not None:
             name = dest.removeprefix(CONDITION)
-            conditions[name] = given if isinstance(given, list) else separated(given, f"--{name}")
+            conditions[name] = given if isinstance(given, list) else split_at_commas(given, f"--{name}")
     return {
-        "labels": separated(options.labels, "--labels"),
+        "labels": split_at_commas(options.labels, "--labels"),
         "prompt": prompts_of(options),
         "conditions": conditions or None,
     }
@@ -93,7 +93,7 @@ def prompts_of(options: argparse.Namespace) -> list[str] | None:
     return [line for line in lines if line]
 
 
-def separated(text: str | None, flag: str) -> list[str] | None:
+def split_at_commas(text: str | None, flag: str) -> list[str] | None:
     """Values separated by commas as in CSV, where quotes hold one with a comma."""
     if text is None:
         return None

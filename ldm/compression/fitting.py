@@ -115,12 +115,12 @@ def step_ratios(autoencoder: Autoencoder, latents: Latents) -> list[float]:
     chosen = chosen.to(autoencoder.latent_mean)
     noise = NUDGE * torch.randn(chosen.shape, generator=generator(0, "step ratios")).to(chosen)
     images = autoencoder.decode(chosen)
-    effects = []
+    gains = []
     for channel in range(latents.shape[1]):
         nudged = chosen.clone()
         nudged[:, channel] += noise[:, channel]
-        effects.append((autoencoder.decode(nudged) - images).double().square().mean().sqrt())
-    logs = torch.stack(effects).cpu().clamp_min(1e-12).log()
+        gains.append((autoencoder.decode(nudged) - images).double().square().mean().sqrt())
+    logs = torch.stack(gains).cpu().clamp_min(1e-12).log()
     return in_parts((logs.mean() - logs).exp().clamp(1 / FURTHEST_RATIO, FURTHEST_RATIO))
 
 

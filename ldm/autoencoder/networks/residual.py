@@ -91,7 +91,7 @@ class ResidualNetwork(AutoencoderNetwork):
         decoder.bias.copy_(transform.mean)
 
     @property
-    def channel_effects(self) -> Tensor | None:
+    def channel_gains(self) -> Tensor | None:
         return self.decoder.linear.weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
 
     @property
