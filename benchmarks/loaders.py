@@ -23,6 +23,7 @@ from ldm.diffusion.latent_batches import LatentBatches
 from ldm.diffusion.losses.config import DenoisingObjectiveConfig
 from ldm.latents import LatentCache
 from ldm.training.config import RunConfig
+from ldm.training.kernels import keep_freed_memory
 
 AUGMENT = AugmentConfig(rotate90=True, flip_vertical=True, zoom=1.3, brightness=0.1, contrast=0.1)
 LATENTS = [(4, 8, 8), (4, 16, 16), (4, 32, 32)]
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     rounds, device = options.rounds, options.device
+    keep_freed_memory()  # as a run does
     print("| data | batch | loader, ms | workers, ms | device, ms | images/s of the loader | of both |")
     print("|---|---|---|---|---|---|---|")
     for shape in LATENTS:
