@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.batch import LARGEST, Attribute, ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
 from ldm.data.config import ConditionConfig, FolderConfig
-from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, labels_and_classes
+from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, indices_and_values, labels_and_classes
 from ldm.errors import ConfigError, DataError
 
 CLASSES = "label"  # the condition that stands for the classes of the images, whatever these come from
@@ -115,8 +115,8 @@ def _column(name: str, config: ConditionConfig, entries: Sequence[Entry], place:
     if config.kind == "number":
         return ConditionColumn(name, config, np.array([float(value) for value in found], dtype=np.float32))
     if config.kind == "text":
-        names, indices = np.unique(np.array([str(value) for value in found]), return_inverse=True)
-        return ConditionColumn(name, config, indices.astype(np.int64), tuple(names.tolist()))
+        indices, names = indices_and_values([str(value) for value in found])
+        return ConditionColumn(name, config, indices, tuple(names))
     values, classes = labels_and_classes(found)
     return ConditionColumn(name, config, values, tuple(classes))
 

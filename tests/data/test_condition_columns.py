@@ -1,6 +1,7 @@
 """Conditions of a data set: columns and captions become classes, numbers and texts, or one line says why not."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from ldm.batch import ClassAttribute, NumberAttribute
-from ldm.data.condition_columns import EmbeddedCaptions
+from ldm.data.condition_columns import EmbeddedCaptions, columns_of
 from ldm.data.config import ClassConditionConfig, FolderConfig, NumberConditionConfig, TextConditionConfig
 from ldm.data.datasets import Dataset, open_dataset
+from ldm.data.layouts.listing import Entry
 from ldm.data.summary import describe
 from ldm.errors import ConfigError, DataError
 from ldm.text.captions import attribute_of
@@ -141,3 +143,14 @@ def test_texts_are_given_out_by_image_with_the_tokens_of_their_caption(tmp_path:
         expected = encoded(encoder, [text], 3)[0].float()
         assert torch.allclose(dataset.condition([index]).values["text"][0], expected, equal_nan=True), name
     assert dataset.condition([0]).dropped(torch.tensor([True])).values["text"].isnan().all()
+
+
+@pytest.mark.parametrize("config", [TONE, TEXT], ids=["class", "text"])
+def test_one_long_text_does_not_make_every_other_one_as_large_in_memory(config: Any) -> None:
+    texts = ["x" * 100_000, *(f"caption {number}" for number in range(200))]
+    entries = [Entry(str(place), None, str(place), row={"text": text}) for place, text in enumerate(texts)]
+    tracemalloc.start()
+    (column,) = columns_of(FolderConfig(path="anywhere", conditions={"text": config}), entries, "anywhere")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [column.names[value] for value in column.values] == texts and peak < 2**20
