@@ -11,8 +11,9 @@ import torch
 from ldm import checkpoint
 from ldm.batch import ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
 from ldm.diffusion.config import DiTConfig
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig
 from ldm.diffusion.model import create_denoiser, load_denoiser
-from ldm.export.warm_start import WarmStart
+from ldm.export.warm_start import WarmStart, start_fingerprint
 from ldm.randomness import generator
 from tests.support.diffusion_models import diffusion_model
 from tests.support.runs import lose_everything_after
@@ -165,6 +166,13 @@ def test_a_run_with_more_conditions_begins_as_the_denoiser_it_starts_from_and_sa
     WarmStart("NEW", new, replace(old_config, schema=schema)).initialize(back, before, lines.append)
     assert torch.allclose(back(noisy, sigma, Condition(values)), found, rtol=0, atol=1e-5)
     assert "text: the embedding of NEW is left out, as the data have no such attribute" in lines
+
+
+def test_a_run_does_not_go_on_with_numbers_that_are_standardized_otherwise_where_from_is_left_out() -> None:
+    angle = NumberAttribute("angle", 90.0, 50.0, 0.0, 180.0)
+    of_data, of_start = (ConditionSchema((replace(angle, mean=mean),)) for mean in (91.0, 90.0))
+    found = [start_fingerprint(DenoisingObjectiveConfig(), schema, None) for schema in (of_data, of_start, of_start)]
+    assert found[0] != found[1] == found[2]
 
 
 DIT = DiTConfig(patch=4, width=8, depth=1, heads=1)

@@ -21,6 +21,7 @@ from ldm.diffusion.model import DiffusionModelConfig, check_latent_shape, create
 from ldm.errors import CheckpointError, ConfigError
 from ldm.evaluation.held_out import MOST_MEASURED
 from ldm.latents import LatentCache, open_autoencoder, open_latents
+from ldm.nn.pretrained_weights import sha256_of
 from ldm.shapes import Latents
 from ldm.training.run import Run
 
@@ -197,6 +198,16 @@ def replaceable(attribute: Attribute, schema: ConditionSchema) -> tuple[object, 
 def open_warm_start(run: str | None, wanted: DenoiserConfig) -> WarmStart | None:
     """The denoiser that `--from` names, if it does."""
     return None if run is None else WarmStart.read(run, wanted)
+
+
+def start_fingerprint(objective: ObjectiveConfig, schema: ConditionSchema, warm: WarmStart | None) -> str:
+    """A hash of what every step depends on of the run to start from: how numbers are standardized, and the guide.
+
+    Rounded, as another machine adds the numbers of the data in another order.
+    """
+    numbers = [f"{each.name} {each.mean:.4g} {each.std:.4g}" for each in schema.attributes if each.kind == "number"]
+    is_guided = warm is not None and objective.kind == "consistency" and objective.needs_guide
+    return sha256_of(warm.denoiser.state_dict() if warm is not None and is_guided else {}, "\n".join(numbers))
 
 
 def check_objective(objective: ObjectiveConfig, schema: ConditionSchema, warm: WarmStart | None) -> None:

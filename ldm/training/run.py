@@ -119,7 +119,7 @@ class Run:
         """Go on from the newest whole checkpoint in the folder, if there is one.
 
         `data` is the data's fingerprint, `perceptual_weights` a hash of the pretrained network in the loss, if there is
-        one; they must be those the run began with. Other `facts` are recorded. Comes after the last `prepare`.
+        one; these and a `start` among the recorded `facts` must be as the run began. Comes after the last `prepare`.
         """
         if not self.dry:
             precision = self.run_config.precision
