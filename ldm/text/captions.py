@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,18 @@ def embedded(
 ) -> EmbeddedCaptions:
     """The tokens of the distinct captions of a condition."""
     file = folder / f"captions-{fingerprint(encoder, config.length, column.names)[:16]}.npy"
+
+    def build() -> None:
+        if not file.is_file():
+            with on_device(encoder, run.device):
+                write(file, encoder, column.names, config.length)
+
     if not run.dry:
-        run.on_main(
-            lambda: None if file.is_file() else write(file, encoder.to(run.device), column.names, config.length)
-        )
+        run.on_main(build)
         tokens = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
     else:
-        tokens = encoded(encoder, column.names, config.length)
+        with on_device(encoder, run.device):
+            tokens = encoded(encoder, column.names, config.length)
     counts = (~tokens[..., 0].isnan()).sum(1)
     if not int(counts.max()):
         raise ConfigError(f"the text encoder {config.encoder} knows no word of the captions of {column.name}")
@@ -59,6 +65,16 @@ def embedded(
         + ("" if encoder.is_small else "; exports name that encoder, and do not bring it along")
     )
     return EmbeddedCaptions(attribute_of(column.name, config, encoder), tokens)
+
+
+@contextmanager
+def on_device(encoder: TextEncoder, device: torch.device) -> Iterator[None]:
+    """Within this block the encoder is on a device, whose memory training needs afterwards."""
+    encoder.to(device)
+    try:
+        yield
+    finally:
+        encoder.to(torch.device("cpu"))
 
 
 def attribute_of(name: str, config: TextConditionConfig, encoder: TextEncoder) -> TextAttribute:
