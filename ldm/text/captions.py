@@ -15,7 +15,7 @@ from ldm.batch import TextAttribute
 from ldm.data.condition_columns import ConditionColumn, EmbeddedCaptions
 from ldm.data.config import DataConfig, FolderConfig, TextConditionConfig
 from ldm.data.datasets import Dataset
-from ldm.errors import ConfigError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.text.encoder import TextEncoder, encoded, open_encoder
 from ldm.training.run import Run
 
@@ -50,7 +50,7 @@ def embedded(
 
     if not run.dry:
         run.on_main(build)
-        tokens = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+        tokens = read(file, (len(column.names), config.length, encoder.width))
     else:
         with on_device(encoder, run.device):
             tokens = encoded(encoder, column.names, config.length)
@@ -87,6 +87,17 @@ def attribute_of(name: str, config: TextConditionConfig, encoder: TextEncoder) -
 def fingerprint(encoder: TextEncoder, length: int, texts: Sequence[str]) -> str:
     """SHA-256 of all that the tokens depend on."""
     return hashlib.sha256(json.dumps([encoder.sha256, length, list(texts)]).encode()).hexdigest()
+
+
+def read(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tokens in a file, which is mapped into memory; CheckpointError if it does not hold so many."""
+    try:
+        tokens = np.load(file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): delete it and run again") from error
+    if tokens.shape != shape:
+        raise CheckpointError(f"{file} is damaged (of {tokens.shape} instead of {shape}): delete it and run again")
+    return torch.from_numpy(tokens)
 
 
 def write(file: Path, encoder: TextEncoder, texts: Sequence[str], length: int) -> None:
