@@ -41,7 +41,7 @@ T = TypeVar("T")
 class Run:
     """A run over one folder. `config` is the whole config of a script; `run` and `optim` of it are read here.
 
-    A `dry` run makes a few steps, writes nothing, and reports what the run would take.
+    A `dry` run makes a few steps, writes nothing but a cache of latents, and reports what the run would take.
     `find_unused_parameters` says that not every step trains every parameter, which several processes must know
     beforehand.
     """
