@@ -138,6 +138,8 @@ def _unfit(config: ConditionConfig, value: Any) -> str:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             return "not a number"
+        except OverflowError:  # a whole number of hundreds of digits
+            number = math.inf
         if not math.isfinite(number):
             return "not a finite number"
         return "" if abs(number) <= LARGEST else f"larger than the largest number of single precision, {LARGEST:.1e}"

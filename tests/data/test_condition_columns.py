@@ -106,6 +106,7 @@ def test_another_value_of_one_image_is_another_fingerprint_of_the_run_and_not_of
         ({"tone": ["dark", None, "dark", None]}, {"tone": TONE}, "2 of 4 images have none, for instance cat/1.png"),
         ({"tone": [1, 2, 3, 4]}, {"tome": TONE}, r"none of the images has one; .*\(columns of the metadata: tone\)"),
         ({"angle": [1.0, float("nan"), 2.0, 3.0]}, {"angle": ANGLE}, "angle is NaN: not a finite number"),
+        ({"angle": [1, 10**400, 2, 3]}, {"angle": ANGLE}, "angle is 10+: not a finite number"),
         (
             {"angle": [1.0, 1e39, 2.0, 3.0]},
             {"angle": ANGLE},
@@ -115,7 +116,16 @@ def test_another_value_of_one_image_is_another_fingerprint_of_the_run_and_not_of
         ({"tone": [0.5] * 4}, {"tone": TONE}, "tone is 0.5: neither text nor a whole number"),
         ({"text": [["a"]] * 4}, {"text": TEXT}, r'text is \["a"\]: not a text'),
     ],
-    ids=["missing", "no such column", "not finite", "infinite in single precision", "no number", "no class", "no text"],
+    ids=[
+        "missing",
+        "no such column",
+        "not finite",
+        "huge",
+        "infinite in single precision",
+        "no number",
+        "no class",
+        "no text",
+    ],
 )
 def test_a_condition_that_an_image_lacks_or_that_is_none_is_refused(tmp_path, columns, conditions, words) -> None:
     described(tmp_path, **columns)

@@ -58,6 +58,7 @@ def test_a_request_for_nothing_takes_the_classes_in_turn_or_nothing_at_all(text:
     [
         ({"conditions": {"angle": math.nan}}, "angle nan must be a finite number"),
         ({"conditions": {"angle": 1e39}}, r"angle 1e\+39 must be a finite number, of at most 3.4e\+38"),
+        ({"conditions": {"angle": 10**400}}, "angle inf must be a finite number"),
         ({"conditions": {"angle": "north"}}, "angle 'north' is not a number"),
         ({"conditions": {"label": "cow"}}, "label cow is not a class of this model: cat, dog"),
         ({"labels": "cow"}, "labels cow is not a class"),
