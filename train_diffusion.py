@@ -68,7 +68,7 @@ def train(
     from ldm.diffusion.losses.effective_weight import effective_weight
     from ldm.evaluation.panels import HeldOutLatents, SamplePanel
     from ldm.export.finalize import finalize_diffusion
-    from ldm.export.warm_start import check_objective, open_latent_space, open_warm_start
+    from ldm.export.warm_start import check_objective, open_latent_space, open_warm_start, start_fingerprint
     from ldm.text.captions import embed_captions, open_encoders
     from ldm.training.run import Run
 
@@ -86,7 +86,8 @@ def train(
     autoencoder, latents = open_latent_space(run, cache, data, dataset, source=source, warm=warm)
     model, denoiser = create_model(run, config, autoencoder, latents, dataset, warm)
     objective, uncertainty = create_objective(run, config, model, denoiser, warm)
-    run.resume(dataset.with_conditions(latents.fingerprint), images=dataset.fingerprint)
+    begun = start_fingerprint(config.objective, model.schema, warm)
+    run.resume(dataset.with_conditions(latents.fingerprint), images=dataset.fingerprint, start=begun)
     batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training), run.device, config.run)
     panel, validation = SamplePanel(autoencoder, model, held_out or training), HeldOutLatents(latents, held_out)
     if weight := effective_weight(config.objective, denoiser):

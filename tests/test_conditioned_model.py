@@ -161,7 +161,7 @@ def pixels(file: Path) -> torch.Tensor:
         (("--angle", "north"), "--angle 'north' is not a number"),
         (("--prompt", "zebra"), "--prompt 'zebra' has no word that the text encoder words knows"),
         (("--guidance", "size=2"), "--guidance size is no condition of this model"),
-        (("--guidance", "text=x"), "--guidance: invalid"),
+        (("--guidance", "text=x"), "--guidance: text=x is neither a number"),
         (("--prompt", "a cat", "--text", "a dog"), "--prompt and text are the same condition: give one of them"),
         (("--interpolate", "size:3", "1"), "a condition of this model (class:NAME, label:VALUE, tone:VALUE, angle:VAL"),
         (("--interpolate", "angle:north", "1"), "--angle 'north' is not a number"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ldm.config import reader
 from ldm.diffusion.guidance import Autoguidance
@@ -43,6 +44,20 @@ def test_a_resumed_tuning_has_the_same_weights_and_log(tuned: Path, tuning: Stag
     outcome = tuning.run(tmp_path / "again")
     assert outcome.code == 0 and "resuming from step 3" in outcome.out, outcome.err
     assert weights(tmp_path / "again") == weights(tuned) and metrics(tmp_path / "again") == metrics(tuned)
+
+
+def test_a_resumed_tuning_does_not_go_on_with_another_guide(
+    tuned: Path, finished_diffusion: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tuned, tmp_path / "again")
+    lose_everything_after(tmp_path / "again", step=3)
+    shutil.copytree(finished_diffusion, tmp_path / "trained longer")
+    (file,) = (tmp_path / "trained longer" / "unet").glob("*.safetensors")
+    save_file({name: 1.01 * value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    other = Stage("train_diffusion", (CONFIG, "--from", tmp_path / "trained longer", *MINIATURE, *GUIDED))
+    outcome = other.run(tmp_path / "again")
+    assert outcome.code == 2 and "--from is another, or other weights lie there" in outcome.err, outcome
+    assert "Traceback" not in outcome.err
 
 
 def test_it_keeps_the_noise_levels_and_says_nothing_of_denoising(tuned: Path, finished_diffusion: Path) -> None:

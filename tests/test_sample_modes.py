@@ -114,6 +114,8 @@ def test_two_processes_draw_the_images_of_one(finished_diffusion: Path, photo: P
         (("--variations", "photo.png", "--sampler", "ddim"), "--sampler ddim draws noise on its way", 2),
         (("--variations", "photo.png", "--labels", "0,1"), "--labels 0,1 are several, and --variations is of one", 2),
         (("--seeds", "9-3"), "--seeds 9-3: 9-3 must go from a number up", 2),
+        (("--seeds", 10**20), f"--seeds {10**20} is no image: their numbers end at", 2),
+        (("--interpolate", 10**20, 0), f"--interpolate {10**20} is no image: their numbers end at", 2),
         (("--seeds", "1,x"), "--seeds 1,x is not a list of numbers", 2),
         (("--strip", "--num", 3), "--strip is of one image: say which with --seeds N", 2),
         (("--gif",), "--gif writes a .gif, and nothing else does", 2),

@@ -118,6 +118,13 @@ def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number
         (("--labels", "circle"), "--labels circle is not a class of this model: disc, square"),
         (("--labels", ""), "--labels  is not a class"),
         (("--guidance", "nan"), "--guidance nan must be a finite number"),
+        (("--guidance", "strong"), "argument --guidance: strong is neither a number nor one for each condition"),
+        (
+            ("--guidance", "label=much"),
+            "argument --guidance: label=much is neither a number nor one for each condition",
+        ),
+        (("--guidance", "label=2,label=3"), "argument --guidance: label=2,label=3 is neither"),
+        (("--guidance", "=2"), "argument --guidance: =2 is neither"),
         (("--guidance-interval", "3"), "--guidance-interval 3 must be two noise levels, as 0.3,3"),
         (("--guidance-interval", "3,1"), "--guidance-interval 3,1 must be two noise levels, the lower one first"),
         (("--guidance-rescale", 2), "--guidance-rescale 2 must be at least 0 and at most 1"),

@@ -10,8 +10,10 @@ import torch
 
 from ldm import checkpoint
 from ldm.batch import ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
+from ldm.diffusion.config import DiTConfig
+from ldm.diffusion.losses.config import DenoisingObjectiveConfig
 from ldm.diffusion.model import create_denoiser, load_denoiser
-from ldm.export.warm_start import WarmStart
+from ldm.export.warm_start import WarmStart, start_fingerprint
 from ldm.randomness import generator
 from tests.support.diffusion_models import diffusion_model
 from tests.support.runs import lose_everything_after
@@ -164,6 +166,57 @@ def test_a_run_with_more_conditions_begins_as_the_denoiser_it_starts_from_and_sa
     WarmStart("NEW", new, replace(old_config, schema=schema)).initialize(back, before, lines.append)
     assert torch.allclose(back(noisy, sigma, Condition(values)), found, rtol=0, atol=1e-5)
     assert "text: the embedding of NEW is left out, as the data have no such attribute" in lines
+
+
+def test_a_run_does_not_go_on_with_numbers_that_are_standardized_otherwise_where_from_is_left_out() -> None:
+    angle = NumberAttribute("angle", 90.0, 50.0, 0.0, 180.0)
+    of_data, of_start = (ConditionSchema((replace(angle, mean=mean),)) for mean in (91.0, 90.0))
+    found = [start_fingerprint(DenoisingObjectiveConfig(), schema, None) for schema in (of_data, of_start, of_start)]
+    assert found[0] != found[1] == found[2]
+
+
+DIT = DiTConfig(patch=4, width=8, depth=1, heads=1)
+TEXT = TextAttribute("text", "words", "one", width=4, length=3, layers=1, channels=8)
+
+
+@pytest.mark.parametrize("network", [None, DIT], ids=["unet", "dit"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((), (TEXT,)),
+        ((TEXT,), ()),
+        ((TEXT,), (replace(TEXT, sha256="another"),)),
+        ((TEXT,), (replace(TEXT, channels=16),)),
+        ((TEXT,), (TEXT, replace(TEXT, name="more", channels=16))),
+    ],
+    ids=["new", "gone", "another encoder", "wider", "one more"],
+)
+def test_a_text_that_a_run_did_not_know_is_neither_refused_as_other_latents_nor_attended_to_at_first(
+    network: DiTConfig | None, before: tuple[TextAttribute, ...], after: tuple[TextAttribute, ...]
+) -> None:
+    label, config = ClassAttribute("label", ("disc", "square")), diffusion_model("pixels").config
+    denoiser_config = replace(config.denoiser, network=network or config.denoiser.network)
+    config = replace(config, denoiser=denoiser_config, schema=ConditionSchema((label, *before)))
+    warm, schema = WarmStart("RUN", awake(create_denoiser(config)), config), ConditionSchema((label, *after))
+    new = create_denoiser(replace(config, schema=schema)).eval()
+    warm.initialize(new, schema, lambda _: None)
+    noisy, sigma = torch.randn(2, *config.latent_shape, generator=generator(0, "noisy")), torch.tensor([0.3, 2.0])
+    found = [
+        new(
+            noisy,
+            sigma,
+            Condition({"label": torch.tensor([0, 1])} | dict.fromkeys((each.name for each in after), words)),
+        )
+        for words in torch.randn(2, 2, 3, 4, generator=generator(0, "words"))
+    ]
+    assert torch.equal(found[0], found[1])
+
+
+def test_a_text_that_both_runs_know_is_attended_to_as_before() -> None:
+    config = replace(diffusion_model("pixels").config, schema=ConditionSchema((TEXT,)))
+    warm, new = WarmStart("RUN", awake(create_denoiser(config)), config), create_denoiser(config).eval()
+    warm.initialize(new, config.schema, lambda _: None)
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in warm.denoiser.state_dict().items())
 
 
 def awake(denoiser: torch.nn.Module) -> torch.nn.Module:

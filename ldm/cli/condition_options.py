@@ -105,8 +105,14 @@ def split_at_commas(text: str | None, flag: str) -> list[str] | None:
 
 
 def weights_of(text: str) -> float | dict[str, float]:
-    """The weight of `--guidance`, or one for each condition: `text=4,label=2`; argparse reports a ValueError."""
-    if "=" not in text:
-        return float(text)
+    """The weight of `--guidance`, or one for each condition: `text=4,label=2`; ArgumentTypeError for anything else."""
     pairs = [part.partition("=") for part in text.split(",")]
-    return {name.strip(): float(weight) for name, _, weight in pairs}
+    try:
+        if "=" not in text:
+            return float(text)
+        weights = {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError:
+        weights = {}
+    if not weights or "" in weights or len(weights) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text} is neither a number nor one for each condition, as text=4,label=2")
+    return weights

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.condition_options import requested_conditions
-from ldm.cli.editing_options import FRAMES, GRID, numbers_of
+from ldm.cli.editing_options import FRAMES, GRID, check_number, numbers_of
 from ldm.cli.options import size_of
 from ldm.cli.sampling_options import requested_guidance, requested_options
 from ldm.data.config import DataConfig
@@ -197,6 +197,7 @@ def end_named(
     requested = requested_conditions(options)
     own = condition.repeated(torch.tensor([place]))
     if text.isdecimal():
+        check_number("--interpolate", int(text))
         own = own if is_asked(requested) else condition.repeated(torch.tensor([int(text)]))
         return drawn_end(model, (int(text),), own, plan)
     if os.path.isfile(text):

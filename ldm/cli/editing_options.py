@@ -10,6 +10,7 @@ from ldm.errors import ConfigError
 MODES = ("image", "variations", "interpolate")
 GRID, FRAMES = 16, 8  # how many images, and how many on the way between two
 MOST_SEEDS = 1_000_000
+LARGEST_NUMBER = 2**63 - 1  # of an image
 
 
 def add_editing_options(parser: Any) -> None:
@@ -85,7 +86,14 @@ def numbers_of(text: str) -> list[int]:
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first or last - first >= MOST_SEEDS:
             raise ConfigError(f"--seeds {text}: {part.strip()} must go from a number up, and at most a million on")
+        check_number("--seeds", last)
         numbers += range(first, last + 1)
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"--seeds {text} names a number twice")
     return numbers
+
+
+def check_number(flag: str, number: int) -> None:
+    """Raise ConfigError for an image's number that is too large for a tensor."""
+    if number > LARGEST_NUMBER:
+        raise ConfigError(f"{flag} {number} is no image: their numbers end at {LARGEST_NUMBER}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.batch import LARGEST, Attribute, ClassAttribute, Condition, ConditionSchema, NumberAttribute, TextAttribute
 from ldm.data.config import ConditionConfig, FolderConfig
-from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, labels_and_classes
+from ldm.data.layouts.listing import CAPTION_COLUMNS, Entry, indices_and_values, labels_and_classes
 from ldm.errors import ConfigError, DataError
 
 CLASSES = "label"  # the condition that stands for the classes of the images, whatever these come from
@@ -115,8 +115,8 @@ def _column(name: str, config: ConditionConfig, entries: Sequence[Entry], place:
     if config.kind == "number":
         return ConditionColumn(name, config, np.array([float(value) for value in found], dtype=np.float32))
     if config.kind == "text":
-        names, indices = np.unique(np.array([str(value) for value in found]), return_inverse=True)
-        return ConditionColumn(name, config, indices.astype(np.int64), tuple(names.tolist()))
+        indices, names = indices_and_values([str(value) for value in found])
+        return ConditionColumn(name, config, indices, tuple(names))
     values, classes = labels_and_classes(found)
     return ConditionColumn(name, config, values, tuple(classes))
 
@@ -138,6 +138,8 @@ def _unfit(config: ConditionConfig, value: Any) -> str:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             return "not a number"
+        except OverflowError:  # a whole number of hundreds of digits
+            number = math.inf
         if not math.isfinite(number):
             return "not a finite number"
         return "" if abs(number) <= LARGEST else f"larger than the largest number of single precision, {LARGEST:.1e}"

@@ -153,6 +153,12 @@ class FolderConfig(DataConfig):
         for name in self.conditions:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"conditions: {name!r} must be a name of letters, digits and _")
+        texts = [each for each in self.conditions.values() if isinstance(each, TextConditionConfig)]
+        widest = max((each.channels for each in texts), default=0)  # which the tokens of all of them become
+        if widest % 2 and any(each.layers for each in texts):
+            raise ValueError(
+                f"conditions: the widest text has channels {widest}, which must be even beside other texts"
+            )
         if self.split == self.held_out_split and self.split not in ("auto", "none"):
             raise ValueError(f"held_out_split {self.held_out_split} is the split that is trained on")
 

@@ -73,8 +73,8 @@ class PerConditionGuidance:
 
     @property
     def weight(self) -> float:
-        """The largest of the weights."""
-        return max(weight for _, weight in self.weights)
+        """The largest of the weights; 1 of a model without conditions."""
+        return max((weight for _, weight in self.weights), default=1.0)
 
     def around(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
         """The guided denoiser."""
@@ -211,9 +211,7 @@ def checked_guidance(
     for name, given in (("guidance_interval", interval), ("guidance_rescale", rescale)):
         if given is not None and not guides:
             raise RequestError(name, "says nothing without guidance: give a guidance other than 1, or leave it out")
-    low, high = interval or EVERYWHERE
-    if not 0 <= low < high:
-        raise RequestError("guidance_interval", f"{low:g},{high:g} must be two noise levels, the lower one first")
+    low, high = checked_interval(interval)
     share = checked_number("guidance_rescale", rescale or 0.0)
     if not 0 <= share <= 1:
         raise RequestError("guidance_rescale", f"{share:g} must be at least 0 and at most 1")
@@ -223,6 +221,20 @@ def checked_guidance(
     if guide is None:
         return ClassifierFreeGuidance(weight, (low, high), share)
     return Autoguidance(weight, guide, (low, high), share)
+
+
+def checked_interval(given: GuidanceInterval | None) -> GuidanceInterval:
+    """The same, or everywhere; RequestError for what is no interval of noise levels."""
+    if given is None:
+        return EVERYWHERE
+    try:
+        low, high = given
+        if 0 <= low < high:
+            return low, high
+        shown = f"{low:g},{high:g}"
+    except (TypeError, ValueError):  # another number of them, or words
+        shown = repr(given)
+    raise RequestError("guidance_interval", f"{shown} must be two noise levels, the lower one first")
 
 
 def checked_weights(

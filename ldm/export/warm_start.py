@@ -1,5 +1,6 @@
 """Warm start of stage two: a new run that begins with the denoiser of a finished one (fine-tuning)."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from ldm.diffusion.model import DiffusionModelConfig, check_latent_shape, create
 from ldm.errors import CheckpointError, ConfigError
 from ldm.evaluation.held_out import MOST_MEASURED
 from ldm.latents import LatentCache, open_autoencoder, open_latents
+from ldm.nn.pretrained_weights import sha256_of
 from ldm.shapes import Latents
 from ldm.training.run import Run
 
 MAY_DIFFER = {"network.dropout"}  # of the settings of a denoiser: it has no weights
 COMPARED_IMAGES = 16
 SAME_LATENTS = 1e-3  # of their standard deviation: what rounding may make of the same ones
-EMBEDDING, CROSS_ATTENTION = "embedding.", ".cross_attention."  # in a denoiser's state
+EMBEDDING = "embedding."  # in a denoiser's state
+CROSS_ATTENTION = re.compile(r"\.(cross_attention|cross|norm_cross|place)\.")  # there, of any network
 TABLE = "embedding.tables.{}.weight"  # of an attribute
 
 
@@ -75,8 +78,9 @@ class WarmStart:
     def initialize(self, denoiser: Denoiser, schema: ConditionSchema, say: Callable[[str], None]) -> None:
         """Copy into a new denoiser what it has in common with this one, and say what starts anew."""
         own, theirs = denoiser.state_dict(), self.denoiser.state_dict()
+        knows_texts = self.knows_texts(schema)
         for name in sorted(own.keys() | theirs.keys()):
-            if name.startswith(EMBEDDING) or (CROSS_ATTENTION in name and not (name in own and name in theirs)):
+            if name.startswith(EMBEDDING) or (CROSS_ATTENTION.search(name) and not knows_texts):
                 continue
             if name not in own or name not in theirs or own[name].shape != theirs[name].shape:
                 known = " x ".join(map(str, self.config.latent_shape))
@@ -91,12 +95,14 @@ class WarmStart:
             f"starting from {self.run}: its network{' and Gaussian skip' * (denoiser.gaussian is not None)}; the"
             " optimizer and the EMA start anew"
         )
+        if schema.text is not None and self.config.schema.text is not None and not knows_texts:
+            say(f"the attention to texts starts without an effect, as it knows those of {self.run} alone")
         for attribute in schema.attributes:
             if attribute.kind == "class":
                 place = TABLE.format(attribute.name)
                 own[place] = self.table(attribute.name, attribute.classes, own[place], say)
             else:
-                own |= self.embedding(attribute, denoiser.embedding.state_dict(), say)
+                own |= self.embedding(attribute, schema, denoiser.embedding.state_dict(), say)
         for gone in {each.name for each in self.config.schema.attributes} - {each.name for each in schema.attributes}:
             say(f"{gone}: the embedding of {self.run} is left out, as the data have no such attribute")
         denoiser.load_state_dict(own)
@@ -119,21 +125,37 @@ class WarmStart:
             )
         )
 
+    def knows_texts(self, schema: ConditionSchema) -> bool:
+        """Whether there are texts, and this run had all of them: cross-attention to the tokens of others is of no use.
+
+        It starts at zero then, as the embeddings of new conditions do.
+        """
+        texts = [each for each in schema.attributes if each.kind == "text"]
+        return bool(texts) and all(self.has_same(each, schema) for each in texts)
+
+    def has_same(self, attribute: Attribute, schema: ConditionSchema) -> bool:
+        """Whether the embedding of an attribute of this run can be that of one of another schema."""
+        known = next((each for each in self.config.schema.attributes if each.name == attribute.name), None)
+        return known is not None and replaceable(known, self.config.schema) == replaceable(attribute, schema)
+
     def embedding(
-        self, attribute: NumberAttribute | TextAttribute, own: dict[str, Tensor], say: Callable[[str], None]
+        self,
+        attribute: NumberAttribute | TextAttribute,
+        schema: ConditionSchema,
+        own: dict[str, Tensor],
+        say: Callable[[str], None],
     ) -> dict[str, Tensor]:
         """The weights of the embedding of a number or a text, of this run where that had the same; new ones else.
 
         Those start without an effect.
         """
-        known = {each.name: each for each in self.config.schema.attributes}.get(attribute.name)
         parts = {f"embedding.{name}" for name in own if name.split(".")[1] == attribute.name}
         theirs = self.denoiser.state_dict()
-        is_same = known is not None and replaceable(known) == replaceable(attribute)
-        if is_same:
+        if self.has_same(attribute, schema):
             say(f"{attribute.name}: the embedding is taken over")
             return {name: theirs[name] for name in parts}
-        reason = "is new" if known is None else "is another than there"
+        is_known = attribute.name in [each.name for each in self.config.schema.attributes]
+        reason = "is another than there" if is_known else "is new"
         say(f"{attribute.name}: this {attribute.kind} {reason}, and starts without an effect")
         return {}
 
@@ -161,18 +183,31 @@ class WarmStart:
         return before[[*rows, -1]]
 
 
-def replaceable(attribute: Attribute) -> tuple[object, ...]:
-    """What of a number or a text must be the same for an embedding of one to be that of the other."""
+def replaceable(attribute: Attribute, schema: ConditionSchema) -> tuple[object, ...]:
+    """What of a number or a text must be the same for an embedding of one to be that of the other.
+
+    Texts beside one another in a schema become tokens of one width.
+    """
     if attribute.kind == "number":
         return attribute.kind, attribute.period
     if attribute.kind == "text":
-        return attribute.kind, attribute.sha256, attribute.length, attribute.layers, attribute.channels
+        return attribute.kind, attribute.sha256, attribute.length, attribute.layers, schema.token_channels
     return (attribute.kind,)
 
 
 def open_warm_start(run: str | None, wanted: DenoiserConfig) -> WarmStart | None:
     """The denoiser that `--from` names, if it does."""
     return None if run is None else WarmStart.read(run, wanted)
+
+
+def start_fingerprint(objective: ObjectiveConfig, schema: ConditionSchema, warm: WarmStart | None) -> str:
+    """A hash of what every step depends on of the run to start from: how numbers are standardized, and the guide.
+
+    Rounded, as another machine adds the numbers of the data in another order.
+    """
+    numbers = [f"{each.name} {each.mean:.4g} {each.std:.4g}" for each in schema.attributes if each.kind == "number"]
+    is_guided = warm is not None and objective.kind == "consistency" and objective.needs_guide
+    return sha256_of(warm.denoiser.state_dict() if warm is not None and is_guided else {}, "\n".join(numbers))
 
 
 def check_objective(objective: ObjectiveConfig, schema: ConditionSchema, warm: WarmStart | None) -> None:

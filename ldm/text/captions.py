@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ldm.batch import TextAttribute
 from ldm.data.condition_columns import ConditionColumn, EmbeddedCaptions
 from ldm.data.config import DataConfig, FolderConfig, TextConditionConfig
 from ldm.data.datasets import Dataset
-from ldm.errors import ConfigError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.text.encoder import TextEncoder, encoded, open_encoder
 from ldm.training.run import Run
 
@@ -41,13 +42,18 @@ def embedded(
 ) -> EmbeddedCaptions:
     """The tokens of the distinct captions of a condition."""
     file = folder / f"captions-{fingerprint(encoder, config.length, column.names)[:16]}.npy"
+
+    def build() -> None:
+        if not file.is_file():
+            with on_device(encoder, run.device):
+                write(file, encoder, column.names, config.length)
+
     if not run.dry:
-        run.on_main(
-            lambda: None if file.is_file() else write(file, encoder.to(run.device), column.names, config.length)
-        )
-        tokens = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+        run.on_main(build)
+        tokens = read(file, (len(column.names), config.length, encoder.width))
     else:
-        tokens = encoded(encoder, column.names, config.length)
+        with on_device(encoder, run.device):
+            tokens = encoded(encoder, column.names, config.length)
     counts = (~tokens[..., 0].isnan()).sum(1)
     if not int(counts.max()):
         raise ConfigError(f"the text encoder {config.encoder} knows no word of the captions of {column.name}")
@@ -61,6 +67,16 @@ def embedded(
     return EmbeddedCaptions(attribute_of(column.name, config, encoder), tokens)
 
 
+@contextmanager
+def on_device(encoder: TextEncoder, device: torch.device) -> Iterator[None]:
+    """Within this block the encoder is on a device, whose memory training needs afterwards."""
+    encoder.to(device)
+    try:
+        yield
+    finally:
+        encoder.to(torch.device("cpu"))
+
+
 def attribute_of(name: str, config: TextConditionConfig, encoder: TextEncoder) -> TextAttribute:
     """What a model knows of it; of an encoder that exports bring along not where it lay."""
     is_folder = encoder.is_small and Path(config.encoder).expanduser().is_dir()
@@ -71,6 +87,17 @@ def attribute_of(name: str, config: TextConditionConfig, encoder: TextEncoder) -
 def fingerprint(encoder: TextEncoder, length: int, texts: Sequence[str]) -> str:
     """SHA-256 of all that the tokens depend on."""
     return hashlib.sha256(json.dumps([encoder.sha256, length, list(texts)]).encode()).hexdigest()
+
+
+def read(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tokens in a file, which is mapped into memory; CheckpointError if it does not hold so many."""
+    try:
+        tokens = np.load(file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): delete it and run again") from error
+    if tokens.shape != shape:
+        raise CheckpointError(f"{file} is damaged (of {tokens.shape} instead of {shape}): delete it and run again")
+    return torch.from_numpy(tokens)
 
 
 def write(file: Path, encoder: TextEncoder, texts: Sequence[str], length: int) -> None:

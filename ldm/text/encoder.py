@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ldm.errors import CheckpointError
 from ldm.text.static_encoder import StaticEncoder, is_static, open_static, open_wordllama
 from ldm.text.transformers_encoder import open_transformers
 
@@ -50,12 +51,17 @@ def open_encoder(reference: str) -> TextEncoder:
 
 
 def encoded(encoder: TextEncoder, texts: Sequence[str], length: int) -> Tensor:
-    """The tokens of texts, texts x length x width in float16, NaN behind the last one; an empty text has none."""
+    """The tokens of texts, texts x length x width in float16, NaN behind the last one; an empty text has none.
+
+    CheckpointError for numbers that are not finite there.
+    """
     found = torch.full((len(texts), length, encoder.width), torch.nan, dtype=torch.float16)
     for row, text in zip(found, texts, strict=True):
         if text.strip():
-            tokens = encoder.tokens(text, length)
-            row[: len(tokens)] = tokens.half().cpu()
+            tokens = encoder.tokens(text, length).half().cpu()
+            if not tokens.isfinite().all():
+                raise CheckpointError(f"the text encoder gives numbers for {text!r:.80} that float16 cannot hold")
+            row[: len(tokens)] = tokens
     return found
 
 

@@ -135,6 +135,8 @@ def finite_number(name: str, given: Any) -> float:
         number = float(given)
     except (TypeError, ValueError):
         raise RequestError(name, f"{given!r} is not a number") from None
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     if not math.isfinite(number) or abs(number) > LARGEST:
         raise RequestError(name, f"{number} must be a finite number, of at most {LARGEST:.1e}")
     return number

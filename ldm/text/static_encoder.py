@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,12 @@ def tables_in(folder: Path) -> list[Path]:
 
 
 def names_in(file: Path) -> list[str]:
-    """The tensors of a safetensors file."""
-    with safetensors.safe_open(file, "pt") as opened:
-        names: list[str] = list(opened.keys())
+    """The tensors of a safetensors file; none of a damaged one."""
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            names: list[str] = list(opened.keys())
+    except (OSError, safetensors.SafetensorError):  # for whoever reads them to say
+        return []
     return names
 
 
@@ -107,15 +110,38 @@ def static_encoder(file: Path, vocabulary: Path) -> StaticEncoder:
     if len(tables) != 1:
         raise CheckpointError(f"{file} holds {len(tables)} tables of embeddings instead of one")
     (table,) = tables
-    rows = rows_of_words(content.decode()) if vocabulary.name == WORDS else rows_of_tokenizer(vocabulary)
+    if vocabulary.name == WORDS:
+        rows = rows_of_words(words_in(content, vocabulary, len(table)))
+    else:
+        rows = rows_of_tokenizer(vocabulary)
     digest = hashlib.sha256(content + str((table.dtype, tuple(table.shape))).encode())
     digest.update(table.contiguous().view(torch.uint8).numpy().tobytes())
     return StaticEncoder(table, rows, vocabulary, digest.hexdigest())
 
 
-def rows_of_words(content: str) -> Callable[[str], list[int]]:
-    """Cuts a text at whatever is no letter or digit, and finds its words, in lower case, in a list."""
-    places = {word.strip().lower(): row for row, word in enumerate(content.splitlines())}
+def words_in(content: bytes, file: Path, rows: int) -> list[str]:
+    """The words of a file, one a line and for each row of a table, or CheckpointError."""
+    try:
+        words = content.decode().removesuffix("\n").split("\n")  # at nothing else, for a word may be of any letters
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not in UTF-8: {error.reason} at byte {error.start}") from error
+    if len(words) != rows:
+        raise CheckpointError(
+            f"{file} has {len(words):,} lines, and the table of embeddings beside it {rows:,} rows: give each row its"
+            " word, one a line, without a heading"
+        )
+    return words
+
+
+def rows_of_words(words: Sequence[str]) -> Callable[[str], list[int]]:
+    """Cuts a text at whatever is no letter or digit, and finds its words, in lower case, in a list.
+
+    Of a word in several cases the one in lower case is taken, or else the first.
+    """
+    places: dict[str, int] = {}
+    for row, word in enumerate(map(str.strip, words)):
+        if word == word.lower() or word.lower() not in places:
+            places[word.lower()] = row
     return lambda text: [places[word] for word in re.findall(r"\w+", text.lower()) if word in places]
 
 

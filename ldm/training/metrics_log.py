@@ -59,7 +59,8 @@ class MetricsLog:
         """Bring what was kept to the host and write one line; raise DivergedError at anything that is not finite."""
         rows = self.rows_on_host()
         self.check_finite(rows, step)
-        found = [(name, value) for row in rows for name, value in row.items()]
+        # What is not finite here is excused, and JSON has no word for it.
+        found = [(name, value) for row in rows for name, value in row.items() if math.isfinite(value)]
         values = {name: [value for other, value in found if other == name] for name in dict(found)}
         means = {name: float(f"{sum(several) / len(several):.7g}") for name, several in values.items()}
         rate = (step - self.read_at) * self.config.batch_size / max(time.monotonic() - self.since, 1e-9)

@@ -32,7 +32,9 @@ WRITES = {
     "vae",
 }
 OF_THE_SYSTEM = {"lost+found", "Thumbs.db", "desktop.ini"}
-OF_CACHE = re.compile(r"\.lock|(cache|building)\.json(\.partial)?|moments\.npy|shards|captions-\w+\.npy(\.partial)?")
+OF_CACHE = re.compile(
+    r"\.lock|(cache|building)\.json(\.partial)?|moments\.npy|shards|captions-\w+\.npy|\.captions-\w+\.npy\.\d+"
+)
 LOGS = (".log", ".out", ".err")  # where a shell or a cluster sends what the run itself will print
 
 

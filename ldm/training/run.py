@@ -41,7 +41,7 @@ T = TypeVar("T")
 class Run:
     """A run over one folder. `config` is the whole config of a script; `run` and `optim` of it are read here.
 
-    A `dry` run makes a few steps, writes nothing, and reports what the run would take.
+    A `dry` run makes a few steps, writes nothing but a cache of latents, and reports what the run would take.
     `find_unused_parameters` says that not every step trains every parameter, which several processes must know
     beforehand.
     """
@@ -119,7 +119,7 @@ class Run:
         """Go on from the newest whole checkpoint in the folder, if there is one.
 
         `data` is the data's fingerprint, `perceptual_weights` a hash of the pretrained network in the loss, if there is
-        one; they must be those the run began with. Other `facts` are recorded. Comes after the last `prepare`.
+        one; these and a `start` among the recorded `facts` must be as the run began. Comes after the last `prepare`.
         """
         if not self.dry:
             precision = self.run_config.precision

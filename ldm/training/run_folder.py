@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ldm import checkpoint
-from ldm.checkpoint import read_entry, write_atomically
+from ldm.checkpoint import read_entry, read_json, write_atomically
 from ldm.component.versions import versions_of
 from ldm.config import reader
 from ldm.errors import CheckpointError, ConfigError, DataError
@@ -175,7 +175,8 @@ class RunFolder:
         """Write environment.json once.
 
         Later, raise DataError if the data are not those the run was started with, and ConfigError if
-        `perceptual_weights`, the hash of the pretrained network in the loss, is another one.
+        `perceptual_weights`, the hash of the pretrained network in the loss, is another one, or among the facts
+        `start`, a hash of what else the steps depend on of the run that this one started from.
         """
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
@@ -184,6 +185,11 @@ class RunFolder:
                 raise ConfigError(
                     f"the weights of objective.perceptual changed since the run in {self.path} began: restore them, or"
                     " choose another --out"
+                )
+            if read_json(file).get("start", facts.get("start")) != facts.get("start"):
+                raise ConfigError(
+                    f"--from is another, or other weights lie there, than as the run in {self.path} began: give the one"
+                    " it had (command.txt in it), or choose another --out"
                 )
             return
         environment = {

@@ -554,6 +554,10 @@ def test_sections_by_name_have_kinds_are_read_back_and_given_whole_by_a_flag(fil
         ),
         ("{tone: {kind: class, period: 3}}", "data.conditions.tone.period is not a setting of kind class"),
         ("{t: {kind: text, channels: 33}}", "channels 33 must be even, for rotary positions turn them in pairs"),
+        (
+            "{a: {kind: text, channels: 8}, b: {kind: text, layers: 0, channels: 33}}",
+            "the widest text has channels 33, which must be even beside other texts",
+        ),
         ("{a b: {kind: class}}", "'a b' must be a name of letters, digits and _"),
     ],
 )

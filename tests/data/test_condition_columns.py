@@ -1,6 +1,7 @@
 """Conditions of a data set: columns and captions become classes, numbers and texts, or one line says why not."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from ldm.batch import ClassAttribute, NumberAttribute
-from ldm.data.condition_columns import EmbeddedCaptions
+from ldm.data.condition_columns import EmbeddedCaptions, columns_of
 from ldm.data.config import ClassConditionConfig, FolderConfig, NumberConditionConfig, TextConditionConfig
 from ldm.data.datasets import Dataset, open_dataset
+from ldm.data.layouts.listing import Entry
 from ldm.data.summary import describe
 from ldm.errors import ConfigError, DataError
 from ldm.text.captions import attribute_of
@@ -104,6 +106,7 @@ def test_another_value_of_one_image_is_another_fingerprint_of_the_run_and_not_of
         ({"tone": ["dark", None, "dark", None]}, {"tone": TONE}, "2 of 4 images have none, for instance cat/1.png"),
         ({"tone": [1, 2, 3, 4]}, {"tome": TONE}, r"none of the images has one; .*\(columns of the metadata: tone\)"),
         ({"angle": [1.0, float("nan"), 2.0, 3.0]}, {"angle": ANGLE}, "angle is NaN: not a finite number"),
+        ({"angle": [1, 10**400, 2, 3]}, {"angle": ANGLE}, "angle is 10+: not a finite number"),
         (
             {"angle": [1.0, 1e39, 2.0, 3.0]},
             {"angle": ANGLE},
@@ -113,7 +116,16 @@ def test_another_value_of_one_image_is_another_fingerprint_of_the_run_and_not_of
         ({"tone": [0.5] * 4}, {"tone": TONE}, "tone is 0.5: neither text nor a whole number"),
         ({"text": [["a"]] * 4}, {"text": TEXT}, r'text is \["a"\]: not a text'),
     ],
-    ids=["missing", "no such column", "not finite", "infinite in single precision", "no number", "no class", "no text"],
+    ids=[
+        "missing",
+        "no such column",
+        "not finite",
+        "huge",
+        "infinite in single precision",
+        "no number",
+        "no class",
+        "no text",
+    ],
 )
 def test_a_condition_that_an_image_lacks_or_that_is_none_is_refused(tmp_path, columns, conditions, words) -> None:
     described(tmp_path, **columns)
@@ -141,3 +153,14 @@ def test_texts_are_given_out_by_image_with_the_tokens_of_their_caption(tmp_path:
         expected = encoded(encoder, [text], 3)[0].float()
         assert torch.allclose(dataset.condition([index]).values["text"][0], expected, equal_nan=True), name
     assert dataset.condition([0]).dropped(torch.tensor([True])).values["text"].isnan().all()
+
+
+@pytest.mark.parametrize("config", [TONE, TEXT], ids=["class", "text"])
+def test_one_long_text_does_not_make_every_other_one_as_large_in_memory(config: Any) -> None:
+    texts = ["x" * 100_000, *(f"caption {number}" for number in range(200))]
+    entries = [Entry(str(place), None, str(place), row={"text": text}) for place, text in enumerate(texts)]
+    tracemalloc.start()
+    (column,) = columns_of(FolderConfig(path="anywhere", conditions={"text": config}), entries, "anywhere")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [column.names[value] for value in column.values] == texts and peak < 2**20

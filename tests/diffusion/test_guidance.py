@@ -194,6 +194,12 @@ def test_answers_that_count_zero_times_are_not_computed(of_two: Denoiser) -> Non
         ((2.0, NONE, True), {}, "guidance needs a model with classes"),
         ((2.0, TWO, False), {}, "guidance needs a model trained with objective.condition_dropout"),
         ((2.0, TWO, True), {"interval": (2.0, 1.0)}, "guidance_interval 2,1 must be two noise levels"),
+        (
+            (2.0, TWO, True),
+            {"interval": (1.0, 2.0, 3.0)},
+            r"guidance_interval \(1.0, 2.0, 3.0\) must be two noise levels",
+        ),
+        ((2.0, TWO, True), {"interval": ("low", "high")}, r"guidance_interval \('low', 'high'\) must be two noise"),
         ((2.0, TWO, True), {"rescale": 1.5}, "guidance_rescale 1.5 must be at least 0"),
         ((1.0, TWO, True), {"rescale": 0.5}, "guidance_rescale says nothing without guidance"),
         (({"label": 2.0}, TWO, False), {}, "guidance needs a model trained with objective.condition_dropout"),
@@ -211,3 +217,8 @@ def test_a_guide_needs_neither_classes_nor_dropout(denoiser: Denoiser) -> None:
     assert checked_guidance(None, NONE, False, guide=denoiser) == Autoguidance(2.0, denoiser)
     assert checked_guidance(None, TWO, True) == ClassifierFreeGuidance(2.0)
     assert checked_guidance(None, TWO, False) == ClassifierFreeGuidance(1.0)
+
+
+def test_weights_for_no_condition_at_all_are_no_traceback(denoiser: Denoiser) -> None:
+    guidance = checked_guidance({}, NONE, False)
+    assert guidance.weight == 1 and guidance.around(denoiser) is denoiser

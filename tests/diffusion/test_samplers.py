@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.diffusion.config import SAMPLERS
+from ldm.diffusion.config import SAMPLERS, SamplingConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gaussian import LatentGaussian
 from ldm.diffusion.noise import karras_sigmas
 from ldm.diffusion.samplers import Denoise, starting_noise, step_noise
+from ldm.diffusion.samplers.options import checked_options
 from ldm.diffusion.samplers.stochastic import euler_ancestral
+from ldm.errors import RequestError
 from ldm.randomness import generator
 from ldm.verify import samplers
 from ldm.verify.samplers import STD
@@ -415,3 +417,22 @@ def test_sampling_is_a_function_of_the_denoiser_that_gradients_flow_through() ->
     sigmas = karras_sigmas(512, 0.02, 40.0, 7.0)[:-1]
     (slope,) = torch.autograd.grad(sampled("heun", samplers.denoise, start, sigmas).sum(), start)
     assert math.isclose(slope.item(), math.sqrt((STD**2 + 0.02**2) / (STD**2 + 40.0**2)), rel_tol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("restart", {"restart_min": 1.0}, "restart_min 1 must be below restart_max, which is 0.6"),
+        ("heun_churn", {"churn_max": 0.05}, "churn_min 0.1 must be below churn_max, which is 0.05"),
+    ],
+)
+def test_one_end_of_a_part_beyond_the_default_of_the_other_is_not_silently_heun(
+    name: str, given: dict[str, float], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        sampled(name, samplers.denoise, torch.ones(1, 1), karras_sigmas(18, 0.01, 40.0, 7.0), **given)
+
+
+def test_an_option_that_is_a_list_is_no_traceback() -> None:
+    with pytest.raises(RequestError, match=r"churn \[1\] must be a finite number"):
+        checked_options("heun_churn", {"churn": [1]}, "scalar", SamplingConfig())  # type: ignore[dict-item]

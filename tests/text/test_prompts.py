@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from ldm.batch import NULL, ClassAttribute, ConditionSchema, NumberAttribute, TextAttribute
@@ -16,7 +17,7 @@ from ldm.errors import CheckpointError, ConfigError, RequestError
 from ldm.text.captions import attribute_of
 from ldm.text.encoder import encoded, open_encoder
 from ldm.text.prompts import PromptEncoders
-from tests.support.word_vectors import word_vectors
+from tests.support.word_vectors import WORDS, word_vectors
 
 LABEL, ANGLE = ClassAttribute("label", ("cat", "dog")), NumberAttribute("angle", 0.0, 1.0, 0.0, 360.0, 360.0)
 
@@ -57,6 +58,7 @@ def test_a_request_for_nothing_takes_the_classes_in_turn_or_nothing_at_all(text:
     [
         ({"conditions": {"angle": math.nan}}, "angle nan must be a finite number"),
         ({"conditions": {"angle": 1e39}}, r"angle 1e\+39 must be a finite number, of at most 3.4e\+38"),
+        ({"conditions": {"angle": 10**400}}, "angle inf must be a finite number"),
         ({"conditions": {"angle": "north"}}, "angle 'north' is not a number"),
         ({"conditions": {"label": "cow"}}, "label cow is not a class of this model: cat, dog"),
         ({"labels": "cow"}, "labels cow is not a class"),
@@ -161,3 +163,53 @@ def test_a_random_text_encoder_of_transformers_embeds_and_moves(tiny: Callable[[
     again = open_encoder(str(tmp_path / "again"))
     assert again.sha256 == encoder.sha256
     assert torch.allclose(encoded(again, ["a dog"], 4)[0], found[1], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("9 6\n" + "\n".join(WORDS), "words.txt has 10 lines, and the table .* 9 rows"),
+        ("\n".join(WORDS[1:]), "words.txt has 8 lines, and the table .* 9 rows"),
+        ("\n".join([*WORDS[1:], "b\u00e4r"]).encode("latin-1"), "words.txt is not in UTF-8"),
+    ],
+    ids=["a heading", "one word less", "not UTF-8"],
+)
+def test_words_beside_another_number_of_embeddings_are_no_traceback_and_no_other_words(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
+    folder = word_vectors(tmp_path)
+    (folder / "words.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_line_separator_that_is_a_word_does_not_shift_all_words_behind_it(tmp_path: Path) -> None:
+    folder = word_vectors(tmp_path)
+    before = encoded(open_encoder(str(folder)), ["left"], 1)
+    (folder / "words.txt").write_text("\n".join(["\u2028", "\x85", *WORDS[2:]]) + "\n", encoding="utf-8")
+    assert encoded(open_encoder(str(folder)), ["left"], 1).equal(before)
+
+
+def test_a_word_is_not_taken_for_the_same_one_in_capitals(tmp_path: Path) -> None:
+    folder = word_vectors(tmp_path)
+    before = encoded(open_encoder(str(folder)), ["Cat"], 1)
+    (folder / "words.txt").write_text("\n".join([*WORDS[:-2], "CAT", "Cat"]) + "\n")
+    assert encoded(open_encoder(str(folder)), ["Cat"], 1).equal(before)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e6])
+def test_an_embedding_that_float16_cannot_hold_does_not_become_an_infinite_or_a_missing_word(
+    tmp_path: Path, value: float
+) -> None:
+    folder = word_vectors(tmp_path)
+    safetensors.torch.save_file({"embedding": torch.full((len(WORDS), 6), value)}, folder / "vectors.safetensors")
+    with pytest.raises(CheckpointError, match="gives numbers for 'a cat' that float16 cannot hold"):
+        encoded(open_encoder(str(folder)), ["a cat"], 2)
+
+
+def test_a_damaged_table_beside_a_tokenizer_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ConfigError, match="transformers"):
+        open_encoder(str(tmp_path))

@@ -46,3 +46,19 @@ def test_a_line_of_the_log_is_the_mean_since_the_one_before(tmp_path):
     (line,) = RunFolder(tmp_path).lines()
     assert line["step"] == 2 and line["images"] == 8 and line["l1"] == 3.0
     assert line["gradient_norm"] == (4 + 12) / 2, "only the last micro-batch of a step has the whole gradient"
+
+
+def test_an_overflow_that_the_loss_scale_answers_is_no_word_that_json_does_not_have(tmp_path):
+    class HalfPrecision(OneProcess):
+        scaler = object()
+
+    log = MetricsLog(RunFolder(tmp_path), HalfPrecision(), RunConfig(), 0, list)  # type: ignore[arg-type]
+    for norm in (math.inf, 2.0, 4.0):
+        log.append({"l1": torch.tensor(0.5), "gradient_norm": torch.tensor(norm)})
+    log.read(3, lr=0.1)
+    log.append({"l1": torch.tensor(0.5), "gradient_norm": torch.tensor(math.nan)})
+    log.read(4, lr=0.1)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    first, second = RunFolder(tmp_path).lines()
+    assert first["gradient_norm"] == 3.0 and "gradient_norm" not in second

@@ -53,6 +53,7 @@ TAKEN = {
         "latents/moments.npy": "x",
         "latents/shards/0.json": "[]",
     },
+    "captions that kill -9 left half embedded": {".lock": "", "latents/.captions-754998912654554a.npy.31824": "x"},
     "an interrupted start": {".lock": "", "notes.txt": "mine, and in nobody's way"},
     "an interrupted start of version 0.1": {".lock": "", "config.yaml": EARLIER_CONFIG, "command.txt": "train_vae.py"},
     "one with panels": {".lock": "", "samples/step-00000003.png": "x", "config.yaml": EARLIER_CONFIG},

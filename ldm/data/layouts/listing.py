@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.errors import DataError
 
+Value = TypeVar("Value", int, str)
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # of metadata and Parquet files
 NOTHING: Mapping[str, Any] = MappingProxyType({})  # one for all images of which metadata says nothing
 
@@ -128,8 +129,18 @@ def labels_and_classes(labels: list[str | int | None]) -> tuple[np.ndarray, list
     """Class indices, and the names of the classes: whole numbers in their order, everything else as text."""
     if labels[0] is None:
         return np.zeros(len(labels), dtype=np.int64), []
-    values = np.array(labels)
-    if values.dtype.kind == "f":  # of whole numbers beyond 64 bits, which would be rounded
-        values = np.array(labels, dtype=object)
-    classes, indices = np.unique(values, return_inverse=True)
-    return indices.astype(np.int64), [str(name) for name in classes]
+    numbers = [label for label in labels if isinstance(label, int)]
+    if len(numbers) == len(labels):
+        indices, distinct = indices_and_values(numbers)
+        return indices, [str(number) for number in distinct]
+    return indices_and_values([str(label) for label in labels])
+
+
+def indices_and_values(values: Sequence[Value]) -> tuple[np.ndarray, list[Value]]:
+    """The distinct values in their order, and the place of each value among them.
+
+    An array of texts would take as much memory for each as for the longest.
+    """
+    distinct = sorted(set(values))
+    places = {value: place for place, value in enumerate(distinct)}
+    return np.fromiter((places[value] for value in values), np.int64, len(values)), distinct

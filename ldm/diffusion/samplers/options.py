@@ -76,7 +76,11 @@ def checked_options(sampler: str, given: Mapping[str, float | None], skip: str, 
 def check_bounds(name: str, value: float) -> None:
     """Raise RequestError for a value that an option cannot have."""
     bounds = SAMPLER_OPTIONS[name]
-    if isinstance(value, str) or not math.isfinite(value):
+    try:
+        is_finite = math.isfinite(value)
+    except (TypeError, ValueError):  # a word, several numbers
+        is_finite = False
+    if not is_finite:
         raise RequestError(name, f"{value!r} must be a finite number")
     if bounds.whole and value != int(value):
         raise RequestError(name, f"{value:g} must be a whole number")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.diffusion.samplers import Denoise, OnStep, StepNoise, after_step, expand_sigma, sigma_pairs
 from ldm.diffusion.samplers.one_step import heun_step
+from ldm.errors import RequestError
 from ldm.shapes import Latents
 
 
@@ -76,6 +77,7 @@ def heun_churn(
     Between `churn_min` and `churn_max` σ rises by the factor 1 + min(churn / steps, √2 − 1), with noise of standard
     deviation `churn_noise`. The defaults are those of the paper for ImageNet, in units of σ_data.
     """
+    check_order("churn", churn_min, churn_max)
     noisy, growth = start, min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
     for step, (sigma, lower) in enumerate(sigma_pairs(sigmas)):
         raised = sigma * (1 + growth) if churn_min <= sigma <= churn_max else sigma
@@ -101,6 +103,7 @@ def restart(
     The part lies between the levels of the grid next to `restart_min` and `restart_max`, inside these; if there are not
     two it is Heun. The defaults are those of the paper for CIFAR-10, in units of σ_data.
     """
+    check_order("restart", restart_min, restart_max)
     noisy, inside = start, [level for level in sigmas.tolist() if restart_min <= level <= restart_max and level > 0]
     for step, (sigma, lower) in enumerate(sigma_pairs(sigmas), start=1):
         noisy = heun_step(denoise, noisy, sigma, lower)
@@ -111,6 +114,12 @@ def restart(
                     noisy = heun_step(denoise, noisy, higher, following)
         noisy = after_step(on_step, step, noisy)
     return noisy
+
+
+def check_order(name: str, low: float, high: float) -> None:
+    """Raise RequestError for two levels, one of which may be a default, between which there is nothing."""
+    if not low < high:
+        raise RequestError(f"{name}_min", f"{low:g} must be below {name}_max, which is {high:g}: give both")
 
 
 def consistency(
