@@ -171,13 +171,14 @@ def write_results(
     from ldm.checkpoint import write_atomically
     from ldm.evaluation.formatting import report_table
     from ldm.evaluation.panels import ReconstructionPanel
+    from ldm.evaluation.report_files import MARK
 
     result = {"autoencoder": {"source": options.run, **result.pop("autoencoder")}, **result}
     if options.out:
         write_atomically(options.out, json.dumps(result, indent=2).encode())
     if options.panel:
         try:
-            ReconstructionPanel(evaluated.images).draw(autoencoder, options.panel)
+            ReconstructionPanel(evaluated.images).draw(autoencoder, options.panel, MARK)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -464,6 +464,26 @@ def test_a_broken_config_is_what_is_wrong_and_not_the_lack_of_data(finished_vae,
     assert outcome.code == 2 and f"give {finished_diffusion}/vae" in outcome.err, outcome
 
 
+@pytest.mark.parametrize("flag", ["--out", "--panel", "--memorization-sheet"])
+def test_a_picture_of_somebodys_is_replaced_by_a_report(finished_vae, finished_diffusion, tmp_path, flag):
+    theirs = tmp_path / "mine.png"
+    Image.new("RGB", (4, 4)).save(theirs)
+    before = theirs.read_bytes()
+    run = (finished_diffusion, "--generate", 4) if flag == "--memorization-sheet" else (finished_vae, "--images", 2)
+    outcome = evaluated(*run, flag, theirs)
+    assert outcome.code == 2 and f"{flag} {theirs} is there, and was not written by ldm evaluate" in outcome.err, (
+        outcome
+    )
+    assert theirs.read_bytes() == before
+
+
+def test_the_files_of_an_evaluation_are_written_again(finished_vae, tmp_path):
+    flags = ("--images", 2, "--out", tmp_path / "a.json", "--panel", tmp_path / "a.png")
+    assert [evaluated(finished_vae, *flags).code for _ in range(2)] == [0, 0]
+    outcome = evaluated(finished_vae, "--out", tmp_path / "a.png", "--panel", tmp_path / "a.png")
+    assert outcome.code == 2 and "name each its own" in outcome.err, outcome
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc is a folder in which nobody can make a file")
 @pytest.mark.parametrize("flag", ["--panel", "--out", "--save-images"])
 def test_a_place_that_cannot_be_written_is_no_traceback(finished_vae, flag):
