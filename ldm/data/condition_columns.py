@@ -101,7 +101,9 @@ def _column(name: str, config: ConditionConfig, entries: Sequence[Entry], place:
         what = (
             "none of the images has one"
             if len(missing) == len(entries)
-            else (f"{len(missing):,} of {len(entries):,} images have none, for instance {missing[0]}")
+            else (
+                f"{len(missing):,} of {len(entries):,} images have none, for instance {missing[0]} (data.exclude would leave them out)"
+            )
         )
         raise DataError(
             f"{place}: the condition {name} is missing: {what}; give every image one, choose its column, or leave the"
