@@ -111,6 +111,7 @@ def test_two_processes_draw_the_images_of_one(finished_diffusion: Path, photo: P
         (("--strength", 0.5), "--strength is of --image and --variations", 2),
         (("--image", "photo.png", "--variations", "photo.png"), "--image and --variations are two ways", 2),
         (("--interpolate", "1", "cube"), "--interpolate cube is neither the number of an image, a file nor", 2),
+        (("--interpolate", "1", "class:cube"), "condition of this model (class:NAME of disc, square; label:VALUE)", 2),
         (("--variations", "photo.png", "--sampler", "ddim"), "--sampler ddim draws noise on its way", 2),
         (("--variations", "photo.png", "--labels", "0,1"), "--labels 0,1 are several, and --variations is of one", 2),
         (("--seeds", "9-3"), "--seeds 9-3: 9-3 must go from a number up", 2),

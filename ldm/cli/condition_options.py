@@ -105,8 +105,13 @@ def split_at_commas(text: str | None, flag: str) -> list[str] | None:
 
 
 def weights_of(text: str) -> float | dict[str, float]:
-    """The weight of `--guidance`, or one for each condition: `text=4,label=2`; argparse reports a ValueError."""
-    if "=" not in text:
-        return float(text)
-    pairs = [part.partition("=") for part in text.split(",")]
-    return {name.strip(): float(weight) for name, _, weight in pairs}
+    """The weight of `--guidance`, or one for each condition: `text=4,label=2`."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number nor one for each condition, as text=4,label=2"
+        ) from None
