@@ -118,6 +118,14 @@ def test_a_cache_was_written_among_the_images(stage_two: Stage, shapes_folder: P
     assert not (shapes_folder / "cache").exists()
 
 
+def test_a_cache_became_an_image_of_other_images(stage_two: Stage, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.JPG").write_text("an image")
+    said = refusal(stage_two.run(tmp_path / "run", "--cache", tmp_path / "photos"))
+    assert "photos holds a.JPG, and arrays beside images would be read as some" in said
+    assert contents(tmp_path / "photos") == {"a.JPG": b"an image"}
+
+
 def test_a_cache_in_the_runs_own_folder_waited_for_the_runs_own_lock(stage_two: Stage, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert "the run's own folder" in refusal(stage_two.run(out, "--cache", out))
