@@ -16,6 +16,7 @@ from ldm import checkpoint
 from ldm.checkpoint import read_entry, write_atomically
 from ldm.component.versions import versions_of
 from ldm.config import reader
+from ldm.config.yaml_file import read_yaml
 from ldm.data.layouts.file_tree import is_image
 from ldm.errors import CheckpointError, ConfigError, DataError
 from ldm.pictures import curves
@@ -37,6 +38,7 @@ MAY_CHANGE = {
     "data.path",  # where the images lie; that they are the same is told by their content
     "data.root",
 }
+SCRIPTS = {"autoencoder": "train_vae.py", "denoiser": "train_diffusion.py"}  # by a section that only its configs have
 EXPORTS = ("vae", "unet")  # the folders that the end of a run writes
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "latent-diffusion-trainer")
 
@@ -170,6 +172,10 @@ class RunFolder:
         if not self.has_begun() or not (self.path / "config.yaml").exists():
             return
         check_run_format(self.path, "its vae/ is still read; to train, choose another --out")
+        given = read_yaml(self.path / "config.yaml")
+        for section, script in SCRIPTS.items():
+            if isinstance(given, dict) and section in given and not hasattr(new, section):
+                raise ConfigError(f"--out {self.path} is a run of {script}: choose another --out")
         old = self.recorded(new)
         if new.run.graph == "auto":
             new = replace(new, run=replace(new.run, graph=old.run.graph))

@@ -103,6 +103,11 @@ def test_a_wrong_first_try_is_put_right_in_the_same_folder_although_it_left_a_lo
     assert stage_one.run(out, "--run.steps", 1).code == 0
 
 
+def test_a_run_of_the_other_stage_was_said_to_have_wrong_settings(stage_two: Stage, finished_vae: Path) -> None:
+    said = refusal(stage_two.run(finished_vae))
+    assert said.endswith(f"--out {finished_vae} is a run of train_vae.py: choose another --out")
+
+
 def test_a_cache_overwrote_somebodys_moments(stage_two: Stage, tmp_path: Path) -> None:
     cache = tmp_path / "physics"
     cache.mkdir()
