@@ -138,7 +138,7 @@ def evaluation_set(
     images = {"held-out": held_out, "training": training, "all": everything}[split]
     if not len(images):
         advice = "choose --split training or all" if options.probe == "none" else "--probe needs some"
-        raise DataError(f"there are no held-out images (data.held_out is 0): {advice}")
+        raise DataError(f"none of the {len(dataset):,} images is held out: {advice}")
     if options.images is not None and options.images > len(images):
         raise ConfigError(f"--images {options.images} is more than the {len(images)} {split} images")
     if options.fid != "none" and (options.images or len(images)) < 2:

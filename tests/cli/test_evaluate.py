@@ -452,6 +452,15 @@ def test_an_old_vae_of_a_run_that_goes_on_is_not_measured(finished_vae, tmp_path
     assert outcome.code == 4 and "is not finished" in outcome.err and "ldm export --checkpoint" in outcome.err, outcome
 
 
+def test_a_run_of_one_image_was_said_to_have_asked_for_no_held_out_images(stage_one, tmp_path):
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
+    flags = ("--data.path", tmp_path / "one", "--run.batch-size", 1, "--run.steps", 1)
+    assert stage_one.run(tmp_path / "run", *flags).code == 0
+    outcome = evaluated(tmp_path / "run")
+    assert outcome.code == 3 and "none of the 1 images is held out: choose --split training or all" in outcome.err
+
+
 def test_a_broken_config_is_what_is_wrong_and_not_the_lack_of_data(finished_vae, finished_diffusion, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_vae, run)
