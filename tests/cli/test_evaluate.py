@@ -452,12 +452,9 @@ def test_an_old_vae_of_a_run_that_goes_on_is_not_measured(finished_vae, tmp_path
     assert outcome.code == 4 and "is not finished" in outcome.err and "ldm export --checkpoint" in outcome.err, outcome
 
 
-def test_a_run_of_one_image_was_said_to_have_asked_for_no_held_out_images(stage_one, tmp_path):
-    (tmp_path / "one").mkdir()
-    Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
-    flags = ("--data.path", tmp_path / "one", "--run.batch-size", 1, "--run.steps", 1)
-    assert stage_one.run(tmp_path / "run", *flags).code == 0
-    outcome = evaluated(tmp_path / "run")
+def test_one_image_was_said_to_be_of_data_that_hold_none_out(finished_vae, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    outcome = evaluated(finished_vae, "--data", tmp_path, "--split", "held-out")
     assert outcome.code == 3 and "none of the 1 images is held out: choose --split training or all" in outcome.err
 
 
