@@ -106,7 +106,8 @@ def main(arguments: list[str]) -> None:
     def finish() -> None:
         with writing(options.out):
             save(images, drawing.names, options, numbers=drawing.numbers, columns=drawing.columns)
-        print(f"{len(images)} images: {options.out} ({len(images) / seconds:.2g} images/s)")
+        rate = len(images) / seconds
+        print(f"{len(images)} images: {options.out} ({rate:{',.0f' if rate > 10 else '.2g'}} images/s)")
 
     processes.on_main(finish)
     processes.end()

@@ -38,7 +38,8 @@ class ClassAttribute:
             return self.classes.index(label)
         if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
-        shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
+        names = (f'"{name}"' if "," in name else name for name in self.classes[:20])  # as --labels takes one of these
+        shown = ", ".join(names) + (" ..." if len(self.classes) > 20 else "")
         raise RequestError(argument, f"{label} is not a class of this model: {shown}")
 
     def labels(self, given: ClassLabels, argument: str = "labels") -> list[int | str]:

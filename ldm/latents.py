@@ -29,7 +29,7 @@ from ldm.nn.pretrained_weights import sha256_of
 from ldm.shapes import format_size
 from ldm.training import locks
 from ldm.training.run import Run
-from ldm.training.run_folder import check_not_among_images
+from ldm.training.run_folder import check_cache_folder
 from ldm.training.sharded_array import TYPES, ShardedArray, as_tensor
 
 MOST_FITTED = 16384  # images that a Gaussian is fitted to
@@ -102,9 +102,9 @@ def open_latents(run: Run, folder: Path, autoencoder: Autoencoder, dataset: Data
     """The cache in `folder`; what is missing of it is encoded first, by all processes. Every byte is verified.
 
     Raises CheckpointError if the folder holds the cache of another autoencoder, other data or another transform,
-    ConfigError if it lies among the images or is not one folder for all processes.
+    ConfigError if it lies among images or is not one folder for all processes.
     """
-    check_not_among_images("--cache", folder, dataset.config)
+    check_cache_folder(folder, dataset.config)
     array = array_of(folder, autoencoder, dataset, run.run_config.latents)
     processes, channels = run.processes, autoencoder.latent_channels
 

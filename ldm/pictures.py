@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ def grid(images: Images, columns: int, gap: int = 2) -> Image.Image:
     return picture(sheet)
 
 
-def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
+def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
     """Write a PNG whose text chunks hold `settings`."""
     text = PngImagePlugin.PngInfo()
     for key, value in (settings or {}).items():  # a class or a path may hold what UTF-8 or a text chunk cannot

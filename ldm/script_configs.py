@@ -129,7 +129,8 @@ def data_of(config: TrainDiffusionConfig, source: str | None, start: str | None 
             " one of them"
         )
     found = f"is not a run of train_{script}.py" if Path(given).exists() else "does not exist here"
-    raise ConfigError(f"{flag} {given} {found}, so the config must have a data section")
+    meant = " (or name a run that does)" if found.startswith("does") else ""
+    raise ConfigError(f"{flag} {given} {found}, so the config must have a data section{meant}")
 
 
 def vae_config_of(source: str) -> TrainVAEConfig | None:

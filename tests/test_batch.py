@@ -52,6 +52,7 @@ def test_schema_takes_requests_by_name_and_by_index_and_all_classes_in_turn_for_
     [
         (SCHEMA, ["bird"], "labels bird is not a class of this model: cat, dog, 7"),
         (SCHEMA, [3], "labels 3 is not a class"),
+        (ConditionSchema((ClassAttribute("label", ("a, b", "c")),)), ["a"], 'not a class of this model: "a, b", c'),
         (SCHEMA, [-1], "labels -1 is not a class"),
         (SCHEMA, ["dog", "²"], "labels ² is not a class"),
         (SCHEMA, [], "labels names no class; leave it out for all classes in turn"),

@@ -50,6 +50,14 @@ def test_a_text_encoder_out_of_reach_was_named_once_all_images_were_decoded(tmp_
     assert outcome.err.count("\n") == 1
 
 
+def test_a_cache_among_the_images_was_refused_once_captions_lay_there(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    outcome = stage.run(tmp_path / "run", "--cache", tmp_path / "photos")
+    assert outcome.code == 2 and "photos holds a.png" in outcome.err, outcome
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
+
+
 def test_a_resumed_run_with_conditions_of_every_kind_has_the_same_weights(run: Path, stage: Stage, tmp_path) -> None:
     shutil.copytree(run, tmp_path / "again")
     lose_everything_after(tmp_path / "again", step=1)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.cli.sample_settings import MARKS
+from ldm.pictures import save_png
 from ldm.pipeline import LatentDiffusion
 from tests.support.diffusers_process import pixels
 from tests.support.scripts import ran, script, together
@@ -111,6 +113,7 @@ def test_two_processes_draw_the_images_of_one(finished_diffusion: Path, photo: P
         (("--strength", 0.5), "--strength is of --image and --variations", 2),
         (("--image", "photo.png", "--variations", "photo.png"), "--image and --variations are two ways", 2),
         (("--interpolate", "1", "cube"), "--interpolate cube is neither the number of an image, a file nor", 2),
+        (("--interpolate", "1", "class:cube"), "condition of this model (class:NAME of disc, square; label:VALUE)", 2),
         (("--variations", "photo.png", "--sampler", "ddim"), "--sampler ddim draws noise on its way", 2),
         (("--variations", "photo.png", "--labels", "0,1"), "--labels 0,1 are several, and --variations is of one", 2),
         (("--seeds", "9-3"), "--seeds 9-3: 9-3 must go from a number up", 2),
@@ -133,6 +136,13 @@ def test_an_edit_that_cannot_be_made_is_refused_in_one_line(
     said = refusal(ran("sample", finished_diffusion, "--out", out, "--device", "cpu", *given), code)
     assert words.format(photo) in said
     assert not out.exists()
+
+
+def test_a_picture_whose_run_is_elsewhere_was_said_to_be_of_no_finished_run(tmp_path: Path) -> None:
+    settings = {**dict.fromkeys(MARKS, "0"), "run": "runs/gone"}
+    save_png(Image.new("RGB", (4, 4)), tmp_path / "grid.png", settings)
+    said = refusal(ran("sample", "--like", tmp_path / "grid.png", "--out", tmp_path / "b.png"), 2)
+    assert "was drawn from runs/gone, which is not there: name that run, as in sample.py RUN --like" in said
 
 
 def test_settings_of_another_model_drew_something_else(finished_diffusion: Path, photo: Path, tmp_path: Path) -> None:

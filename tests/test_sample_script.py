@@ -89,6 +89,11 @@ def test_a_folder_gets_one_picture_per_image_named_by_its_class(finished_diffusi
             assert picture.text["number"] == str(number) and picture.text["seed"] == "0"
 
 
+def test_what_was_asked_for_beyond_sixteen_was_not_drawn(finished_diffusion: Path, tmp_path: Path) -> None:
+    sampled(finished_diffusion, tmp_path / "many", "--labels", ",".join([*["disc"] * 16, "square"]))
+    assert sorted(path.name for path in (tmp_path / "many").iterdir())[16:] == ["00016-square.png"]
+
+
 def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number(
     finished_diffusion: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +161,11 @@ def test_what_is_no_finished_run_exits_4(tmp_path: Path, made) -> None:
     outcome = ran("sample", tmp_path / "run", "--out", tmp_path / "grid.png")
     assert f"{tmp_path / 'run'} is not a finished run of train_diffusion.py" in refusal(outcome, 4)
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_run_that_is_not_there_was_said_to_have_no_config(tmp_path: Path) -> None:
+    outcome = ran("sample", tmp_path / "run", "--out", tmp_path / "grid.png")
+    assert refusal(outcome, 4).endswith("is not a finished run of train_diffusion.py: it does not exist\n")
 
 
 def test_a_run_of_stage_one_is_not_one_of_stage_two(finished_vae: Path, tmp_path: Path) -> None:

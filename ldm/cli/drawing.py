@@ -67,7 +67,9 @@ def open_drawing(options: argparse.Namespace, model: LatentDiffusion) -> Drawing
         strength=strength if options.image is not None else 1.0,
         size=sides_of(options.size),
     )
-    count = options.num or (FRAMES if options.interpolate else max(len(names), 1) if options.image else GRID)
+    asked = len(names) if is_asked(requested_conditions(options)) else 0
+    images = max(len(names), 1) if options.image else max(GRID, asked)
+    count = options.num or (FRAMES if options.interpolate else images)
     check_request(count if options.num is None else options.num, 1, "heun", options.batch_size)
     numbers = list(range(count)) if options.seeds is None else numbers_of(options.seeds)
     if options.interpolate is not None:
@@ -216,8 +218,9 @@ def request_of_end(text: str, requested: dict[str, Any], model: LatentDiffusion)
     attributes = model.config.schema.attributes
     if value and kind in [each.name for each in attributes]:
         return {**requested, "conditions": {**(requested["conditions"] or {}), kind: value}}
-    known = [*(["class:NAME"] if model.classes else []), *(f"{each.name}:VALUE" for each in attributes)]
-    conditions = f"a condition of this model ({', '.join(known)})" if known else "a class, as this model has none"
+    classes = ", ".join(model.classes[:20]) + (" ..." if len(model.classes) > 20 else "")
+    known = [*([f"class:NAME of {classes}"] if classes else []), *(f"{each.name}:VALUE" for each in attributes)]
+    conditions = f"a condition of this model ({'; '.join(known)})" if known else "a class, as this model has none"
     raise ConfigError(f"--interpolate {text} is neither the number of an image, a file nor {conditions}")
 
 

@@ -19,7 +19,8 @@ def add_editing_options(parser: Any) -> None:
     add(
         "--num",
         type=int,
-        help=f"how many images ({GRID}; {FRAMES} with --interpolate, with --image one for each condition)",
+        help=f"how many images ({GRID}, or one for each condition if there are more; {FRAMES} with --interpolate, with"
+        " --image one for each condition)",
     )
     add("--seeds", metavar="LIST", help="the images with these numbers, as 0-63 or 3,7,20-29, in place of --num")
     add("--size", metavar="HxW", help="pixels of images of another size, where the networks allow it (as trained)")

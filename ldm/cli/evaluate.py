@@ -11,6 +11,7 @@ from ldm.cli.sampling_options import GUIDANCE, add_sampling_options
 from ldm.config.command_line import Parser
 from ldm.diffusion.config import SAMPLER_OPTIONS, SAMPLERS
 from ldm.errors import ConfigError
+from ldm.evaluation.report_files import check_replaceable, features_beside
 
 SPLITS = ("held-out", "training", "all")
 PROBES = ("mean", "flat", "none")
@@ -105,13 +106,16 @@ def check_files(options: argparse.Namespace) -> None:
     for name in ("panel", "memorization_sheet"):
         if (path := getattr(options, name)) and path.suffix.lower() != ".png":
             raise ConfigError(f"--{name.replace('_', '-')} {path} must end in .png")
-    for name in ("out", "panel", "memorization_sheet", "save_images"):
-        path, flag = getattr(options, name), f"--{name.replace('_', '-')}"
-        if path and not path.resolve().parent.is_dir():
-            raise ConfigError(f"{flag} {path} cannot be written: it is in no folder")
-        if path and name != "save_images" and path.is_dir():
-            raise ConfigError(f"{flag} {path} cannot be written: it is a folder")
+    files = {name: getattr(options, name) for name in ("out", "panel", "memorization_sheet") if getattr(options, name)}
+    for name, path in files.items():
+        check_replaceable(f"--{name.replace('_', '-')}", path)
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise ConfigError("--out, --panel and --memorization-sheet are different files: name each its own")
+    if options.panel:
+        check_replaceable("--panel", features_beside(options.panel))
     folder = options.save_images
+    if folder and not folder.resolve().parent.is_dir():
+        raise ConfigError(f"--save-images {folder} cannot be written: it is in no folder")
     if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--save-images {folder} is there already: name a new folder")
 

@@ -138,7 +138,7 @@ def evaluation_set(
     images = {"held-out": held_out, "training": training, "all": everything}[split]
     if not len(images):
         advice = "choose --split training or all" if options.probe == "none" else "--probe needs some"
-        raise DataError(f"there are no held-out images (data.held_out is 0): {advice}")
+        raise DataError(f"none of the {len(dataset):,} images is held out: {advice}")
     if options.images is not None and options.images > len(images):
         raise ConfigError(f"--images {options.images} is more than the {len(images)} {split} images")
     if options.fid != "none" and (options.images or len(images)) < 2:
@@ -171,13 +171,14 @@ def write_results(
     from ldm.checkpoint import write_atomically
     from ldm.evaluation.formatting import report_table
     from ldm.evaluation.panels import ReconstructionPanel
+    from ldm.evaluation.report_files import MARK
 
     result = {"autoencoder": {"source": options.run, **result.pop("autoencoder")}, **result}
     if options.out:
         write_atomically(options.out, json.dumps(result, indent=2).encode())
     if options.panel:
         try:
-            ReconstructionPanel(evaluated.images).draw(autoencoder, options.panel)
+            ReconstructionPanel(evaluated.images).draw(autoencoder, options.panel, MARK)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise

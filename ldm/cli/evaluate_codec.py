@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from ldm.entropy.categorical import import_constriction
     from ldm.entropy.config import EntropyModelConfig
     from ldm.evaluation.feature_networks import open_perceptual_metric
+    from ldm.evaluation.report_files import MARK
     from ldm.training.devices import choose_device
 
     import_constriction()
@@ -65,6 +66,6 @@ def run(options: argparse.Namespace) -> None:
     if options.out:
         write_atomically(options.out, json.dumps(found, indent=2).encode())
     if options.panel:
-        draw(curves, options.panel)
+        draw(curves, options.panel, MARK)
     print(f"{len(images)} {evaluated.split} images of {' x '.join(map(str, images.shape))}")
     print(table(curves))

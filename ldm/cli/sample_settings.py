@@ -51,6 +51,11 @@ def arguments_like(arguments: list[str], parser_of: Callable[[Sequence[str]], Pa
     for group in [*alternatives(of_run), {"num", "seeds"}]:
         given |= group if group & given else set()
     run = options.run or Path(stored["run"])
+    if options.run is None and not (run / "unet").is_dir():
+        raise ConfigError(
+            f"--like {options.like} was drawn from {run}, which is not there: name that run, as in sample.py RUN --like"
+            f" {options.like}"
+        )
     if MODEL in stored and (run / "unet").is_dir() and stored[MODEL] != fingerprint(model_files(run)):
         advice = "its weights are others now" if options.run is None else f"leave it out to take {stored['run']}"
         raise ConfigError(f"--like {options.like} was drawn from another model than {run}: {advice}")

@@ -1,6 +1,6 @@
 """Rate-distortion curves: what codecs cost and give on the same images, as numbers, a table and a picture."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def table(curves: Sequence[Curve]) -> str:
     return "\n".join(lines)
 
 
-def draw(curves: Sequence[Curve], path: Path) -> None:
+def draw(curves: Sequence[Curve], path: Path, settings: Mapping[str, str] | None = None) -> None:
     """Save the curves: each metric over the bits per pixel of whole files, dashed without headers.
 
     A codec without loss is a vertical line.
@@ -196,4 +196,4 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         if number == 1:
             axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=dict(settings or {}))

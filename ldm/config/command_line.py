@@ -130,7 +130,8 @@ def _split(
         flag, equals, text = argument.partition("=")
         name = known.get(flag.removeprefix("--").replace("-", "_"))
         if name is None:
-            raise ConfigError(f"{flag} is not a flag; {reader.advice(flag.lstrip('-'), [*options, *names], '--')}")
+            meant = reader.advice(flag.lstrip("-").replace("-", "_"), [*options, *names], "--")
+            raise ConfigError(f"{flag} is not a flag; {meant}")
         if name in given:
             raise ConfigError(f"{flag} is given twice")
         if name in options and options[name].metavar is None:

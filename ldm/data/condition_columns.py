@@ -98,11 +98,9 @@ def _column(name: str, config: ConditionConfig, entries: Sequence[Entry], place:
     missing = [entry.name for entry, value in zip(entries, found, strict=True) if value is None or value == ""]
     if missing:
         known = sorted({column for entry in entries for column in entry.row} - {"file_name"})
-        what = (
-            "none of the images has one"
-            if len(missing) == len(entries)
-            else (f"{len(missing):,} of {len(entries):,} images have none, for instance {missing[0]}")
-        )
+        some = f"{len(missing):,} of {len(entries):,} images have none, for instance {missing[0]}"
+        some += " (data.exclude would leave them out)"
+        what = "none of the images has one" if len(missing) == len(entries) else some
         raise DataError(
             f"{place}: the condition {name} is missing: {what}; give every image one, choose its column, or leave the"
             f" condition out (columns of the metadata: {', '.join(map(str, known)) or 'none'})"

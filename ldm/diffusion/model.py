@@ -82,9 +82,8 @@ def save_denoiser(denoiser: Denoiser, config: DiffusionModelConfig, folder: Path
 def load_denoiser(folder: Path, variant: str | None = None) -> tuple[Denoiser, DiffusionModelConfig]:
     """What `save_denoiser` wrote."""
     if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder.parent} is not a finished run of train_diffusion.py: it has no unet/config.json"
-        )
+        lacking = "it has no unet/config.json" if folder.parent.exists() else "it does not exist"
+        raise CheckpointError(f"{folder.parent} is not a finished run of train_diffusion.py: {lacking}")
     try:
         entries = json.loads((folder / "config.json").read_text())
         saved = our_config_in(entries)

@@ -12,6 +12,7 @@ from ldm.evaluation.generation import RealImages
 from ldm.evaluation.image_sets import ImageSet, ImageSetReader
 from ldm.evaluation.memorization import Memorization, Rows, find_neighbors, parts_of, pixel_rows
 from ldm.evaluation.neighbors import distinct_groups
+from ldm.evaluation.report_files import MARK
 from ldm.evaluation.sample_sheet import captioned
 from ldm.latents import LatentCache
 from ldm.pictures import save_png
@@ -117,4 +118,4 @@ def draw_pairs(found: Memorization, real: RealImages, samples: ImageSet, path: P
 
     caption = "in {}: samples, above the training images nearest to them; the most like copies first"
     pairs = {caption.format(name): found.pair_images(name, samples.pixels, training_image) for name in found.samples}
-    save_png(captioned(pairs), path)
+    save_png(captioned(pairs), path, MARK)

@@ -1,6 +1,7 @@
 """Panels during training: held-out reconstructions and samples as pictures, with their metrics and validation loss."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.model import DiffusionModelConfig
 from ldm.diffusion.objective import losses_by_sigma
 from ldm.evaluation.metrics import psnr
+from ldm.evaluation.report_files import features_beside
 from ldm.latents import LatentCache
 from ldm.pictures import grid, reconstruction_panel, save_png, upscaled
 from ldm.pipeline import LatentDiffusion
@@ -32,7 +34,7 @@ class ReconstructionPanel:
         self.objective = objective or ReconstructionObjectiveConfig()
 
     @torch.no_grad()
-    def draw(self, autoencoder: Autoencoder, path: Path) -> dict[str, float]:
+    def draw(self, autoencoder: Autoencoder, path: Path, settings: Mapping[str, str] | None = None) -> dict[str, float]:
         """Save input, reconstruction and four times their difference; returns metrics of them and of their latents.
 
         Mean PSNR in dB, spectrum slope, encoder Jacobian; what is not defined is left out. The second row is what the
@@ -43,10 +45,10 @@ class ReconstructionPanel:
         restoration = restore(autoencoder, self.objective, images, StepRandom(0, 0, len(images)))
         reconstruction = restoration.images.cpu()
         seen = None if self.objective.corruption is None else restoration.corrupted.cpu()
-        save_png(upscaled(reconstruction_panel(self.images, reconstruction, seen)), path)
+        save_png(upscaled(reconstruction_panel(self.images, reconstruction, seen)), path, settings)
         if has_dictionary(autoencoder):
             dictionary = upscaled(grid(dictionary_images(autoencoder, images).cpu(), columns=8))
-            save_png(dictionary, path.with_name(path.name.replace("step", "features")))
+            save_png(dictionary, features_beside(path), settings)
         metrics = {
             "panel_psnr": psnr(self.images, reconstruction).mean().item(),
             "latent_spectrum_slope": spectrum_slope(autoencoder.encode(images).mode()),

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.errors import ConfigError
 from ldm.evaluation.generation import RealImages
 from ldm.evaluation.image_sets import ImageSet
+from ldm.evaluation.report_files import MARK
 from ldm.evaluation.saved_images import file_names
 from ldm.pictures import MODES, grid, picture, save_png, upscaled
 from ldm.shapes import to_float
@@ -26,7 +27,7 @@ def draw_sheet(real: RealImages, samples: ImageSet, path: Path) -> None:
     if "gaussian" in real.others:
         sets["samples of the Gaussian of the latents"] = real.others["gaussian"], ROWS
     shown = {name: images.evenly_spaced(COLUMNS * rows).pixels for name, (images, rows) in sets.items()}
-    save_png(captioned(shown), path)
+    save_png(captioned(shown), path, MARK)
 
 
 def captioned(sets: Mapping[str, Tensor]) -> Image.Image:

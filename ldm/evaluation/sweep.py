@@ -13,6 +13,7 @@ from ldm.evaluation.formatting import format_metric
 from ldm.evaluation.generation import RealImages
 from ldm.evaluation.generation_report import header, report
 from ldm.evaluation.image_sets import ImageSetReader, SamplingSettings
+from ldm.evaluation.report_files import MARK
 from ldm.evaluation.samples import draw_samples, held_out_denoising, measure
 from ldm.pictures import import_matplotlib
 from ldm.pipeline import LatentDiffusion
@@ -190,4 +191,4 @@ def draw_sweep(found: dict[str, Any], path: Path) -> None:
             axes.set_xlabel(found["sweep"], fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=MARK)

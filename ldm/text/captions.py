@@ -18,6 +18,7 @@ from ldm.data.datasets import Dataset
 from ldm.errors import CheckpointError, ConfigError
 from ldm.text.encoder import TextEncoder, encoded, open_encoder
 from ldm.training.run import Run
+from ldm.training.run_folder import check_cache_folder
 
 AT_A_TIME = 256  # texts
 
@@ -30,9 +31,13 @@ def open_encoders(data: DataConfig) -> dict[str, TextEncoder]:
 
 
 def embed_captions(run: Run, folder: Path, dataset: Dataset, encoders: Mapping[str, TextEncoder]) -> None:
-    """Embed the texts among the conditions of a data set, and keep them in `folder`, where they may be already."""
+    """Embed the texts among the conditions of a data set, and keep them in `folder`, where they may be already.
+
+    ConfigError if that lies among images.
+    """
     for column in dataset.columns:
         if isinstance(column.config, TextConditionConfig):
+            check_cache_folder(folder, dataset.config)
             encoder = encoders[column.name]
             dataset.captions[column.name] = embedded(run, folder, column, column.config, encoder)
 

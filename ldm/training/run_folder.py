@@ -16,11 +16,13 @@ from ldm import checkpoint
 from ldm.checkpoint import read_entry, read_json, write_atomically
 from ldm.component.versions import versions_of
 from ldm.config import reader
+from ldm.config.yaml_file import read_yaml
+from ldm.data.layouts.file_tree import is_image
 from ldm.errors import CheckpointError, ConfigError, DataError
 from ldm.pictures import curves
 from ldm.training import locks
 from ldm.training.config import RUN_FORMAT, check_run_format
-from ldm.training.ownership import LOCK, in_the_way
+from ldm.training.ownership import LOCK, OF_CACHE, in_the_way
 
 MAY_CHANGE = {
     "run.steps",
@@ -36,6 +38,7 @@ MAY_CHANGE = {
     "data.path",  # where the images lie; that they are the same is told by their content
     "data.root",
 }
+SCRIPTS = {"autoencoder": "train_vae.py", "denoiser": "train_diffusion.py"}  # by a section that only its configs have
 EXPORTS = ("vae", "unet")  # the folders that the end of a run writes
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow", "latent-diffusion-trainer")
 
@@ -45,6 +48,16 @@ def check_not_among_images(option: str, folder: Path, data: Any) -> None:
     images = getattr(data, "path", "")
     if images and folder.resolve().is_relative_to(Path(images).expanduser().resolve()):
         raise ConfigError(f"{option} {folder} lies in data.path {images}, among the images: choose another {option}")
+
+
+def check_cache_folder(folder: Path, data: Any) -> None:
+    """Raise ConfigError if a cache of latents in `folder` would become images of the data, or of others there."""
+    check_not_among_images("--cache", folder, data)
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    if image := next((name for name in names if is_image(name) and not OF_CACHE.fullmatch(name)), None):
+        raise ConfigError(
+            f"--cache {folder} holds {image}, and arrays beside images would be read as some: choose another folder"
+        )
 
 
 class RunFolder:
@@ -159,6 +172,10 @@ class RunFolder:
         if not self.has_begun() or not (self.path / "config.yaml").exists():
             return
         check_run_format(self.path, "its vae/ is still read; to train, choose another --out")
+        given = read_yaml(self.path / "config.yaml")
+        for section, script in SCRIPTS.items():
+            if isinstance(given, dict) and section in given and not hasattr(new, section):
+                raise ConfigError(f"--out {self.path} is a run of {script}: choose another --out")
         old = self.recorded(new)
         if new.run.graph == "auto":
             new = replace(new, run=replace(new.run, graph=old.run.graph))

@@ -452,6 +452,12 @@ def test_an_old_vae_of_a_run_that_goes_on_is_not_measured(finished_vae, tmp_path
     assert outcome.code == 4 and "is not finished" in outcome.err and "ldm export --checkpoint" in outcome.err, outcome
 
 
+def test_one_image_was_said_to_be_of_data_that_hold_none_out(finished_vae, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    outcome = evaluated(finished_vae, "--data", tmp_path, "--split", "held-out")
+    assert outcome.code == 3 and "none of the 1 images is held out: choose --split training or all" in outcome.err
+
+
 def test_a_broken_config_is_what_is_wrong_and_not_the_lack_of_data(finished_vae, finished_diffusion, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_vae, run)
@@ -462,6 +468,26 @@ def test_a_broken_config_is_what_is_wrong_and_not_the_lack_of_data(finished_vae,
         assert outcome.code == 2 and "config.yaml" in outcome.err and "helt_out" in outcome.err, outcome
     outcome = ran("ldm.cli.main", "evaluate", finished_diffusion)
     assert outcome.code == 2 and f"give {finished_diffusion}/vae" in outcome.err, outcome
+
+
+@pytest.mark.parametrize("flag", ["--out", "--panel", "--memorization-sheet"])
+def test_a_picture_of_somebodys_is_replaced_by_a_report(finished_vae, finished_diffusion, tmp_path, flag):
+    theirs = tmp_path / "mine.png"
+    Image.new("RGB", (4, 4)).save(theirs)
+    before = theirs.read_bytes()
+    run = (finished_diffusion, "--generate", 4) if flag == "--memorization-sheet" else (finished_vae, "--images", 2)
+    outcome = evaluated(*run, flag, theirs)
+    assert outcome.code == 2 and f"{flag} {theirs} is there, and was not written by ldm evaluate" in outcome.err, (
+        outcome
+    )
+    assert theirs.read_bytes() == before
+
+
+def test_the_files_of_an_evaluation_are_written_again(finished_vae, tmp_path):
+    flags = ("--images", 2, "--out", tmp_path / "a.json", "--panel", tmp_path / "a.png")
+    assert [evaluated(finished_vae, *flags).code for _ in range(2)] == [0, 0]
+    outcome = evaluated(finished_vae, "--out", tmp_path / "a.png", "--panel", tmp_path / "a.png")
+    assert outcome.code == 2 and "name each its own" in outcome.err, outcome
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc is a folder in which nobody can make a file")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm.config.command_line import Command, Option, Parser, describe, parse
+from ldm.errors import ConfigError
 from ldm.script_configs import TrainDiffusionConfig
 from tests.support.example_configs import Disk, ExampleConfig, Optimizer, refusal
 
@@ -25,6 +26,12 @@ def file(tmp_path: Path) -> Path:
 
 def parsed(*arguments: str) -> Command[ExampleConfig]:
     return parse(ExampleConfig, list(arguments), prog="train.py", description="Trains.", options=OPTIONS)
+
+
+def test_a_setting_with_a_dash_was_not_found_in_its_section(file: Path) -> None:
+    arguments = [str(file), "--out", "x", "--batch-size", "3"]
+    with pytest.raises(ConfigError, match=r"--batch-size is not a flag; did you mean --run\.batch_size\?$"):
+        parse(TrainDiffusionConfig, arguments, prog="train.py", description="Trains.", options=OPTIONS)
 
 
 def test_arguments_come_in_any_order_and_in_both_spellings(file: Path) -> None:

@@ -91,6 +91,21 @@ def test_captions_beside_the_images_and_in_metadata_are_texts(tmp_path: Path) ->
     assert "words: 2 distinct captions" in describe(opened(tmp_path / "beside", words=TEXT))
 
 
+def test_a_caption_in_another_encoding_than_utf8_is_read_as_other_letters(tmp_path: Path) -> None:
+    for name in images(tmp_path):
+        (tmp_path / name).with_suffix(".txt").write_text("a grün disc", encoding="utf-16")
+    assert "captions (.txt) are not used: 4" in describe(opened(tmp_path))
+    with pytest.raises(DataError, match=r"cat/1.txt: the caption is no text in UTF-8: save it as one"):
+        opened(tmp_path, words=TEXT)
+
+
+def test_captions_whose_ending_is_in_capitals_are_counted_and_not_found(tmp_path: Path) -> None:
+    for name in images(tmp_path):
+        (tmp_path / name).with_suffix(".TXT").write_text("a disc")
+    assert "captions (.txt) are not used: 4" in describe(opened(tmp_path))
+    assert opened(tmp_path, words=TEXT).columns[0].names == ("a disc",)
+
+
 def test_another_value_of_one_image_is_another_fingerprint_of_the_run_and_not_of_the_images(tmp_path: Path) -> None:
     found = []
     for number, last in enumerate((271.5, 272.0)):

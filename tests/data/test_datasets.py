@@ -107,6 +107,12 @@ def test_missing_and_empty_folders_are_refused_by_name(tmp_path: Path) -> None:
         opened(describe(tmp_path / "empty"))
 
 
+def test_a_relative_path_from_another_folder_was_said_to_be_missing_and_not_from_where(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"data.path gone does not exist in {tmp_path}, where a relative path begins"):
+        opened(Path("gone"))
+
+
 def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
     first = write(tmp_path / "first", {"a.png": 1, "b.png": 2})
     copy = Path(shutil.copytree(first, tmp_path / "second", copy_function=shutil.copyfile))

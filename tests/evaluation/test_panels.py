@@ -8,7 +8,13 @@ import numpy as np
 import torch
 
 from ldm import Autoencoder
-from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, KLNetworkConfig
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    GaussianConfig,
+    KLNetworkConfig,
+    LinearNetworkConfig,
+    SparseConfig,
+)
 from ldm.autoencoder.model import create_trainable
 from ldm.data.config import FolderConfig
 from ldm.data.datasets import Subset, open_dataset
@@ -40,6 +46,12 @@ def test_a_metric_that_is_not_defined_is_left_out(shapes_folder: Path, tmp_path:
     with torch.no_grad():
         next(autoencoder.network.parameters()).fill_(math.nan)
     assert panel.draw(autoencoder, tmp_path / "panel.png") == {}
+
+
+def test_the_dictionary_takes_the_place_of_a_panel_of_any_other_name(shapes_folder: Path, tmp_path: Path) -> None:
+    config = AutoencoderConfig(LinearNetworkConfig(), SparseConfig(channels=4, k=2))
+    panel_of(shapes_folder, 4).draw(create_trainable(config, image=(3, 4, 4)), tmp_path / "panel.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"panel.png", "features-panel.png"}
 
 
 def test_drawing_a_panel_leaves_no_gradient_and_no_random_state_behind(

@@ -104,6 +104,11 @@ def test_a_wrong_first_try_is_put_right_in_the_same_folder_although_it_left_a_lo
     assert stage_one.run(out, "--run.steps", 1).code == 0
 
 
+def test_a_run_of_the_other_stage_was_said_to_have_wrong_settings(stage_two: Stage, finished_vae: Path) -> None:
+    said = refusal(stage_two.run(finished_vae))
+    assert said.endswith(f"--out {finished_vae} is a run of train_vae.py: choose another --out")
+
+
 def test_a_cache_overwrote_somebodys_moments(stage_two: Stage, tmp_path: Path) -> None:
     cache = tmp_path / "physics"
     cache.mkdir()
@@ -117,6 +122,14 @@ def test_a_cache_was_written_among_the_images(stage_two: Stage, shapes_folder: P
     outcome = stage_two.run(tmp_path / "run", "--cache", shapes_folder / "cache")
     assert outcome.code == 2 and "among the images: choose another --cache" in outcome.err, outcome
     assert not (shapes_folder / "cache").exists()
+
+
+def test_a_cache_became_an_image_of_other_images(stage_two: Stage, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.JPG").write_text("an image")
+    said = refusal(stage_two.run(tmp_path / "run", "--cache", tmp_path / "photos"))
+    assert "photos holds a.JPG, and arrays beside images would be read as some" in said
+    assert contents(tmp_path / "photos") == {"a.JPG": b"an image"}
 
 
 def test_a_cache_in_the_runs_own_folder_waited_for_the_runs_own_lock(stage_two: Stage, tmp_path: Path) -> None:

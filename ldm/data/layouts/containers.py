@@ -75,7 +75,8 @@ def _check_exists(path: Path) -> None:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise DataError(f"data.path {path} does not exist") from error
+        seen = "" if path.is_absolute() else f" in {Path.cwd()}, where a relative path begins"
+        raise DataError(f"data.path {path} does not exist{seen}") from error
     except OSError as error:
         raise DataError(f"data.path {path} cannot be read: {error.strerror}") from error
 

@@ -74,7 +74,7 @@ def _entry(tree: FileTree, folder: str, row: Any, label_column: str | None) -> E
         raise ValueError(f"file_name {path} leads out of the folder")
     name = (PurePosixPath(folder) / path).as_posix()
     if name not in tree:
-        raise ValueError(f"file_name {path} does not exist")
+        raise ValueError(f"file_name {path} does not exist" + "; write / for each \\" * ("\\" in name))
     label = row.get(label_column) if label_column else None
     group = row.get("group")
     check_label(label, label_column or "label")
@@ -147,6 +147,8 @@ def _check_columns(columns: Sequence[str], place: str) -> None:
     if "file_name" not in columns:
         mark = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), "")
         advice = f"; separate columns by commas instead of {json.dumps(mark)}" if mark else ""
+        if "file_name" in map(str.strip, columns):
+            advice = "; take the spaces around the commas out"
         raise DataError(f"{place} has no column file_name; its columns: {', '.join(columns) or 'none'}{advice}")
 
 

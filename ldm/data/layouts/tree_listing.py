@@ -203,13 +203,22 @@ def _with_captions(tree: FileTree, entries: list[Entry]) -> tuple[list[Entry], s
     found, read = [], set[str]()
     for entry in entries:
         stem = entry.name.rpartition(".")[0]
-        file = next((stem + ending for ending in CAPTIONS if stem + ending in tree), None)
+        endings = (*CAPTIONS, *map(str.upper, CAPTIONS))
+        file = next((stem + ending for ending in endings if stem + ending in tree), None)
         if file is not None:
             read.add(file)
-            text = " ".join(tree.read(file).decode("utf-8-sig", "replace").split())
-            entry = replace(entry, row={**entry.row, CAPTION_COLUMNS[0]: text})
+            entry = replace(entry, row={**entry.row, CAPTION_COLUMNS[0]: _caption(tree, file)})
         found.append(entry)
     return found, read
+
+
+def _caption(tree: FileTree, file: str) -> str:
+    try:
+        return " ".join(tree.read(file).decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{tree.place.removeprefix('data.path ')}/{file}: the caption is no text in UTF-8: save it as one"
+        ) from error
 
 
 def _sidecar_label(tree: FileTree, file: str, config: FolderConfig) -> str | int | None:

@@ -49,7 +49,9 @@ def is_asked(asked: Mapping[str, Any]) -> bool:
 def number_of_images(num_images: int | None, labels: int | None, latents: Tensor | None, each: int) -> int:
     """How many images are asked for, by their number or that of the labels or latents; `each` of them several times."""
     if num_images is not None and not isinstance(num_images, Integral):
-        raise RequestError("num", f"{num_images!r} is no number of images; classes are given as class_labels")
+        raise RequestError(
+            "num", f"{num_images!r} is no number of images; classes are given as class_labels, texts as prompt"
+        )
     if not isinstance(each, Integral) or each < 1:
         raise RequestError("num_images_per_prompt", f"{each} must be a number, at least 1")
     if num_images is not None:

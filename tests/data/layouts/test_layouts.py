@@ -205,6 +205,8 @@ def test_metadata_is_ignored_where_hugging_face_has_it(tmp_path: Path, kind: str
         ("file_name,label\n1.pgm,a\n2.pgm,\n", r"line 3: either every line has a label or none"),
         ("file_name,label\n../1.pgm,a\n", r"line 2: file_name \.\./1\.pgm leads out of the folder"),
         ("file_name,label\n9.pgm,a\n", r"file_name 9\.pgm does not exist"),
+        ("file_name\na\\9.pgm\n", r"file_name a\\9\.pgm does not exist; write / for each \\"),
+        ("label, file_name\na, 1.pgm\n", "no column file_name; .*; take the spaces around the commas out"),
         ("file_name\n1.pgm\n1.pgm\n", "was named before"),
         ("file_name\n", "names no images"),
         ('file_name\n"1.pgm', "not a table of comma-separated values"),

@@ -186,7 +186,10 @@ def test_a_request_that_cannot_be_met_is_refused_in_the_words_of_diffusers(share
         ({"class_labels": 1.5}, "class_labels 1.5 is not a class"),
         ({"class_labels": torch.zeros(2, 3)}, "class_labels of shape [2, 3] are not one-hot rows of 2"),
         ({"num_images": 0}, "num_images 0 must be at least 1"),
-        ({"num_images": ["cat"]}, "num_images ['cat'] is no number of images; classes are given as class_labels"),
+        (
+            {"num_images": ["cat"]},
+            "num_images ['cat'] is no number of images; classes are given as class_labels, texts as prompt",
+        ),
         ({"num_inference_steps": 0}, "num_inference_steps 0 must be at least 1"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan must be a finite number"),
