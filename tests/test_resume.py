@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -130,9 +131,9 @@ def wait_until_caught(child: int, number: int) -> None:
     """Return once a process has a handler for a signal: on a busy machine it may begin late."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if found := re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{child}/status").read_text()):
-            if int(found[1], 16) >> (number - 1) & 1:
-                return
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{child}/status").read_text())
+        if caught and int(caught[1], 16) >> (number - 1) & 1:
+            return
         time.sleep(0.01)
 
 
