@@ -171,7 +171,10 @@ def pixels(file: Path) -> torch.Tensor:
         (("--guidance", "size=2"), "--guidance size is no condition of this model"),
         (("--guidance", "text=x"), "--guidance: text=x is neither a number"),
         (("--prompt", "a cat", "--text", "a dog"), "--prompt and text are the same condition: give one of them"),
-        (("--interpolate", "size:3", "1"), "a condition of this model (class:NAME, label:VALUE, tone:VALUE, angle:VAL"),
+        (
+            ("--interpolate", "size:3", "1"),
+            "a condition of this model (class:NAME of cat, dog; label:VALUE; tone:VALUE; angle:VAL",
+        ),
         (("--interpolate", "angle:north", "1"), "--angle 'north' is not a number"),
         (("--prompts", "nowhere.txt"), "--prompts nowhere.txt cannot be read"),
     ],
