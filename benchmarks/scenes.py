@@ -1,9 +1,11 @@
-"""Text to image that can be checked: draws captioned scenes of two objects, and reads samples from their pixels.
+r"""Text to image that can be checked: draws captioned scenes of two objects, and reads samples from their pixels.
 
     python benchmarks/scenes.py draw scenes                   # 20,000 images and two files of 500 prompts
-    python train_diffusion.py configs/diffusion/scenes.yaml --data.path scenes/images --out runs/scenes
-    python sample.py runs/scenes --prompts scenes/seen.txt --num 500 --out runs/scenes/seen
-    python sample.py runs/scenes --prompts scenes/unseen.txt --num 500 --out runs/scenes/unseen
+    python train_vae.py configs/vae/folder.yaml --data.path scenes/images --data.size 32 --data.flip false \
+        --run.steps 300 --out runs/scenes/vae
+    python train_diffusion.py configs/diffusion/scenes.yaml --autoencoder runs/scenes/vae --out runs/scenes/diffusion
+    python sample.py runs/scenes/diffusion --prompts scenes/seen.txt --num 500 --guidance 4 --out runs/scenes/seen
+    python sample.py runs/scenes/diffusion --prompts scenes/unseen.txt --num 500 --guidance 4 --out runs/scenes/unseen
     python benchmarks/scenes.py score runs/scenes/seen scenes/seen.txt
     python benchmarks/scenes.py score runs/scenes/unseen scenes/unseen.txt
 
