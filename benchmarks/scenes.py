@@ -4,8 +4,10 @@ r"""Text to image that can be checked: draws captioned scenes of two objects, an
     python train_vae.py configs/vae/folder.yaml --data.path scenes/images --data.size 32 --data.flip false \
         --run.steps 300 --out runs/scenes/vae
     python train_diffusion.py configs/diffusion/scenes.yaml --autoencoder runs/scenes/vae --out runs/scenes/diffusion
-    python sample.py runs/scenes/diffusion --prompts scenes/seen.txt --num 500 --guidance 4 --out runs/scenes/seen
-    python sample.py runs/scenes/diffusion --prompts scenes/unseen.txt --num 500 --guidance 4 --out runs/scenes/unseen
+    python sample.py runs/scenes/diffusion --prompts scenes/seen.txt --num 500 --guidance 4 \
+        --sampler dpm++2m --steps 14 --out runs/scenes/seen
+    python sample.py runs/scenes/diffusion --prompts scenes/unseen.txt --num 500 --guidance 4 \
+        --sampler dpm++2m --steps 14 --out runs/scenes/unseen
     python benchmarks/scenes.py score runs/scenes/seen scenes/seen.txt
     python benchmarks/scenes.py score runs/scenes/unseen scenes/unseen.txt
 
