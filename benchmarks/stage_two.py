@@ -115,11 +115,11 @@ class Zero(nn.Module):
 
 
 class Training:
-    """The loop of train_diffusion.py for so many steps: in fp32 or, on a GPU, as the config says, and as a graph."""
+    """The loop of train_diffusion.py for so many steps; on a GPU as a graph."""
 
     def __init__(self, config: TrainDiffusionConfig, data: Data, out: Path, steps: int):
         optim = replace(config.optim, warmup=max(round(WARMUP * steps), 1))
-        how = {"precision": "fp32"} if DEVICE.type == "cpu" else {"graph": "on"}
+        how = {} if DEVICE.type == "cpu" else {"graph": "on"}
         config = replace(config, optim=optim, run=replace(config.run, steps=steps, **how))
         self.run = Run(config, out, dry=True)
         seed_weights(config.run.seed)

@@ -79,6 +79,14 @@ def test_a_wrong_setting_of_train_vae(stage_one, tmp_path, arguments, code, word
             2,
             ("freeze_encoder leaves", "network.kind kl random"),
         ),
+        (
+            (
+                *("--autoencoder.network.kind", "residual", "--autoencoder.network.encoder-lr-factor", 0),
+                *("--objective.penalties.jacobian.weight", 1),
+            ),
+            2,
+            ("objective.penalties.jacobian shapes the encoder", "encoder_lr_factor 0", "set that to 1"),
+        ),
         (("--autoencoder.network.kind", "pretrained"), 2, ("autoencoder.network", "path is empty")),
         ((*PRETRAINED, "nowhere/at/all"), 4, ("nowhere/at/all", "autoencoder.network.path")),
         ((*PRETRAINED, __file__), 4, ("autoencoder.network.path",)),

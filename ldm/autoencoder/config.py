@@ -84,7 +84,9 @@ class ResidualNetworkConfig(Checked):
     kind: Literal["residual"] = "residual"
     downsampling: Annotated[int, Between(1, 32)] = 4  # pixels a side that become one latent position
     width: Count = 64  # channels of the blocks
-    blocks: Count = 2  # residual blocks of the encoder; the decoder has one more
+    blocks: Annotated[int, AtLeast(0)] = 2  # residual blocks of the encoder; with 0 it is linear
+    decoder_blocks: Count | None = None  # residual blocks of the decoder; null: one more than the encoder has
+    encoder_lr_factor: Fraction = 1.0  # of the learning rate, of the encoder; with 0 it stays as it starts
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from ldm.autoencoder.network import AutoencoderNetwork
 from ldm.corruption import Corruption, Mask
 from ldm.errors import ConfigError
 
+SHAPE_CODE = ("l1", "kl_sparsity", "jacobian")  # penalties with nothing to do where no encoder is trained
+
 
 def check_compatibility(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, classes: int) -> None:
     """Raise ConfigError, in one line, for the first thing that does not fit."""
@@ -27,6 +29,12 @@ def problems(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, cl
     for name, penalty in config.penalties.chosen.items():
         if wrong := penalty.incompatibility(autoencoder, classes):
             yield f"objective.penalties.{name} {wrong}"
+    for name in SHAPE_CODE if autoencoder.network.freezes_encoder else ():
+        if name in config.penalties.chosen:
+            yield (
+                f"objective.penalties.{name} shapes the encoder, which autoencoder.network.encoder_lr_factor 0 keeps as"
+                " it starts: set that to 1"
+            )
     yield from problems_of_losses(autoencoder.network, config)
     yield from problems_of_stages(autoencoder, config)
     if config.target == "normalized-patches" and autoencoder.is_autoencoder_kl:

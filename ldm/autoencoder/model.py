@@ -262,7 +262,7 @@ def create_trainable(config: AutoencoderConfig, *, image: tuple[int, int, int], 
             f"data.size {format_size(sides)} is not divisible by {downsampling[0]}, the downsampling of"
             f" {autoencoder.network.downsampling_setting}: use {near}"
         )
-    if config.freeze_encoder:
+    if config.freeze_encoder or autoencoder.network.freezes_encoder:
         autoencoder.freeze_encoder()
     return autoencoder
 

@@ -22,6 +22,7 @@ class AutoencoderNetwork(nn.Module):
     layers = 0  # how many layers, of a fully connected network, can be trained one by one
     is_tied = False  # whether encoder and decoder share their weights
     starts_from_data = False  # whether `initialize` sets weights from training images
+    freezes_encoder = False  # whether the decoder alone is trained
     has_autoencoder_kl_shape = False  # whether diffusers' AutoencoderKL has a place for each of its weights
 
     def initialize(self, images: Tensor, noise: float | None, *, uncorrelated: bool = False) -> None:

@@ -29,6 +29,18 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
+def lr_factors(module: nn.Module) -> dict[str, float]:
+    """What the learning rate of each parameter is multiplied by: the `lr_factor` of the module that it is in, or 1.
+
+    Of several modules that it is in, the innermost one that has a factor counts.
+    """
+    factors = {name: 1.0 for name, _ in module.named_parameters()}
+    for prefix, part in module.named_modules():
+        if hasattr(part, "lr_factor"):
+            factors.update((f"{prefix}.{name}".lstrip("."), part.lr_factor) for name, _ in part.named_parameters())
+    return factors
+
+
 class GuardedOptimizer:
     """AdamW, beside Muon where the config says so, that is a no-op from the first loss or gradient that is not finite.
 
@@ -53,14 +65,19 @@ class GuardedOptimizer:
         self.config, self.scaler = config, scaler
         self.device = next(module.parameters()).device
         matrices = self.parameters.keys() & hidden_weights(module) if isinstance(config, MuonConfig) else set()
-        others = [p for name, p in self.trained.items() if name not in matrices]
         lr, decay, on_gpu = config.lr, config.weight_decay, self.device.type == "cuda"
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr, config.betas, weight_decay=decay, fused=True, capturable=on_gpu)
-        ]
-        if isinstance(config, MuonConfig) and matrices:
-            chosen = [p for name, p in self.trained.items() if name in matrices]
-            self.optimizers.append(Muon(chosen, lr=lr, momentum=config.momentum, weight_decay=decay))
+        factors = lr_factors(module)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.factors: list[float] = []  # of the learning rate, for each of the optimizers
+        for factor in sorted({factors[name] for name in self.parameters}, reverse=True):
+            here = [name for name in self.parameters if factors[name] == factor]
+            if others := [self.trained[name] for name in here if name not in matrices]:
+                adamw = torch.optim.AdamW(others, lr, config.betas, weight_decay=decay, fused=True, capturable=on_gpu)
+                self.optimizers.append(adamw)
+                self.factors.append(factor)
+            if isinstance(config, MuonConfig) and (chosen := [self.trained[name] for name in here if name in matrices]):
+                self.optimizers.append(Muon(chosen, lr=lr, momentum=config.momentum, weight_decay=decay))
+                self.factors.append(factor)
         self.unit_weights = [
             self.trained[f"{name}.weight"] for name, part in module.named_modules() if isinstance(part, UnitWeight)
         ]
@@ -85,10 +102,11 @@ class GuardedOptimizer:
         finite = torch.add(norm if self.scaler is None else loss, loss, alpha=0) < math.inf
         self.all_finite.mul_(finite)
         applies = self.all_finite if self.scaler is None else self.all_finite * (norm < math.inf)
-        for optimizer in self.optimizers:
+        for optimizer, factor in zip(self.optimizers, self.factors, strict=True):
+            rate = lr if factor == 1 else lr * factor
             optimizer.found_inf = 1 - applies  # type: ignore[attr-defined]
             optimizer.grad_scale = (norm / self.config.clip).clamp_(min=1).float()  # type: ignore[attr-defined]
-            optimizer.param_groups[0]["lr"] = lr if isinstance(optimizer, Muon) else self.rate_for_kernel(lr)
+            optimizer.param_groups[0]["lr"] = rate if isinstance(optimizer, Muon) else self.rate_for_kernel(rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         for weight in self.unit_weights:

@@ -27,22 +27,32 @@ class PreNormBlock(nn.Module):
 
 
 class LinearAndResidual(nn.Module):
-    """A linear branch plus a residual one, both on the positions of the latent; the latter is zero at the start."""
+    """A linear branch plus a residual one, both on the positions of the latent; the latter is zero at the start.
+
+    Without blocks there is no residual branch, and the whole is linear.
+    """
 
     def __init__(self, channels: int, out_channels: int, width: int, blocks: int):
         super().__init__()
         self.linear = OuterConv2d(channels, out_channels, 3, padding=1)
+        self.is_linear = blocks == 0
+        if self.is_linear:
+            return
         self.conv_in = OuterConv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(PreNormBlock(width) for _ in range(blocks)))
         self.norm_out = group_norm(width)
         self.conv_out = zeroed(OuterConv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_linear:
+            return self.linear(x)
         return self.linear(x) + self.conv_out(F.silu(self.norm_out(self.blocks(self.conv_in(x)))))
 
 
 class PatchEncoder(LinearAndResidual):
     """The same for patches less their mean: the zeros that convolutions see around the image are then mean patches."""
+
+    lr_factor: float  # see training/optim.py
 
     def __init__(self, values: int, out_channels: int, width: int, blocks: int):
         super().__init__(values, out_channels, width, blocks)
@@ -58,7 +68,7 @@ class ResidualNetwork(AutoencoderNetwork):
         image -> pixel unshuffle -> linear + residual -> code -> linear + residual -> pixel shuffle -> image
 
     Until it is trained it is the linear branch alone, which `initialize` makes the best lapped transform of the
-    training images. Any channels, any size.
+    training images. An encoder without blocks stays linear. Any channels, any size.
     """
 
     starts_from_data = True
@@ -75,8 +85,11 @@ class ResidualNetwork(AutoencoderNetwork):
             limit = f"the {values} values of a patch" if values < most else f"{most}"
             raise ConfigError(f"autoencoder.bottleneck.channels {latent_channels} is more than {limit}: lower it")
         width, blocks = config.width, config.blocks
+        decoder_blocks = config.decoder_blocks or blocks + 1
         self.encoder: PatchEncoder = PatchEncoder(values, encoder_channels, width, blocks)
-        self.decoder: LinearAndResidual = LinearAndResidual(latent_channels, values, width, blocks + 1)
+        self.encoder.lr_factor = config.encoder_lr_factor
+        self.freezes_encoder = config.encoder_lr_factor == 0
+        self.decoder: LinearAndResidual = LinearAndResidual(latent_channels, values, width, decoder_blocks)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, noise: float | None, *, uncorrelated: bool = False) -> None:

@@ -13,6 +13,7 @@ from ldm.autoencoder.losses.adaptive_weight import adaptive_weight, gradients_at
 from ldm.autoencoder.model import Autoencoder, create_trainable
 from ldm.errors import ConfigError
 from ldm.training.muon import hidden_weights
+from ldm.training.optim import lr_factors
 from ldm.verify.known_data import smooth_images
 
 
@@ -73,6 +74,30 @@ def test_muon_leaves_what_faces_images_or_latents_to_adamw_however_wide_it_is():
         *(f"network.encoder.blocks.0.conv{number}.weight" for number in (1, 2)),
         *(f"network.decoder.blocks.{block}.conv{number}.weight" for block in (0, 1) for number in (1, 2)),
     }
+
+
+def test_an_encoder_without_blocks_is_linear_and_a_factor_of_zero_leaves_it_the_transform():
+    network = ResidualNetworkConfig(downsampling=4, width=32, blocks=0, decoder_blocks=3, encoder_lr_factor=0)
+    config = AutoencoderConfig(network=network, bottleneck=GaussianConfig(channels=4, noise=0.05))
+    autoencoder = create_trainable(config, image=(3, 16, 16))
+    images = smooth_images(20, 3, 16, 16).float()
+    autoencoder.initialize(lambda count: images[:count])
+    first, second = images[:4], images[4:8]
+    with torch.no_grad():
+        mean, *apart = (autoencoder.network.encode(x) for x in ((first + second) / 2, first, second))
+    torch.testing.assert_close(mean, (apart[0] + apart[1]) / 2, rtol=1e-4, atol=1e-4)
+    learning = {name for name, parameter in autoencoder.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[1] for name in learning} == {"decoder"}
+    assert len(autoencoder.network.decoder.blocks) == 3
+
+
+def test_the_encoder_learns_at_its_own_rate():
+    network = ResidualNetworkConfig(downsampling=4, width=32, blocks=1, encoder_lr_factor=0.03)
+    autoencoder = create_trainable(AutoencoderConfig(network=network), image=(3, 16, 16))
+    factors = lr_factors(autoencoder)
+    assert {factors[name] for name in factors if ".encoder." in name} == {0.03}
+    assert {factors[name] for name in factors if ".encoder." not in name} == {1.0}
+    assert all(parameter.requires_grad for name, parameter in autoencoder.named_parameters() if ".encoder." in name)
 
 
 def test_the_adaptive_weight_before_the_pixel_shuffle_is_that_of_plain_autograd():
