@@ -5,8 +5,9 @@
 Each autoencoder is trained for --autoencoder-seconds of one CPU core on emoji, each denoiser for --denoiser-steps that
 take the same time in the latents of all, with noise of .05 of their standard deviation:
 
-- `lapped`: configs/vae/folder.yaml, which starts at the best lapped transform of the images;
-- `patch PCA`: the same network, whose encoder starts at the principal components of single patches;
+- `lapped`: configs/vae/folder.yaml, whose encoder is the best lapped transform of the images;
+- `lapped, trained`: the same network, whose encoder has a block and learns as the decoder does;
+- `patch PCA`: the first network, whose encoder is the principal components of single patches;
 - `kl`: configs/vae/kl-f4.yaml with `bottleneck.noise .05`;
 - `lapped, one scale`: the first one's latents, whose channels keep the scale that they have in the image (the norm of
   the decoder's filters) and are divided by one number, where the others' channels have variance 1 each.
@@ -61,7 +62,7 @@ def autoencoder_of(kind: str, seed: int, seconds: float, dataset: Dataset) -> tu
     minimize = (
         functools.partial(lapped_transform.minimize, iterations=0) if kind == "patch PCA" else lapped_transform.minimize
     )
-    row = {"patch PCA": "residual", "lapped": "residual", "kl": "kl, noise"}[kind]
+    row = {"kl": "kl, noise", "lapped, trained": "encoder trained"}.get(kind, "residual")
     with mock.patch.object(lapped_transform, "minimize", minimize):
         loop, _ = trained(row, str(EMOJI), seed, seconds, dataset)
     autoencoder = loop.averaged()
@@ -124,7 +125,7 @@ def main() -> None:
 
     kept, found = Kept(options.out / "first_stages.jsonl"), dict[str, list[Row]]()
     for seed in options.seeds:
-        for kind in ("lapped", "patch PCA", "kl"):
+        for kind in ("lapped", "lapped, trained", "patch PCA", "kl"):
             names = [kind, kind + ONE_SCALE] if kind == "lapped" else [kind]
             if not all(kept.has(row=name, seed=seed) for name in names):
                 for name, row in rows_of(kind, seed, options, dataset, metrics):

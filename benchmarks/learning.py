@@ -5,9 +5,10 @@
     python benchmarks/learning.py runs/learning --data mnist5k
 
 Rows: `residual` is configs/vae/folder.yaml and `kl` is configs/vae/kl-f4.yaml, trained by this project's Run and
-objective; `kl before` is what folder.yaml was until `kl` was tuned, started as diffusers starts an AutoencoderKL;
-`diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, averaged
-weights; `kl, noise` is `kl` with the noise of `residual`; `patch PCA` is the floor. Everything on one thread.
+objective; `encoder trained` is `residual` with an encoder that has a block and learns as the decoder does; `kl before`
+is what folder.yaml was until `kl` was tuned, started as diffusers starts an AutoencoderKL; `diffusers` is that network
+in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, averaged weights; `kl, noise` is `kl`
+with the noise of `residual`; `patch PCA` is the floor. Everything on one thread.
 
 A run is as long as its budget: the seconds of a step are measured first, and the schedule ends with the last step. What
 a network fits to the data before its first step counts, as everything does but decoding the images and the imports. The
@@ -65,8 +66,14 @@ BEFORE: dict[str, Any] = {
     "optim.schedule": "cosine",
     "run.batch_size": 32,
 }
+ENCODER_TRAINED: dict[str, Any] = {
+    "autoencoder.network.blocks": 1,
+    "autoencoder.network.decoder_blocks": 2,
+    "autoencoder.network.encoder_lr_factor": 1,
+}
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "residual": ("folder", {}),
+    "encoder trained": ("folder", ENCODER_TRAINED),
     "kl": ("kl-f4", {}),
     "kl before": ("kl-f4", BEFORE),
     "diffusers": ("kl-f4", BEFORE),
