@@ -28,6 +28,8 @@ def one_line(outcome: Outcome, code: int, *words: str) -> None:
     ("arguments", "code", "words"),
     [
         (("--optim.lrr", 1), 2, ("--optim.lrr", "did you mean --optim.lr")),
+        (("--learning_rate", 1), 2, ("did you mean --optim.lr?",)),
+        (("--train-batch-size", 1), 2, ("did you mean --run.batch_size?",)),
         (("--run.steps", "many"), 2, ("--run.steps", "whole number")),
         (("--run.steps", 2.5), 2, ("--run.steps",)),
         (("--run.precision", "fp61"), 2, ("--run.precision", "fp16")),

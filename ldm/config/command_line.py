@@ -20,6 +20,7 @@ from types import NoneType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from ldm.config import reader
+from ldm.config.advice import advice
 from ldm.config.bounds import declared_ranges, types_of
 from ldm.config.presets import PRESET, PRESET_HELP, presets_of
 from ldm.config.yaml_file import inline
@@ -68,8 +69,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [each for each in self._option_string_actions if each.startswith("--")]
             near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-            raise ConfigError(f"{unknown[0]} is not understood; {advice}{self.hint}")
+            meant = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            raise ConfigError(f"{unknown[0]} is not understood; {meant}{self.hint}")
         return options
 
 
@@ -130,7 +131,7 @@ def _split(
         flag, equals, text = argument.partition("=")
         name = known.get(flag.removeprefix("--").replace("-", "_"))
         if name is None:
-            meant = reader.advice(flag.lstrip("-").replace("-", "_"), [*options, *names], "--")
+            meant = advice(flag.lstrip("-").replace("-", "_"), [*options, *names], "--")
             raise ConfigError(f"{flag} is not a flag; {meant}")
         if name in given:
             raise ConfigError(f"{flag} is given twice")

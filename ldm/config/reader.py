@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from ldm.config.advice import advice
 from ldm.config.bounds import OneOf, bounds_of, declared_ranges, types_of
 from ldm.config.presets import PRESET, presets_of, with_preset
 from ldm.config.yaml_file import from_yaml, inline, read_yaml, shorten, to_yaml
@@ -276,19 +277,6 @@ def type_name(kind: Any, words: dict[Any, str]) -> str:
         names = dict.fromkeys(type_name(option, words) for option in _options(kind))
         return (" or " if words is NOUNS else "|").join(names)
     return words.get(kind, "settings")
-
-
-def advice(path: str, names: list[str], dashes: str = "") -> str:
-    """The name that was probably meant; failing that, those that are possible in this place."""
-    section, _, leaf = path.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
-    namesakes = [name for name in names if name.rpartition(".")[2] == leaf]
-    near = [siblings[match] for match in get_close_matches(leaf, siblings, n=1)]
-    near += get_close_matches(path, namesakes, n=1, cutoff=0) + get_close_matches(path, names, n=1, cutoff=0.8)
-    if near:
-        return f"did you mean {dashes}{near[0]}?"
-    possible = list(siblings.values()) or [name for name in names if "." not in name]
-    return f"possible: {', '.join(dashes + name for name in possible)}"
 
 
 def to_plain(value: Any) -> Any:
