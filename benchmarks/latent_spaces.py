@@ -28,6 +28,7 @@ from ldm.shapes import to_float
 from digits import classifier, pixels, read_samples, real_digits
 from runs import Metrics, folder_name, from_root, print_table, ran, row
 
+ENCODER_TRAINED = "--autoencoder.network.blocks 1 --autoencoder.network.encoder-lr-factor 0.03"  # or nothing shapes it
 NOISE = "--objective.latent_corruption.kind interpolation --objective.latent_corruption.strength 1.0"
 MASK = (
     "--objective.corruption.kind mask --objective.corruption.fraction '[0.0, 0.5]' --objective.corruption.p-clean 0.2"
@@ -89,7 +90,7 @@ def latent_row(
     run = out / folder_name(name, str(seed))
     commands = [
         f"train_vae.py configs/vae/mnist5k.yaml --out {run}/vae --run.steps {steps} --run.seed {seed}"
-        f" --run.precision fp32 {TOKENIZERS[name]}".rstrip(),
+        f" --run.precision fp32 {ENCODER_TRAINED} {TOKENIZERS[name]}".rstrip(),
         f"-m ldm evaluate {run}/vae --out {run}/evaluation.json",
         f"train_diffusion.py configs/diffusion/mnist5k.yaml --autoencoder {run}/vae --out {run}/diffusion"
         f" --run.steps {denoiser_steps} --run.batch-size 64 --run.seed {seed} --run.precision fp32",

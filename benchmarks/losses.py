@@ -25,10 +25,14 @@ from ldm.script_configs import TrainVAEConfig
 # isort: off
 from runs import SHARED, Metrics, cells, folder_name, from_root, print_table, ran, row
 
+ENCODER_TRAINED = "--autoencoder.network.blocks 1 --autoencoder.network.encoder-lr-factor 0.03"  # or nothing shapes it
 NETWORKS = {  # its config and, by factor, its flags; f8 of `residual` has as many numbers as f4
     "residual": (
         "folder",
-        {"f4": "", "f8": "--autoencoder.network.downsampling 8 --autoencoder.bottleneck.channels 16"},
+        {
+            "f4": ENCODER_TRAINED,
+            "f8": f"{ENCODER_TRAINED} --autoencoder.network.downsampling 8 --autoencoder.bottleneck.channels 16",
+        },
     ),
     "kl": (
         "kl-f4",

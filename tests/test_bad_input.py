@@ -89,6 +89,11 @@ def test_a_wrong_setting_of_train_vae(stage_one, tmp_path, arguments, code, word
             2,
             ("objective.penalties.jacobian shapes the encoder", "encoder_lr_factor 0", "set that to 1"),
         ),
+        (
+            ("--autoencoder.network.kind", "residual", "--autoencoder.freeze-encoder", "true"),
+            2,
+            ("encoder_lr_factor 0",),
+        ),
         (("--autoencoder.network.kind", "pretrained"), 2, ("autoencoder.network", "path is empty")),
         ((*PRETRAINED, "nowhere/at/all"), 4, ("nowhere/at/all", "autoencoder.network.path")),
         ((*PRETRAINED, __file__), 4, ("autoencoder.network.path",)),

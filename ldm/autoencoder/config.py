@@ -252,6 +252,8 @@ class AutoencoderConfig(Checked):
         super().__post_init__()
         if self.freeze_encoder and self.network.kind != "pretrained":
             kind = self.network.kind
+            if kind == "residual":
+                raise ValueError("freeze_encoder is for network.kind pretrained: use network.encoder_lr_factor 0")
             raise ValueError(f"freeze_encoder leaves the encoder of network.kind {kind} random: use kind pretrained")
 
 

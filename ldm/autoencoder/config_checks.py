@@ -29,12 +29,8 @@ def problems(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, cl
     for name, penalty in config.penalties.chosen.items():
         if wrong := penalty.incompatibility(autoencoder, classes):
             yield f"objective.penalties.{name} {wrong}"
-    for name in SHAPE_CODE if autoencoder.network.freezes_encoder else ():
-        if name in config.penalties.chosen:
-            yield (
-                f"objective.penalties.{name} shapes the encoder, which autoencoder.network.encoder_lr_factor 0 keeps as"
-                " it starts: set that to 1"
-            )
+    if autoencoder.network.freezes_encoder:
+        yield from problems_of_frozen_encoder(autoencoder, config)
     yield from problems_of_losses(autoencoder.network, config)
     yield from problems_of_stages(autoencoder, config)
     if config.target == "normalized-patches" and autoencoder.is_autoencoder_kl:
@@ -49,6 +45,17 @@ def problems(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, cl
             f" answer: lower autoencoder.bottleneck.channels {autoencoder.latent_channels} (or k), or give a corruption"
             " or a penalty"
         )
+
+
+def problems_of_frozen_encoder(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig) -> Iterator[str]:
+    """What an encoder would have to learn that stays as it starts."""
+    frozen = "the encoder, which autoencoder.network.encoder_lr_factor 0 keeps as it starts"
+    losses = [f"objective.penalties.{name}" for name in SHAPE_CODE if name in config.penalties.chosen]
+    losses += ["objective.equivariance"] if config.equivariance is not None else []
+    for name in losses:
+        yield f"{name} shapes {frozen}: set that to 1"
+    if autoencoder.bottleneck.is_stochastic and autoencoder.bottleneck.noise is None:
+        yield f"autoencoder.bottleneck.noise null is a variance learned by {frozen}: set one of the two"
 
 
 def problems_of_corruptions(
@@ -90,13 +97,14 @@ def problems_of_corruptions(
 def problems_of_stages(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig) -> Iterator[str]:
     """Stages that would not do what they say."""
     is_pretrained = autoencoder.config is None or autoencoder.config.network.kind == "pretrained"
+    is_random = not is_pretrained and not autoencoder.network.starts_from_data
     for number, stage in enumerate(config.stages):
         name = f"objective.stages.{number}"
         if autoencoder.network.is_tied and stage.trains != "all":
             yield f"{name}.trains {stage.trains} cannot be: autoencoder.network.tied makes one matrix of both sides"
         if DISTANCES[config.distance].learns_variance and stage.layer > 1 and stage.target == "input":
             yield f"objective.distance {config.distance} is for images, and {name}.layer {stage.layer} has none"
-    if config.stages and not is_pretrained and all(stage.trains == "decoder" for stage in config.stages):
+    if config.stages and is_random and all(stage.trains == "decoder" for stage in config.stages):
         yield "objective.stages would leave the encoder as random as it begins: one of them must train it"
 
 

@@ -115,14 +115,15 @@ class _Reader:
     def choose(
         self, classes: list[Any], given: dict[str, Any], prefix: str, default: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """The class of the wanted kind; when a flag changes the kind, what only the former kind has is left out."""
+        """The class of the wanted kind; when a flag changes the kind, what only the former kind takes is left out."""
         if len(classes) == 1:
             return classes[0], given
         before = given.get("kind", getattr(default, "kind", MISSING))
         kind = self.leaf(Literal[tuple(cls.kind for cls in classes)], before, f"{prefix}kind")
         chosen = next(cls for cls in classes if cls.kind == kind)
         former = next((cls for cls in classes if cls.kind == before), chosen)
-        left_out = {*_field_names(former), PRESET} - set(_field_names(chosen)) if former is not chosen else set()
+        ours, theirs = types_of(chosen), types_of(former) | ({} if former is chosen else {PRESET: str})
+        left_out = {each for each in theirs if each not in ours or _only(theirs[each], ours[each], given.get(each))}
         return chosen, {name: value for name, value in given.items() if name not in left_out}
 
     def value(self, kind: Any, given: Any, path: str, default: Any) -> Any:
@@ -215,6 +216,17 @@ def _converted(kind: Any, value: Any) -> Any:
             with suppress(ValueError, OverflowError):
                 return _converted(option, value)
     raise ValueError
+
+
+def _only(kind: Any, other: Any, value: Any) -> bool:
+    """Whether `value` can be converted to a `kind`, and not to the `other`."""
+    with suppress(ValueError, OverflowError):
+        _converted(kind, value)
+        with suppress(ValueError, OverflowError):
+            _converted(other, value)
+            return False
+        return True
+    return False
 
 
 def _from_text(kind: Any, text: str) -> Any:

@@ -24,6 +24,7 @@ from ldm.errors import ConfigError
 from ldm.script_configs import TrainDiffusionConfig, TrainVAEConfig
 from ldm.training.config import AdamWConfig, RunConfig
 from tests.support.example_configs import DISK, Disk, Dream, ExampleConfig, Optimizer, refusal
+from tests.support.scripts import ROOT
 
 REAL = [TrainVAEConfig(data=MNIST5kConfig()), TrainDiffusionConfig(data=MNIST5kConfig())]
 
@@ -168,10 +169,23 @@ def test_a_flag_that_changes_the_kind_keeps_of_the_file_what_both_kinds_have(fil
     assert config.noise == Disk(size=3)
 
 
+@pytest.mark.parametrize("config", ["folder", "mnist5k"])
+@pytest.mark.parametrize("kind", ["kl", "tiny", "taesd"])
+def test_another_kind_of_network_was_refused_for_the_number_of_blocks_of_the_former(config: str, kind: str) -> None:
+    flags = {"autoencoder.network.kind": kind}
+    network = reader.load(TrainVAEConfig, ROOT / f"configs/vae/{config}.yaml", flags).autoencoder.network
+    assert network.kind == kind and network.blocks == type(network)().blocks
+    assert "--autoencoder.network.blocks is 0" in refusal(
+        reader.load, TrainVAEConfig, ROOT / "configs/vae/folder.yaml", flags | {"autoencoder.network.blocks": "0"}
+    )
+
+
 def test_a_flag_that_repeats_or_changes_the_kind_does_not_hide_a_misspelling(file: Path) -> None:
     for kind in ("disk", "dream"):
         message = refusal(read, file, "images: {kind: disk, plce: x}", images__kind=kind)
         assert message.startswith(f"{file}: images.plce is not a setting of kind {kind}; ")
+        message = refusal(read, file, "images: {kind: disk, size: x}", images__kind=kind)
+        assert message.startswith(f"{file}: images.size is x; expected a whole number")
     assert "images.depth is not" in refusal(read, file, "images: {kind: disk, depth: 1}", images__kind="disk")
 
 

@@ -1,6 +1,7 @@
 """The residual network starts as the lapped transform of its training images, and learns from there."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.autoencoder import lapped_transform
-from ldm.autoencoder.config import AutoencoderConfig, GaussianConfig, ResidualNetworkConfig
+from ldm.autoencoder.config import (
+    AutoencoderConfig,
+    GaussianConfig,
+    ReconstructionObjectiveConfig,
+    ResidualNetworkConfig,
+    StageConfig,
+)
+from ldm.autoencoder.config_checks import problems
 from ldm.autoencoder.losses.adaptive_weight import adaptive_weight, gradients_at
+from ldm.autoencoder.losses.config import EquivarianceConfig
 from ldm.autoencoder.model import Autoencoder, create_trainable
+from ldm.autoencoder.penalty import L1Penalty, PenaltiesConfig
+from ldm.corruption import GaussianNoise
 from ldm.errors import ConfigError
 from ldm.training.muon import hidden_weights
 from ldm.training.optim import lr_factors
@@ -98,6 +109,27 @@ def test_the_encoder_learns_at_its_own_rate():
     assert {factors[name] for name in factors if ".encoder." in name} == {0.03}
     assert {factors[name] for name in factors if ".encoder." not in name} == {1.0}
     assert all(parameter.requires_grad for name, parameter in autoencoder.named_parameters() if ".encoder." in name)
+
+
+@pytest.mark.parametrize(
+    ("noise", "settings", "wrong"),
+    [
+        (0.05, {"equivariance": EquivarianceConfig()}, "objective.equivariance shapes the encoder"),
+        (0.05, {"penalties": PenaltiesConfig(l1=L1Penalty())}, "objective.penalties.l1 shapes the encoder"),
+        (None, {}, "noise null is a variance learned by the encoder"),
+        (0.05, {"latent_corruption": GaussianNoise(), "stages": (StageConfig(trains="decoder"),)}, None),
+    ],
+)
+def test_what_only_an_encoder_can_learn_is_refused_where_it_is_frozen(
+    noise: float | None, settings: dict[str, Any], wrong: str | None
+) -> None:
+    objective = ReconstructionObjectiveConfig(**settings)
+    for factor in (0.0, 0.03):
+        network = ResidualNetworkConfig(downsampling=4, width=8, blocks=0, encoder_lr_factor=factor)
+        config = AutoencoderConfig(network=network, bottleneck=GaussianConfig(channels=4, noise=noise))
+        found = list(problems(create_trainable(config, image=(3, 16, 16)), objective, 0))
+        assert len(found) == (wrong is not None and factor == 0)
+        assert all(str(wrong) in each for each in found)
 
 
 def test_the_adaptive_weight_before_the_pixel_shuffle_is_that_of_plain_autograd():
