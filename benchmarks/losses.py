@@ -4,7 +4,8 @@
 
 Emoji (64 x 64, split by group) and 64 x 64 crops of photographs (split by photograph), downsampled by 4 and by 8. The
 perceptual loss sees EfficientNet-Lite0, the feature distance and the Fréchet distance EfficientNet-Lite1: no model is
-evaluated with the network it was trained against. Seconds are of CPU, of the training command. Both data sets lie in
+evaluated with the network it was trained against. The last two losses, which shape the latents, have an encoder that
+learns. Seconds are of CPU, of the training command. Both data sets lie in
 ../shared/data; one that is not there is left out. A row that is there already is not run again.
 """
 
@@ -25,14 +26,10 @@ from ldm.script_configs import TrainVAEConfig
 # isort: off
 from runs import SHARED, Metrics, cells, folder_name, from_root, print_table, ran, row
 
-ENCODER_TRAINED = "--autoencoder.network.blocks 1 --autoencoder.network.encoder-lr-factor 0.03"  # or nothing shapes it
 NETWORKS = {  # its config and, by factor, its flags; f8 of `residual` has as many numbers as f4
     "residual": (
         "folder",
-        {
-            "f4": ENCODER_TRAINED,
-            "f8": f"{ENCODER_TRAINED} --autoencoder.network.downsampling 8 --autoencoder.bottleneck.channels 16",
-        },
+        {"f4": "", "f8": "--autoencoder.network.downsampling 8 --autoencoder.bottleneck.channels 16"},
     ),
     "kl": (
         "kl-f4",
@@ -54,6 +51,8 @@ LOSSES = {
     "+ equivariance": "--objective.equivariance.probability 0.5",
     "+ latent noise": "--objective.latent_corruption.kind interpolation",
 }
+SHAPE_CODE = ("+ equivariance", "+ latent noise")  # for an encoder that learns
+ENCODER_TRAINED = "--autoencoder.network.blocks 1 --autoencoder.network.encoder-lr-factor 0.03"
 COLUMNS = {
     "PSNR": ("psnr", "{:.2f}"),
     "SSIM": ("ssim", "{:.3f}"),
@@ -102,6 +101,7 @@ def loss_row(options: argparse.Namespace, out: Path, data: str, folder: Path, fa
                 f"train_vae.py configs/vae/{config}.yaml --data.path {folder} --out {run} --run.steps {options.steps}",
                 f"--run.batch-size 16 --optim.warmup 30 {factors[factor]}",
                 LOSSES[name].format(out=out),
+                ENCODER_TRAINED if name in SHAPE_CODE and options.network == "residual" else "",
                 options.flags,
             ],
         )
