@@ -22,6 +22,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -66,14 +67,10 @@ BEFORE: dict[str, Any] = {
     "optim.schedule": "cosine",
     "run.batch_size": 32,
 }
-ENCODER_TRAINED: dict[str, Any] = {
-    "autoencoder.network.blocks": 1,
-    "autoencoder.network.decoder_blocks": 2,
-    "autoencoder.network.encoder_lr_factor": 1,
-}
+ENCODER_TRAINED = {"blocks": 1, "decoder_blocks": 2, "encoder_lr_factor": 1}
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "residual": ("folder", {}),
-    "encoder trained": ("folder", ENCODER_TRAINED),
+    "encoder trained": ("folder", {f"autoencoder.network.{name}": value for name, value in ENCODER_TRAINED.items()}),
     "kl": ("kl-f4", {}),
     "kl before": ("kl-f4", BEFORE),
     "diffusers": ("kl-f4", BEFORE),
@@ -293,18 +290,16 @@ def main() -> None:
     kept, table = Kept(out / "learning.jsonl"), []
     for row in options.rows:
         for budget in [0] if row == PCA else options.budgets:
-            found = [
-                kept.row(lambda: pca(dataset), row=row, data=data)
-                if row == PCA
-                else kept.row(
-                    lambda seed=seed, budget=budget, row=row: measured_row(row, data, seed, budget, dataset),
-                    row=row,
-                    data=data,
-                    budget=budget,
-                    seed=seed,
-                )
-                for seed in (options.seeds[:1] if row == PCA else options.seeds)
-            ]
+            if row == PCA:
+                found = [kept.row(lambda: pca(dataset), row=row, data=data)]
+            else:
+                found = [
+                    kept.row(
+                        functools.partial(measured_row, row, data, seed, budget, dataset),
+                        **{"row": row, "data": data, "budget": budget, "seed": seed},
+                    )
+                    for seed in options.seeds
+                ]
             cells = [over_seeds(found, name, form) for name, form in COLUMNS.items()]
             table.append([row, str(budget or ""), over_seeds(found, "seconds", "{:.0f}"), *cells])
     print_table(["autoencoder", "budget", "CPU s", *COLUMNS], table)
