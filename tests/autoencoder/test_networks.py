@@ -360,11 +360,12 @@ def test_freezing_the_encoder_leaves_the_latents_without_gradient(tmp_path: Path
 
 @pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind is not PretrainedNetworkConfig])
 def test_freezing_the_encoder_of_a_new_network_is_refused(kind: type, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"^freeze_encoder .*use kind pretrained") as refused:
+    instead = r"use network\.encoder_lr_factor 0" if kind is ResidualNetworkConfig else "use kind pretrained"
+    with pytest.raises(ValueError, match=f"^freeze_encoder .*{instead}") as refused:
         built(config_of(kind, 2, tmp_path), freeze_encoder=True)
     assert "\n" not in str(refused.value)
     values = reader.to_dict(AutoencoderConfig(network=config_of(kind, 2, tmp_path)))
-    with pytest.raises(ConfigError, match=r"freeze_encoder .*use kind pretrained"):
+    with pytest.raises(ConfigError, match=f"freeze_encoder .*{instead}"):
         reader.from_dict(AutoencoderConfig, values | {"freeze_encoder": True})
 
 
