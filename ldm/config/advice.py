@@ -1,4 +1,4 @@
-"""Which setting somebody meant who wrote a name that there is not."""
+"""Suggestions for an unknown setting: the nearest name, or what diffusers' training scripts call it."""
 
 from difflib import get_close_matches
 
