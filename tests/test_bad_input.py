@@ -395,6 +395,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(stage, tmp_path):
     assert not (tmp_path / "run" / "finished.json").exists()
 
 
+def test_a_dry_run_refuses_a_folder_that_the_run_itself_would_refuse(stage, tmp_path):
+    precious = tmp_path / "mine" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("all of it")
+    one_line(stage.run(precious.parent, "--dry-run"), 2, "holds thesis.txt, which could be lost")
+    assert [*precious.parent.iterdir()] == [precious]
+
+
 def test_a_dry_run_trains_nothing_and_prints_what_a_run_would_take(stage, tmp_path):
     outcome = stage.run(tmp_path / "run", "--dry-run")
     assert outcome.code == 0, outcome.err

@@ -62,6 +62,7 @@ class Run:
         self.checkpoints = RunCheckpoints(self.folder, self.run_config, self.print)
         self.first_step, self.stop = 0, StopFlag()
         self.recorded: Any = None  # the settings that were written last
+        self.on_main(lambda: self.folder.check_usable(self.config))
         if not dry:
             self.on_main(lambda: self.folder.claim(self.config, self.print))
             list(self.processes.map(self.processes.count, lambda _: self.folder.check_shared()))
@@ -190,8 +191,7 @@ class Run:
             began = time.monotonic()
             number = max(self.run_config.steps - 1 - micro_batch // accumulation, 0)
             self.begin_step(number)
-            batch = batches.batch(micro_batch, self.device)
-            learn(step := self.step(number, micro_batch % accumulation, batch))
+            learn(step := self.step(number, micro_batch % accumulation, batches.batch(micro_batch, self.device)))
             yield step
             self.metrics.rows_on_host()  # waits for the device
             seconds.append(time.monotonic() - began)

@@ -77,13 +77,7 @@ class RunFolder:
         Nothing in it is changed yet, as the data may turn out to be others. Only where a finished run was trained
         longer, and that is asked for no more, its settings are again those that it finished with.
         """
-        self.check_name(config)
         try:
-            if found := in_the_way(self.path):
-                raise ConfigError(
-                    f"--out {self.path} is no run's folder and holds {found}, which could be lost: choose an empty or"
-                    " a new folder"
-                )
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = locks.acquire(self.path / LOCK, wait=False, warn=warn)
         except Timeout as error:
@@ -153,8 +147,10 @@ class RunFolder:
         old = self.recorded(config) if self.has_begun() else None
         return "" if old is None else str(old.run.graph)
 
-    def check_name(self, config: Any) -> None:
-        """Raise ConfigError for a name that weights cannot have, or if the run's panels would be training images."""
+    def check_usable(self, config: Any) -> None:
+        """Raise ConfigError for a name that weights cannot have, for a folder that holds what could be lost, and where the
+        run's panels would be training images.
+        """
         try:
             str(self.path.absolute()).encode()
         except UnicodeEncodeError as error:
@@ -162,6 +158,15 @@ class RunFolder:
                 f"--out {self.path} is not in UTF-8, and safetensors opens no such file: choose another --out"
             ) from error
         check_not_among_images("--out", self.path, config.data)
+        try:
+            found = in_the_way(self.path)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}") from error
+        if found:
+            raise ConfigError(
+                f"--out {self.path} is no run's folder and holds {found}, which could be lost: choose an empty or a new"
+                " folder"
+            )
 
     def has_begun(self) -> bool:
         """Whether there is something to go on from; until then a wrong setting can still be put right."""
