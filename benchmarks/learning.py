@@ -4,11 +4,12 @@
     python benchmarks/learning.py runs/learning --rows residual kl --budgets 60 --seeds 0
     python benchmarks/learning.py runs/learning --data mnist5k
 
-Rows: `residual` is configs/vae/folder.yaml and `kl` is configs/vae/kl-f4.yaml, trained by this project's Run and
-objective; `encoder trained` is `residual` with an encoder that has a block and learns as the decoder does; `kl before`
-is what folder.yaml was until `kl` was tuned, started as diffusers starts an AutoencoderKL; `diffusers` is that network
-in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, averaged weights; `kl, noise` is `kl`
-with the noise of `residual`; `patch PCA` is the floor. Everything on one thread.
+Rows: `residual` is configs/vae/folder.yaml, of digits configs/vae/mnist5k.yaml, and `kl` is configs/vae/kl-f4.yaml,
+trained by this project's Run and objective; `encoder trained` is `residual` with an encoder that has a block and learns
+as the decoder does; `kl before` is what folder.yaml was until `kl` was tuned, started as diffusers starts an
+AutoencoderKL; `diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware
+has it, averaged weights; `kl, noise` is `kl` with the noise of `residual`; `patch PCA` is the floor. Everything on one
+thread.
 
 A run is as long as its budget: the seconds of a step are measured first, and the schedule ends with the last step. What
 a network fits to the data before its first step counts, as everything does but decoding the images and the imports. The
@@ -86,6 +87,7 @@ def config_of(row: str, data: str, seed: int, steps: int) -> TrainVAEConfig:
     images: dict[str, Any] = {"data.path": data}
     if data == "mnist5k":
         images = {"data.kind": data, "data.size": 32, "data.channels": 1, "data.flip": "false"}
+        name = data if name == "folder" else name
     file = Path("configs/vae") / f"{name}.yaml"
     texts = {key: str(value) for key, value in (flags | images).items()}
     warmup = min(reader.load(TrainVAEConfig, file, texts).optim.warmup, max(steps // 10, 1))
