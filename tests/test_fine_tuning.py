@@ -111,6 +111,11 @@ def test_a_run_begins_from_a_compvis_file_or_from_a_run_of_ours(run, source: Pat
             2,
             ("freeze_encoder", "kind pretrained"),
         ),
+        (
+            ("--autoencoder.freeze-encoder", "true", "--objective.equivariance.probability", 0.5),
+            2,
+            ("objective.equivariance shapes the encoder", "freeze_encoder keeps", "leave one"),
+        ),
     ],
 )
 def test_a_wrong_beginning_is_one_line(shapes_folder, source, tmp_path, arguments, code, words):

@@ -29,8 +29,7 @@ def problems(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, cl
     for name, penalty in config.penalties.chosen.items():
         if wrong := penalty.incompatibility(autoencoder, classes):
             yield f"objective.penalties.{name} {wrong}"
-    if autoencoder.network.freezes_encoder:
-        yield from problems_of_frozen_encoder(autoencoder, config)
+    yield from problems_of_frozen_encoder(autoencoder, config)
     yield from problems_of_losses(autoencoder.network, config)
     yield from problems_of_stages(autoencoder, config)
     if config.target == "normalized-patches" and autoencoder.is_autoencoder_kl:
@@ -48,13 +47,18 @@ def problems(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig, cl
 
 
 def problems_of_frozen_encoder(autoencoder: Autoencoder, config: ReconstructionObjectiveConfig) -> Iterator[str]:
-    """What an encoder would have to learn that stays as it starts."""
-    frozen = "the encoder, which autoencoder.network.encoder_lr_factor 0 keeps as it starts"
+    """What an encoder would have to learn that stays as it starts, or as it was trained."""
+    is_pretrained = autoencoder.config is not None and autoencoder.config.freeze_encoder
+    if not is_pretrained and not autoencoder.network.freezes_encoder:
+        return
+    frozen, instead = "the encoder, which autoencoder.network.encoder_lr_factor 0 keeps as it starts", "set that to 1"
+    if is_pretrained:
+        frozen, instead = "the encoder, which autoencoder.freeze_encoder keeps as it is", "leave one of the two out"
     losses = [f"objective.penalties.{name}" for name in SHAPE_CODE if name in config.penalties.chosen]
     losses += ["objective.equivariance"] if config.equivariance is not None else []
     for name in losses:
-        yield f"{name} shapes {frozen}: set that to 1"
-    if autoencoder.bottleneck.is_stochastic and autoencoder.bottleneck.noise is None:
+        yield f"{name} shapes {frozen}: {instead}"
+    if not is_pretrained and autoencoder.bottleneck.is_stochastic and autoencoder.bottleneck.noise is None:
         yield f"autoencoder.bottleneck.noise null is a variance learned by {frozen}: set one of the two"
 
 
