@@ -148,8 +148,8 @@ class RunFolder:
         return "" if old is None else str(old.run.graph)
 
     def check_usable(self, config: Any) -> None:
-        """Raise ConfigError for a name that weights cannot have, for a folder that holds what could be lost, and where the
-        run's panels would be training images.
+        """Raise ConfigError for a name that weights cannot have, where the run's panels would be training images, and for
+        a folder that holds what could be lost.
         """
         try:
             str(self.path.absolute()).encode()
@@ -161,7 +161,9 @@ class RunFolder:
         try:
             found = in_the_way(self.path)
         except OSError as error:
-            raise ConfigError(f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}") from error
+            raise ConfigError(
+                f"--out {self.path} cannot be a run folder: {error.strerror}: {error.filename}"
+            ) from error
         if found:
             raise ConfigError(
                 f"--out {self.path} is no run's folder and holds {found}, which could be lost: choose an empty or a new"
