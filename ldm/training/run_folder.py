@@ -148,8 +148,8 @@ class RunFolder:
         return "" if old is None else str(old.run.graph)
 
     def check_usable(self, config: Any) -> None:
-        """Raise ConfigError for a name that weights cannot have, where the run's panels would be training images, and for
-        a folder that holds what could be lost.
+        """Raise ConfigError for a name that weights cannot have, for a folder that holds what could be lost, and where
+        the run's panels would be training images.
         """
         try:
             str(self.path.absolute()).encode()
