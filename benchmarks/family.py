@@ -24,11 +24,14 @@ KL_SPARSITY = (
     "--autoencoder.bottleneck.k 0 --objective.penalties.aux_k null --objective.penalties.kl_sparsity.rate 0.05"
     " --autoencoder.bottleneck.activation sigmoid --autoencoder.bottleneck.channels 256"
 )
-IDENTITY = "--autoencoder.bottleneck.kind identity --autoencoder.bottleneck.channels 4"
+CONVOLUTIONAL = (  # the config's encoder stays linear, and a member of the family learns its own
+    "--autoencoder.bottleneck.kind identity --autoencoder.bottleneck.channels 4 --autoencoder.network.blocks 1"
+    " --autoencoder.network.encoder-lr-factor 0.03"
+)
 MEMBERS = {
     "linear": ("autoencoder/linear", ""),
     "bottleneck": ("autoencoder/plain", ""),
-    "bottleneck, convolutional": ("vae/mnist5k", IDENTITY),
+    "bottleneck, convolutional": ("vae/mnist5k", CONVOLUTIONAL),
     "denoising, Gaussian": ("autoencoder/denoising", ""),
     "denoising, salt and pepper": ("autoencoder/denoising", SALT),
     "denoising, masking": ("autoencoder/denoising", HIDE),
