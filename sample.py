@@ -20,7 +20,7 @@ from ldm.config.command_line import Parser
 from ldm.data.image_formats import IMAGE_ENDINGS
 from ldm.diffusion.config import SAMPLERS
 from ldm.errors import ConfigError, RequestError
-from ldm.terminal import exit_code_of, writing
+from ldm.terminal import amount, exit_code_of, writing
 
 if TYPE_CHECKING:
     from ldm.shapes import Images
@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> None:
         with writing(options.out):
             save(images, drawing.names, options, numbers=drawing.numbers, columns=drawing.columns)
         rate = len(images) / seconds
-        print(f"{len(images)} images: {options.out} ({rate:{',.0f' if rate > 10 else '.2g'}} images/s)")
+        print(f"{amount(len(images), 'image')}: {options.out} ({rate:{',.0f' if rate > 10 else '.2g'}} images/s)")
 
     processes.on_main(finish)
     processes.end()

@@ -62,6 +62,11 @@ def ended_by(error: BaseException, resumes: bool) -> tuple[str, int]:
     raise error
 
 
+def amount(count: int, noun: str) -> str:
+    """So many of these, in words: 1 image, 2,000 images."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether it is a KeyboardInterrupt, or what a library made of one that came in the middle of its own work."""
     while error is not None and not isinstance(error, KeyboardInterrupt):

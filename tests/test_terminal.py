@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ldm import checkpoint
-from ldm.terminal import DurableOutput, exit_code_of, stopping_signals
+from ldm.terminal import DurableOutput, amount, exit_code_of, stopping_signals
 from tests.support.scripts import ROOT, Stage, forked, script
 from tests.support.terminals import Terminal, wait_for_a_step
 
@@ -196,3 +196,8 @@ def test_a_signal_that_the_loop_listens_to_is_not_cut_short() -> None:
 
     outcome = forked(lambda: exit_code_of(main, []))[1]()
     assert outcome.code == 0 and outcome.out.strip() == "SIGINT", outcome
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 images"), (1, "1 image"), (2000, "2,000 images")])
+def test_amounts_are_said_as_people_say_them(count: int, words: str) -> None:
+    assert amount(count, "image") == words

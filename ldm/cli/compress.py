@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ldm.cli.options import check_new
 from ldm.config.command_line import Parser
 from ldm.errors import CodecError, ConfigError, RequestError
+from ldm.terminal import amount, writing
 
 if TYPE_CHECKING:
     from ldm.compression.codec import Codec
@@ -93,7 +94,7 @@ def main(arguments: list[str]) -> None:
     codec = Codec.load(options.codec).to(choose_device(options.device))
     write = write_solid if options.solid else write_files
     totals = write(options, jobs, codec, target)
-    what = f"{len(jobs)} images in one file" if options.solid else f"{len(jobs)} files"
+    what = f"{amount(len(jobs), 'image')} in one file" if options.solid else amount(len(jobs), "file")
     print(f"{options.out}: {what} of {totals}")
 
 
@@ -105,7 +106,6 @@ def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
     from ldm.compression.files import read_image
     from ldm.evaluation.metrics import psnr
     from ldm.shapes import rounded
-    from ldm.terminal import writing
 
     totals, refused = Totals(), list[RequestError]()
     for job in tqdm(jobs, desc="compressing", unit="image", delay=1):
@@ -150,7 +150,6 @@ def write_solid(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
     from ldm.compression.solid import compress_solid, verify_solid
     from ldm.evaluation.metrics import psnr
     from ldm.shapes import rounded
-    from ldm.terminal import writing
 
     channels = codec.autoencoder.network.image_channels
     images = [read_image(job.source, channels) for job in tqdm(jobs, desc="reading", unit="image", delay=1)]

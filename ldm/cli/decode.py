@@ -7,6 +7,7 @@ from pathlib import Path
 from ldm.cli.options import check_at_least_one
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError
+from ldm.terminal import amount
 
 
 def parser() -> Parser:
@@ -63,5 +64,5 @@ def main(arguments: list[str]) -> None:
     with tqdm(total=count, desc="decoding", unit="image", delay=1, disable=not processes.is_main) as bar:
         decode(autoencoder, file, count, options.out, processes, batch_size=options.batch_size, on_images=bar.update)
     if processes.is_main:
-        print(f"{options.out}: {count} images")
+        print(f"{options.out}: {amount(count, 'image')}")
     processes.end()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ldm.cli.options import check_at_least_one, size_of
 from ldm.config.command_line import Parser
 from ldm.errors import CodecError, ConfigError
+from ldm.terminal import amount, writing
 
 if TYPE_CHECKING:
     from ldm.compression.codec import Codec
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> None:
     codec = Codec.load(options.codec).to(choose_device(options.device))
     check_writes_pictures(codec.autoencoder.network.image_channels)
     count = draw_samples(options, codec) if options.sample is not None else decompress(options, jobs, codec)
-    print(f"{options.out}: {count} images")
+    print(f"{options.out}: {amount(count, 'image')}")
 
 
 def decompress(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec") -> int:
@@ -81,7 +82,6 @@ def decompress(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec") -
     from ldm.pictures import picture, save_png
     from ldm.pipeline import LatentDiffusion
     from ldm.shapes import to_uint8
-    from ldm.terminal import writing
 
     refine, count = None, 0
     if options.denoise is not None:
@@ -117,7 +117,6 @@ def draw_samples(options: argparse.Namespace, codec: "Codec") -> int:
     from ldm.errors import RequestError
     from ldm.pictures import picture, save_png
     from ldm.shapes import to_uint8
-    from ldm.terminal import writing
 
     step = options.step if options.step is not None else learned_step(codec.autoencoder) or 0.5
     try:

@@ -11,6 +11,7 @@ from ldm.cli.detect_data import data_config, listed
 from ldm.cli.options import check_at_least_one, check_new
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError, DataError
+from ldm.terminal import amount
 
 if TYPE_CHECKING:
     from ldm.anomaly.detector import AnomalyDetector
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
         found = scorer.score(dataset, range(len(dataset)), on_batch=folder.write_maps)
         anomalies = processes.on_main(lambda: write_results(options, folder, detector, found, processes))
     if processes.is_main:
-        print(f"{options.out}: {len(found.readable)} images, {anomalies} of them anomalies")
+        print(f"{options.out}: {amount(len(found.readable), 'image')}, {anomalies} of them anomalies")
     fail_if_unreadable(found, f"have no score in {options.out / 'scores.csv'}", processes)
     processes.end()
 

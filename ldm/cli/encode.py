@@ -7,6 +7,7 @@ from ldm.cli.options import check_at_least_one, images_as_in_run, size_of
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError
 from ldm.script_configs import vae_data_of
+from ldm.terminal import amount
 
 ENDINGS = (".safetensors", ".npz")
 
@@ -85,5 +86,5 @@ def main(arguments: list[str]) -> None:
     if processes.is_main:
         classes = f" of {len(dataset.classes)} classes" if dataset.classes else ""
         shape = " x ".join(map(str, autoencoder.latent_shape(dataset.config.sides)))
-        print(f"{options.out}: {len(dataset)} images{classes}, latents of {shape}")
+        print(f"{options.out}: {amount(len(dataset), 'image')}{classes}, latents of {shape}")
     processes.end()
