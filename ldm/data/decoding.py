@@ -203,6 +203,8 @@ def _pillow_keeps_all(stream: IO[bytes], config: DataConfig) -> bool:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
             if max(_bits_per_sample(image)) <= 8:
                 return True
+            if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and image.tile[0][0] == "raw":
+                return False  # channel after channel: Pillow takes the bytes of one for its values
             white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # ignored by Pillow above 8 bits
             return not white_is_zero and (config.depth == "uint8" or len(image.getbands()) == 1)
     except UnidentifiedImageError:

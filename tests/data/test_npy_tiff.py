@@ -79,6 +79,16 @@ def test_a_picture_is_not_stretched_to_many_channels(file_format: str) -> None:
         decoded(file.getvalue(), 13)
 
 
+@pytest.mark.parametrize("depth", ["uint8", "uint16"])
+@pytest.mark.parametrize(("channels", "byteorder"), [(3, "<"), (3, ">"), (4, "<")])
+def test_planes_of_16_bits_were_read_as_bytes(channels: int, byteorder: str, depth: str) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (channels, 5, 6)).astype(np.uint16)
+    alpha = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    data = tiff(values, photometric="rgb", planarconfig="separate", byteorder=byteorder, **alpha)
+    expected = values if depth == "uint16" else (values.astype(int) + 128) // 257
+    assert np.array_equal(decoded(data, channels, depth=depth), expected)
+
+
 def test_up_to_four_channels_take_the_first_page() -> None:
     assert np.array_equal(decoded(LAYOUTS["pages"], 1), VALUES[:1])
     assert np.array_equal(decoded(tiff(VALUES.astype(np.uint16)), 1, depth="uint16"), VALUES[:1])
