@@ -16,7 +16,7 @@ from ldm.data.config import DataConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.data.device_store import fits_on
 from ldm.data.order import Order, order_of
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, DataError
 from ldm.randomness import StepRandom
 from ldm.shapes import Labels, to_float
 from ldm.training.config import RunConfig
@@ -138,8 +138,12 @@ class TrainingBatches(torch.utils.data.Dataset[Rows], Generic[Rows, Batch]):
 
         An iterator, for to create one takes a number from torch's global generator, which is dropout's during a step.
         """
-        for micro_batch, rows in enumerate(loader, first):
-            yield self.prepare(to_device(rows, torch.device(device)), self.sampler.rng(micro_batch))
+        try:
+            for micro_batch, rows in enumerate(loader, first):
+                yield self.prepare(to_device(rows, torch.device(device)), self.sampler.rng(micro_batch))
+        except DataError as error:  # of a worker's, torch makes one whose message is all of its traceback
+            *_, message = str(error).partition(f"{DataError.__module__}.{DataError.__name__}: ")
+            raise DataError(message.strip() or str(error)) from None
 
 
 def to_device(rows: Any, device: torch.device) -> Any:

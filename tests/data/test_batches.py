@@ -12,7 +12,7 @@ from ldm.data.batches import BatchSampler, ImageBatches, shuffled
 from ldm.data.config import AugmentConfig, FolderConfig
 from ldm.data.datasets import Dataset, Subset
 from ldm.data.decoding import UnreadableImage
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, DataError
 from ldm.randomness import StepRandom, derived_seed, generator
 from ldm.shapes import to_float, to_uint8
 from ldm.training.config import RunConfig
@@ -227,6 +227,19 @@ def test_an_unreadable_image_is_replaced_in_the_store_too():
     given.preload()
     stack = given.stacked()
     assert stack is not None and (stack[4, 0] == 7).all() and (stack[5, 0] == 5).all()
+
+
+def test_what_a_worker_cannot_read_was_said_with_its_traceback():
+    given = dataset(max_unreadable=0)
+
+    def torn(index: int) -> np.ndarray:
+        raise UnreadableImage(f"{index}.png", "torn")
+
+    given.source = torn
+    batches = ImageBatches(given, BatchSampler(tuple(range(40)), 0, 8))
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(2), num_workers=1)
+    with pytest.raises(DataError, match=r"^1 of 40 images cannot be read.*\.png: torn$"):
+        next(batches.on_device(iter(loader), "cpu", 0))
 
 
 def test_chunks_hold_every_image_once_in_its_plain_view():
