@@ -96,6 +96,12 @@ def test_a_wrong_line_of_metadata_is_refused_with_its_number(tmp_path: Path, lin
         opened(describe(folder, {"file_name": "a.png", "label": 1}, "", line))
 
 
+def test_of_two_columns_of_one_name_the_last_was_read_without_a_word(tmp_path: Path) -> None:
+    (write(tmp_path, {"a.png": 1}) / "metadata.csv").write_text("file_name,label,label\na.png,cat,dog\n")
+    with pytest.raises(DataError, match=r"metadata\.csv has the column label twice"):
+        opened(tmp_path)
+
+
 def test_missing_and_empty_folders_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()

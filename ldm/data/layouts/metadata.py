@@ -144,6 +144,8 @@ def _is_nvlabs(tree: FileTree) -> bool:
 
 
 def _check_columns(columns: Sequence[str], place: str) -> None:
+    if twice := next((name for name, count in Counter(columns).items() if count > 1), None):
+        raise DataError(f"{place} has the column {twice} twice: leave one of them out")
     if "file_name" not in columns:
         mark = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), "")
         advice = f"; separate columns by commas instead of {json.dumps(mark)}" if mark else ""
