@@ -80,7 +80,7 @@ def data_of_source(options: Options, given: Mapping[str, Any]) -> dict[str, Any]
 
     None if they name none, or if the file has one.
     """
-    if "data" in given:
+    if given.get("data") is not None:
         return None
     if not options["autoencoder"]:
         return section_of_start(options, "data")
@@ -93,7 +93,7 @@ def data_of_source(options: Options, given: Mapping[str, Any]) -> dict[str, Any]
 
 def denoiser_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The denoiser section of the run of train_diffusion.py that the option `from` names, unless the file has one."""
-    return None if "denoiser" in given else section_of_start(options, "denoiser")
+    return None if given.get("denoiser") is not None else section_of_start(options, "denoiser")
 
 
 def sampling_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -101,7 +101,7 @@ def sampling_of_start(options: Options, given: Mapping[str, Any]) -> dict[str, A
 
     None, which leaves all as the file has it, for another objective and without such a run.
     """
-    objective, own = given.get("objective"), given.get("sampling", {})
+    objective, own = given.get("objective"), given.get("sampling") or {}
     if not isinstance(objective, dict) or objective.get("kind") != "consistency" or not isinstance(own, dict):
         return None
     grid = section_of_start(options, "sampling")

@@ -46,6 +46,13 @@ def test_a_config_with_data_of_its_own_is_mixed_with_the_data_of_the_run(run: Pa
     assert data(run, file=own) == FolderConfig(path="own")
 
 
+def test_a_section_of_comments_alone_was_taken_for_one_of_its_own(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("data:\n  # size: 32\nrun: {steps: 2}")
+    assert data(run, file=own) == DATA
+    assert data(run, "--data.size", "8", file=own) == FolderConfig(path="images", size=8, flip=True, held_out=0.2)
+
+
 def test_without_a_run_a_flag_is_said_to_lack_a_kind_only_where_that_is_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.kind is missing; expected mnist5k\|folder\|mvtec\|torchvision"):
         data(None, "--data.path", "new")
