@@ -78,6 +78,8 @@ def train(
     encoders = open_encoders(data)
     dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
     run.print(describe(dataset))
+    if not dry:
+        run.on_main(lambda: run.folder.check_same_images(dataset.fingerprint))
     training, held_out = dataset.split()
     run.validation.check(len(held_out))
     warm = open_warm_start(start, config.denoiser)

@@ -204,6 +204,12 @@ class RunFolder:
         """
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
+            began_with = read_json(file).get("images")
+            if began_with == facts.get("images", "") and read_entry(file, "data", str) != fingerprint:
+                raise DataError(
+                    f"the images are those that the run in {self.path} began with, but --autoencoder, its weights or"
+                    " the conditions of the images changed: restore them, or choose another --out"
+                )
             self.check_same_data(fingerprint, "choose another --out")
             if read_entry(file, "perceptual_weights", str) != perceptual_weights:
                 raise ConfigError(
@@ -225,6 +231,14 @@ class RunFolder:
             "packages": versions_of(PACKAGES),
         }
         write_atomically(file, json.dumps(environment, indent=2).encode())
+
+    def check_same_images(self, images: str) -> None:
+        """Raise DataError, before they are encoded, if the images are not those that the run was started with."""
+        file = self.path / "environment.json"
+        if file.exists() and self.has_begun() and read_json(file).get("images", images) != images:
+            raise DataError(
+                f"the data changed since the run in {self.path} began: restore them, or choose another --out"
+            )
 
     def check_same_data(self, fingerprint: str, way_out: str) -> None:
         """Raise DataError if the data are not those the run was started with."""

@@ -13,7 +13,7 @@ import pytest
 from ldm import checkpoint
 from ldm.autoencoder.model import Autoencoder
 from ldm.component.versions import SOURCES, versions_of
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, DataError
 from ldm.pipeline import LatentDiffusion
 from ldm.script_configs import TrainVAEConfig
 from ldm.training.run_folder import RunFolder
@@ -165,6 +165,21 @@ def test_images_that_were_moved_were_called_another_setting(
     (moved / "disc" / "00.png").unlink()
     outcome = stage_one.run(run, "--run.steps", 8, "--data.path", moved)
     assert outcome.code == 3 and "the data changed" in outcome.err, outcome
+
+
+def test_another_autoencoder_was_called_other_data_and_other_data_a_stale_cache(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "finished.json").write_text('{"step": 6}')
+    began = {"data": "latents", "images": "images", "perceptual_weights": ""}
+    (tmp_path / "environment.json").write_text(json.dumps(began))
+    folder.check_same_images("images")
+    folder.describe_environment("latents", "", images="images")
+    with pytest.raises(DataError, match="the data changed since the run"):  # before anything is encoded
+        folder.check_same_images("others")
+    with pytest.raises(DataError, match="--autoencoder, its weights or the conditions of the images changed"):
+        folder.describe_environment("others", "", images="images")
+    with pytest.raises(DataError, match="the data changed since the run"):
+        folder.describe_environment("others", "", images="others")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems want names in UTF-8")
