@@ -31,6 +31,7 @@ def what_was_found(dataset: Dataset) -> str:
     classes = f" in {_classes(dataset)}" if dataset.classes else ", no classes"
     parts = [f"{images}{classes}, {_held_out(dataset)}", dataset.split_note(), *dataset.notes]
     parts += [column.describe() for column in dataset.columns if column.name != CLASSES or not dataset.classes]
+    parts += _never_trained(dataset)
     if dataset.passed_over:
         parts.append(f"{_files(sum(dataset.passed_over.values()))} passed over ({_listed(dataset.passed_over)})")
     line = " ".join("; ".join(filter(None, parts)).split())
@@ -54,6 +55,17 @@ def _held_out(dataset: Dataset) -> str:
     of_split = f" ({dataset.held_out_split})" if dataset.held_out_split else ""
     in_groups = f" in {groups:,} group{'s' * (groups != 1)}" if groups != len(held_out) else ""
     return f"{len(held_out):,} held out{of_split}{in_groups}"
+
+
+def _never_trained(dataset: Dataset) -> list[str]:
+    """The classes of conditions that held-out images alone have: a model would offer them untrained."""
+    training, notes = dataset.split()[0].indices, list[str]()
+    for column in (each for each in dataset.columns if each.config.kind == "class"):
+        counts = np.bincount(column.values[training], minlength=len(column.names)).tolist()
+        if names := [name for name, count in zip(column.names, counts, strict=True) if not count]:
+            more = f" and {len(names) - 3} more" if names[3:] else ""
+            notes.append(f"{column.name} {', '.join(names[:3])}{more}: held-out images alone, so never trained")
+    return notes
 
 
 def _files(count: int) -> str:

@@ -72,6 +72,17 @@ def test_columns_of_metadata_are_conditions(tmp_path: Path, kind: str) -> None:
     assert "tone: 2 classes (dark 2, light 2)" in line and "angle: numbers from 0 to 271.5, period 360" in line
 
 
+def test_a_class_of_a_condition_that_is_only_held_out_was_offered_untrained_without_a_word(tmp_path: Path) -> None:
+    described(tmp_path, tone=["dark", "light", "rare", "dark"])
+    config = FolderConfig(path=str(tmp_path), size=4, held_out=0.25, conditions={"tone": TONE})
+    lines = [describe(open_dataset(replace(config, split_seed=seed))) for seed in range(20)]
+    found = ["tone rare: held-out images alone, so never trained" in line for line in lines]
+    held_out = [open_dataset(replace(config, split_seed=seed)).split()[1].indices for seed in range(20)]
+    names = open_dataset(config).names
+    rare = next(place for place, name in enumerate(names) if name.endswith("2.png"))
+    assert found == [indices == [rare] for indices in held_out] and any(found) and not all(found)
+
+
 def test_label_is_the_class_of_the_folder_and_without_conditions_the_only_one(tmp_path: Path) -> None:
     images(tmp_path)
     plain, named = opened(tmp_path), opened(tmp_path, label=TONE)
