@@ -201,10 +201,14 @@ def _pillow_keeps_all(stream: IO[bytes], config: DataConfig) -> bool:
     try:
         with _quiet(), Image.open(stream, formats=["TIFF"]) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            if max(_bits_per_sample(image)) <= 8:
+            codec, is_deep = image.tile[0][0], max(_bits_per_sample(image)) > 8
+            in_planes = tags.get(ExifTags.Base.PlanarConfiguration) == 2
+            if in_planes and (image.mode == "LA" or (is_deep and codec == "raw")):
+                return False  # channel after channel: Pillow takes the bytes of one for its values, or one for another
+            if codec == "libtiff" and image.mode in ("I", "F") and tags.prefix == b"MM":
+                return False  # what libtiff has brought to the order of this machine, Pillow swaps once more
+            if not is_deep:
                 return True
-            if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and image.tile[0][0] == "raw":
-                return False  # channel after channel: Pillow takes the bytes of one for its values
             white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # ignored by Pillow above 8 bits
             return not white_is_zero and (config.depth == "uint8" or len(image.getbands()) == 1)
     except UnidentifiedImageError:

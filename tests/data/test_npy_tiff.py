@@ -89,6 +89,20 @@ def test_planes_of_16_bits_were_read_as_bytes(channels: int, byteorder: str, dep
     assert np.array_equal(decoded(data, channels, depth=depth), expected)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_gray_and_alpha_in_planes_were_unreadable_or_wrong(compression: str | None) -> None:
+    options = {"planarconfig": "separate", "extrasamples": ["unassalpha"], "compression": compression}
+    assert np.array_equal(decoded(tiff(VALUES[:2], **options), 2), VALUES[:2])
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
+def test_big_endian_values_in_a_deflated_tiff_were_swapped_twice(dtype: str) -> None:
+    levels = 1000 * np.arange(30, dtype=np.uint16).reshape(1, 5, 6)
+    values = levels / 65535 if dtype == "float32" else levels
+    data = tiff(values[0].astype(dtype), byteorder=">", compression="zlib")
+    assert np.array_equal(decoded(data, 1, depth="uint16"), levels)
+
+
 def test_up_to_four_channels_take_the_first_page() -> None:
     assert np.array_equal(decoded(LAYOUTS["pages"], 1), VALUES[:1])
     assert np.array_equal(decoded(tiff(VALUES.astype(np.uint16)), 1, depth="uint16"), VALUES[:1])
