@@ -132,7 +132,8 @@ def save(
     if options.gif:
         return save_gif([upscaled(picture(image), about=256) for image in to_uint8(images)], options.out, settings)
     if is_file(options.out):
-        columns = options.columns or columns or (len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5))
+        fitting = len(names) if 0 < len(names) <= 20 else round(len(images) ** 0.5)
+        columns = options.columns or columns or min(fitting, len(images))
         return save_png(upscaled(grid(images, columns)), options.out, settings)
     numbers, written = range(len(images)) if numbers is None else numbers, list[Path]()
     try:
@@ -154,6 +155,8 @@ def file_names(numbers: Sequence[int], names: list[str]) -> list[str]:
 def check_out(out: Path, names: list[str]) -> None:
     """Raise ConfigError if a picture of somebody's would be overwritten, or be taken for one of these."""
     if is_file(out):
+        if out.is_dir():
+            raise ConfigError(f"--out {out} cannot be written: it is a folder, and {out.suffix} means one picture")
         if not is_own(out):
             raise ConfigError(f"--out {out} is there, and is no picture of sample.py: choose another name")
         return

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from ldm.diffusion.config import SAMPLERS
+from ldm.errors import ConfigError
 from ldm.pipeline import LatentDiffusion
+from sample import check_out
 from tests.support.diffusers_process import pixels
 from tests.support.scripts import ROOT, Outcome, forked, ran
 
@@ -76,6 +78,14 @@ def test_a_grid_has_a_column_for_each_class(finished_diffusion: Path, tmp_path: 
         sampled(finished_diffusion, tmp_path / "grid.png", "--num", 6, *labels)
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.width / grid.height == (2 + columns * 18) / (2 + 6 // columns * 18)
+
+
+def test_a_single_image_stood_beside_blank_places_for_the_other_classes(
+    finished_diffusion: Path, tmp_path: Path
+) -> None:
+    sampled(finished_diffusion, tmp_path / "grid.png", "--num", 1)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width == grid.height
 
 
 def test_a_folder_gets_one_picture_per_image_named_by_its_class(finished_diffusion: Path, tmp_path: Path) -> None:
@@ -182,6 +192,13 @@ def test_a_place_that_cannot_be_written_to_exits_2(finished_diffusion: Path, tmp
     outcome = ran("sample", finished_diffusion, "--out", tmp_path / name, "--num", 2, "--steps", 1)
     assert f"--out {tmp_path / name} cannot be written" in refusal(outcome, 2)
     assert (tmp_path / "taken").read_text() == "a file"
+
+
+@pytest.mark.parametrize("name", ["folder.png", "folder.gif"])
+def test_a_folder_in_the_place_of_a_picture_was_found_after_all_the_sampling(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="it is a folder"):
+        check_out(tmp_path / name, [])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is the disk that is always full")
