@@ -3,7 +3,9 @@
 Variances, losses, the limit of no noise, conversions and trained scores are measured by `ldm verify denoiser score`.
 """
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -48,6 +50,15 @@ def unit_pair(count: int) -> tuple[Tensor, Tensor]:
 def test_an_unknown_parametrization_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=rf"parametrization must be {'.'.join(PARAMETRIZATIONS)}, not v"):
         config.DenoiserConfig(parametrization="v")
+
+
+@pytest.mark.parametrize("name", PARAMETRIZATIONS)
+def test_a_denoiser_could_not_be_pickled(name: str) -> None:
+    """For its parametrization is made of functions without a name."""
+    denoiser = Denoiser(Constant(2.0), parametrization=name)
+    again, noisy = pickle.loads(pickle.dumps(denoiser)), torch.ones(2, 1, 3, 3)
+    assert torch.equal(again(noisy, 0.5), denoiser(noisy, 0.5))
+    assert copy.deepcopy(denoiser).parametrization is denoiser.parametrization is again.parametrization
 
 
 def test_the_input_of_a_flow_is_the_point_on_its_path_and_the_target_its_velocity() -> None:
