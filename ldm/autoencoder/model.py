@@ -153,6 +153,8 @@ class Autoencoder(nn.Module):
 
     def moments(self, images: Images, hidden: Tensor | None = None) -> Tensor:
         """The encoder's output, which the bottleneck is given."""
+        if not images.is_floating_point():  # from 0 to 255 they would be taken for images of a very strong contrast
+            raise ConfigError(f"images must be floats in [-1, 1], and not {images.dtype}: scale and shift them first")
         if self.network.fixed_size not in (None, tuple(images.shape[1:])):
             assert self.network.fixed_size is not None
             only, given = (format_size(tuple(sides)) for sides in (self.network.fixed_size[1:], images.shape[2:]))

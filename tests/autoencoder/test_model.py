@@ -156,6 +156,11 @@ def test_a_reconstruction_has_the_size_of_its_image(levels: int, size: tuple[int
     assert found.shape == pictures.shape and bool(found.isfinite().all())
 
 
+def test_bytes_were_encoded_as_if_255_were_white():
+    with pytest.raises(ConfigError, match=r"floats in \[-1, 1\], and not torch.uint8"):
+        small().encode(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8))
+
+
 def test_images_that_the_downsampling_divides_are_not_changed_by_padding():
     autoencoder, pictures = small(), images(2, 3, 24, 16)
     assert padded(pictures, (4, 4)) is pictures
@@ -331,6 +336,11 @@ def test_a_hub_id_that_nobody_can_reach_is_refused_at_once():
     begun = time.monotonic()
     assert "hub id" in refusal("nobody-at-all/no-autoencoder-here")
     assert time.monotonic() - begun < 5
+
+
+def test_the_hub_was_asked_for_half_a_minute_for_a_mistyped_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldm.autoencoder.formats.ours.downloaded", lambda *_: pytest.fail("the hub was asked"))
+    assert "does not exist" in refusal("not-there")
 
 
 def test_half_precision_weights_load_as_float32(tmp_path: Path):

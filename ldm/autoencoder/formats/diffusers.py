@@ -25,6 +25,7 @@ OURS = "ldm.Autoencoder"  # the _class_name of folders in our own format
 STOCK = "AutoencoderKL"
 WHOLE = "diffusion_pytorch_model"  # what diffusers calls the weights beside a config.json
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 def resolve_path(source: str | Path) -> Path:
@@ -85,7 +86,7 @@ def read(source: str | Path) -> "AutoencoderKL":
     place = resolve_path(source)
     if place.suffix in PICKLES:
         raise CheckpointError(f"{source} may be a pickle, and those are not opened: convert it to .safetensors")
-    if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not place.exists() and not re.fullmatch(HUB_ID, str(source)):
         raise CheckpointError(f"{source} does not exist, and is not a hub id")
     if place.is_file() and place.name.startswith(WHOLE) and (place.parent / "config.json").is_file():
         place, variant = place.parent, variant_in(place)

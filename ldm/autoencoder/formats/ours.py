@@ -1,13 +1,14 @@
 """Our own format for autoencoders that diffusers has no class for: config.json, safetensors, and the code for both."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
 from ldm.autoencoder.config import AutoencoderConfig
-from ldm.autoencoder.formats.diffusers import OURS, check_finite, is_ours
+from ldm.autoencoder.formats.diffusers import HUB_ID, OURS, check_finite, is_ours
 from ldm.autoencoder.model import Autoencoder, create
 from ldm.checkpoint import read_json
 from ldm.component.code_file import CodeFile, own_code
@@ -86,6 +87,8 @@ def load(folder: str | Path, variant: str | None = None) -> Autoencoder:
 
 def folder_on_hub(repository: str) -> Path | None:
     """Where a folder of our own format lies, once it is loaded from the Hugging Face hub; None if there is none."""
+    if not re.fullmatch(HUB_ID, repository):  # offline the hub's client tries for half a minute
+        return None
     try:
         if not is_ours(downloaded(repository, "config.json")):
             return None
