@@ -23,7 +23,10 @@ def images_given(given: Any, shape: Sequence[int]) -> Images:
         opaque = [laid_on_white(each) if channels in (1, 3) else each for each in pictures]
         given = [ImageOps.fit(each.convert(mode), (width, height), Image.Resampling.BICUBIC) for each in opaque]
     processor = VaeImageProcessor(do_resize=False)
-    return batch_of("image", processor.preprocess(given).float(), (channels, height, width))
+    images = batch_of("image", processor.preprocess(given).float(), (channels, height, width))
+    if not bool((images.abs() <= 1.01).all()):  # bytes, most often
+        raise RequestError("image", "holds numbers outside [0, 1], for arrays and tensors: divide bytes by 255")
+    return images
 
 
 def hidden_given(given: Any, shape: Sequence[int]) -> Tensor:

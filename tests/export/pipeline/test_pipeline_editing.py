@@ -128,6 +128,7 @@ def test_guidance_interval_rescale_and_sampler_options_were_not_to_be_had(
         ({"strength": 0.5}, "strength is of an image, and there is none"),
         ({"mask_image": torch.ones(1, 1, 16, 16)}, "mask_image is of an image, and there is none"),
         ({"image": torch.zeros(1, 1, 16, 16)}, "image of shape [1, 1, 16, 16] should be of ['batch', 3, 16, 16]"),
+        ({"image": np.full((16, 16, 3), 255, dtype=np.uint8)}, "image holds numbers outside [0, 1]"),
         (
             {"image": torch.zeros(3, 3, 16, 16), "num_images": 2},
             "image has 3 images for 2: give 1, a divisor of that, or one for each",
