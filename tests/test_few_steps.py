@@ -1,5 +1,6 @@
 """A run that tunes a finished denoiser for few steps: what it takes over, leaves behind, and refuses."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def test_it_keeps_the_noise_levels_and_says_nothing_of_denoising(tuned: Path, fi
     assert (after.sampling.sampler, after.sampling.steps) == ("consistency", 2)
     assert all("consistency" in line for line in metrics(tuned))
     assert not (tuned / "objective.png").exists() and not (tuned / "report.json").exists()
+
+
+def test_a_model_that_does_not_denoise_was_evaluated_with_a_denoising_loss(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.evaluation.classifier.STEPS", 5)
+    outcome = ran("ldm.cli.main", "evaluate", tuned, "--generate", 4, "--out", tmp_path / "metrics.json")
+    assert outcome.code == 0 and "denoising" not in outcome.out, outcome.err
+    assert "denoising" not in json.loads((tmp_path / "metrics.json").read_text())["metrics"]
 
 
 def test_a_model_tuned_for_few_steps_samples_so_by_default_everywhere(tuned: Path, tmp_path: Path) -> None:

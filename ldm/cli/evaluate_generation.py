@@ -119,7 +119,8 @@ def evaluate_once(options: argparse.Namespace, opened: Sources, real: "RealImage
         samples = read_samples(opened.samples, real, opened.autoencoder, reader)
     metrics = measure(real, samples, reader)
     if opened.model is not None and opened.samples is None:
-        metrics["denoising"] = held_out_denoising(real, opened.model, reader)
+        denoising = held_out_denoising(real, opened.model, reader)
+        metrics |= {} if denoising is None else {"denoising": denoising}
     head = header(real, len(samples), opened.model, opened.sampling, options.samples or options.run)
     copies = find_copies(real, samples, opened.autoencoder, opened.cache, reader)
     result = report(head, samples, metrics) | {"memorization": copies.report()}

@@ -10,6 +10,7 @@ import torch
 from ldm.autoencoder.model import Autoencoder
 from ldm.batch import NULL
 from ldm.data.datasets import Dataset, Subset
+from ldm.diffusion.config import SAMPLERS
 from ldm.evaluation.classifier import Classifier, accuracy
 from ldm.evaluation.denoising import denoising_losses
 from ldm.evaluation.generation import RealImages, trained_together
@@ -88,8 +89,13 @@ def read_as_asked(real: RealImages, samples: ImageSet, name: str) -> dict[str, f
     }
 
 
-def held_out_denoising(real: RealImages, model: LatentDiffusion, reader: ImageSetReader) -> dict[str, Any]:
-    """The denoising losses of held-out latents by noise level, with the condition that each has."""
+def held_out_denoising(real: RealImages, model: LatentDiffusion, reader: ImageSetReader) -> dict[str, Any] | None:
+    """The denoising losses of held-out latents by noise level, with the condition that each has.
+
+    None of a model that was tuned for few steps, which does not denoise.
+    """
+    if SAMPLERS[model.config.sampling.sampler].consistency:
+        return None
     held_out, schema = real.held_out.evenly_spaced(MAX_LATENTS), model.config.schema
     if takes_rows(model, real.data):
         table = conditions_of_images(model, real.data.held_out.dataset, held_out.indices)

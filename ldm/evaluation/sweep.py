@@ -78,7 +78,7 @@ def run_sweep(
                 load_average(model.denoiser, source, float(value))
             samples = draw_samples(model, real, each, num, reader)
             metrics = measure(real, samples, reader)
-            if sweep.setting == "ema":
+            if sweep.setting == "ema" and denoising is not None:
                 metrics["denoising"] = held_out_denoising(real, model, reader)
             row = {"value": value, **report(header(real, num, model, each, source), samples, metrics)}
             measured.append(row)
