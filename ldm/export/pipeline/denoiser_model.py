@@ -8,7 +8,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ldm.batch import ClassLabels, Condition
+from ldm.batch import NULL, ClassLabels, Condition
 from ldm.component.code_file import CodeFile, own_code
 from ldm.component.own_model import OwnModel
 from ldm.config.plain import from_plain
@@ -93,6 +93,9 @@ class DenoiserModel(OwnModel):
         schema = self.model_config.schema
         if not (torch.is_tensor(class_labels) and class_labels.ndim == 1 and not class_labels.is_floating_point()):
             class_labels = torch.tensor(schema.indices(class_labels))
+        elif not bool(((class_labels >= NULL) & (class_labels < len(schema.choices))).all()):
+            known = f"{len(schema.choices)} classes, from 0 on, and {NULL} for none"
+            raise ConfigError(f"class_labels {class_labels.tolist()} are not all of this model: it has {known}")
         if len(class_labels) not in (1, count):
             raise ConfigError(f"{len(class_labels)} class_labels for {count} samples: give 1 or {count}")
         first = next(self.model.parameters())

@@ -280,6 +280,13 @@ def test_a_timestep_in_place_of_a_noise_level_is_refused(pipe: LatentDiffusionPi
     assert "3 class_labels for 2 samples" in refusal(lambda: pipe.unet(x, 1.0, [0, 1, 0]))
 
 
+@pytest.mark.parametrize("label", [2, 3, -2])
+def test_a_class_that_there_is_not_was_taken_for_another(pipe: LatentDiffusionPipeline, label: int) -> None:
+    """Of two classes 2 was none at all, 3 the first, and -2 the last."""
+    x = torch.zeros(2, 2, 8, 8)
+    assert "are not all of this model" in refusal(lambda: pipe.unet(x, 1.0, torch.tensor([label, 0])))
+
+
 # ---- precision
 
 
