@@ -34,15 +34,22 @@ def normal_images(
     if options.normal_class is not None:
         label = class_index(dataset, options.normal_class, options.normal)
         chosen = [index for index in chosen if dataset.labels[index] == label]
-    if options.held_out:
-        kept, _ = split_groups([dataset.groups[index] for index in chosen], options.held_out, seed)
-        chosen = [chosen[place] for place in kept.tolist()]
     hashes = hashes_of(Subset(dataset, chosen), warn=is_main)
     if not hashes:
         raise DataError(f"--normal {options.normal}: none of the {len(chosen)} normal images can be read")
+    used, kept = list(hashes), list[int]()
     if run_data is not None:
-        hashes = without_training_images(options, dataset, hashes, run_data, say)
-    return Subset(dataset, list(hashes)), NormalImages.of(data, hashes.values())
+        used = list(without_training_images(options, dataset, hashes, run_data, say))
+    if options.held_out:  # by other names than the run has held out by: else these are the same, and none is left
+        purpose = "" if run_data is None else "detection/"
+        groups = [f"{purpose}{dataset.groups[index]}" for index in used]
+        parts = split_groups(groups, options.held_out, seed)
+        used, kept = ([used[place] for place in part.tolist()] for part in parts)
+    if run_data is not None and is_same(options.normal, run_data):  # whose training images are among both
+        trained_on = set(dataset.split()[0].indices)
+        kept = [index for index in kept if index not in trained_on]
+    known = [value for index, value in hashes.items() if index not in set(kept)]
+    return Subset(dataset, used), NormalImages.of(data, known)
 
 
 def hashes_of(images: Subset, *, warn: bool = False) -> dict[int, str]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 
 from ldm.anomaly.config import SCORES
 from ldm.anomaly.conformal import benjamini_hochberg
+from ldm.anomaly.normal_images import hash_of
+from ldm.cli.detect_normals import normal_images
+from ldm.script_configs import vae_data_of
 from tests.support.anomaly_data import SIDE, mvtec_folder, pixels_of
 from tests.support.scripts import ROOT, Outcome, ran, script, together
 
@@ -344,6 +348,20 @@ def test_a_runs_own_training_images_set_no_threshold(finished_vae: Path, shapes_
     """Named by their folder they are known: of 60 images 54 were trained on, and six are too few."""
     said = refused(3, "fit", finished_vae, "--normal", shapes_folder, "--out", tmp_path / "d", "--alpha", 0.3)
     assert "6 of 60 normal images are left" in said
+
+
+def test_what_is_held_out_of_a_runs_own_images_was_what_the_run_had_held_out(
+    finished_vae: Path, shapes_folder: Path
+) -> None:
+    """So nothing was left to calibrate with, and an evaluation took training images of the run for new ones."""
+    run_data = vae_data_of(str(finished_vae))
+    assert run_data is not None
+    options = Namespace(run=str(finished_vae), normal=str(shapes_folder), normal_class=None, held_out=0.5)
+    normal, known = normal_images(options, run_data, run_data, 0, False)
+    _, held_out = normal.dataset.split()
+    assert set(normal.indices) & set(held_out.indices)
+    new = {index for index in range(60) if hash_of(normal.dataset.eval_view(index)) not in known.hashes}
+    assert new and new == set(held_out.indices) - set(normal.indices)
 
 
 @pytest.mark.parametrize("place", ["copy", "class folder", "another size"])
