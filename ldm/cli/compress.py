@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.options import check_new
 from ldm.config.command_line import Parser
-from ldm.errors import CodecError, ConfigError, RequestError
+from ldm.errors import CodecError, ConfigError, DataError, RequestError
 from ldm.terminal import amount, writing
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
 
 
 def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", target: "Target") -> Totals:
-    """A file for each image; those that cannot have the rate or the PSNR are reported once the others are written."""
+    """A file for each image; those that cannot be read, or have the rate or the PSNR, are named after all others."""
     from tqdm import tqdm
 
     from ldm.checkpoint import write_atomically
@@ -107,9 +107,13 @@ def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
     from ldm.evaluation.metrics import psnr
     from ldm.shapes import rounded
 
-    totals, refused = Totals(), list[RequestError]()
+    totals, refused, unreadable = Totals(), list[RequestError](), list[str]()
     for job in tqdm(jobs, desc="compressing", unit="image", delay=1):
-        image = read_image(job.source, codec.autoencoder.network.image_channels)
+        try:
+            image = read_image(job.source, codec.autoencoder.network.image_channels)
+        except DataError as error:
+            unreadable.append(str(error))
+            continue
         try:
             (file,) = codec.compressed([image], target)
         except RequestError as error:
@@ -125,9 +129,12 @@ def write_files(options: argparse.Namespace, jobs: "list[Job]", codec: "Codec", 
             job.target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(job.target, file)
         totals.add(image[0].numel(), file)
+    if (refused or unreadable) and totals.size:
+        print(f"{options.out}: {amount(len(jobs) - len(refused) - len(unreadable), 'file')} of {totals}")
+    if unreadable:
+        problems = "; ".join([*unreadable, *map(str, refused)])
+        raise DataError(f"{problems}: {len(unreadable) + len(refused)} of {len(jobs)} images have no file")
     if refused:
-        if written := len(jobs) - len(refused):
-            print(f"{options.out}: {written} files of {totals}")
         raise out_of_reach(refused, len(jobs)).as_flag()
     return totals
 

@@ -116,6 +116,15 @@ def test_one_image_out_of_reach_does_not_keep_the_others_from_their_files(
     assert len(names) == 4 and "dot" not in names
 
 
+def test_one_unreadable_image_kept_those_behind_it_from_their_files(
+    fitted: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "a-first.png").write_bytes(b"no picture")
+    outcome = compress(fitted, pictures, "--out", tmp_path / "out", "--step", 0.5)
+    refusal(outcome, 3, "a-first.png cannot be read", ": 1 of 5 images have no file")
+    assert len(list((tmp_path / "out").rglob("*.ldmc"))) == 4
+
+
 def test_a_file_that_is_not_of_the_codec_is_one_line(fitted: Path, pictures: Path, tmp_path: Path) -> None:
     files, out = tmp_path / "files", tmp_path / "out"
     assert compress(fitted, pictures / "odd.bmp", "--out", files, "--step", 1).code == 0
