@@ -109,8 +109,10 @@ class LatentDiffusion:
         """
         requested = self.prompts.request(labels, conditions, prompt)
         check_request(num, 1, "heun", batch_size)
+        if numbers is not None and not len(numbers):
+            raise RequestError("numbers", "names no image; leave it out")
         plan, images = self.plan(**how), []
-        for batch in torch.tensor(range(num) if numbers is None else numbers).split(batch_size):
+        for batch in torch.as_tensor(range(num) if numbers is None else numbers).split(batch_size):
             start = self.start(batch.tolist(), plan)
             latents = self.denoise(
                 start, requested.repeated(batch), plan, numbers=batch.tolist(), on_step=counted(on_step)

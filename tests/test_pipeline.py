@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -57,6 +58,14 @@ def refused(action: Callable[[], Any], kind: type[Exception] = ConfigError) -> s
     message = str(caught.value)
     assert message
     return message
+
+
+def test_numbers_in_a_tensor_gave_a_warning_and_none_at_all_a_traceback(model: LatentDiffusion) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = model.sample(numbers=torch.tensor([3]), steps=1)
+    assert drawn.equal(model.sample(numbers=[3], steps=1))
+    assert "numbers names no image" in refused(lambda: model.sample(numbers=[]))
 
 
 def test_a_run_remembers_the_names_of_its_classes_and_its_shape(finished_diffusion: Path) -> None:
