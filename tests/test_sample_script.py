@@ -124,6 +124,7 @@ def test_image_i_is_the_same_in_a_grid_and_in_a_folder_and_whatever_their_number
         (("another",), "another is not understood"),
         (("--num", "many"), "argument --num: invalid int value: 'many'"),
         (("--num",), "argument --num: expected one argument"),
+        (("--strength", "-0.5,1"), "expected one argument (one that begins with a minus is written --FLAG=-90,0)"),
         (("--num", 0), "--num 0 must be at least 1"),
         (("--steps", 0), "--steps 0 must be at least 1"),
         (("--batch-size", 0), "--batch-size 0 must be at least 1"),

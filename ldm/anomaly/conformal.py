@@ -37,7 +37,7 @@ def check_enough(count: int, alpha: float, uses: str = "") -> None:
     if threshold_place(count, alpha) > count:
         raise DataError(
             f"{count} calibration images cannot hold a false-alarm rate of {alpha:g}: give at least"
-            f" {images_needed(alpha)} normal images for it, or allow a rate of {math.ceil(1e4 / (count + 1)) / 1e4:g}"
+            f" {images_needed(alpha)} to calibrate with, or allow a rate of {math.ceil(1e4 / (count + 1)) / 1e4:g}"
             + (f" ({uses})" if uses else "")
         )
 

@@ -61,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        minus = " (one that begins with a minus is written --FLAG=-90,0)" * message.endswith("expected one argument")
+        raise ConfigError(f"{message}{minus}; see {self.prog} --help")
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         """What the command line says, or ConfigError with the flag that was probably meant."""

@@ -375,6 +375,16 @@ def late_step_noise(shape: tuple[int, ...], indices: list[int] | range, seed: in
     return step_noise(shape, indices, seed, 5)
 
 
+def test_noise_is_the_same_whatever_the_default_type_is() -> None:
+    noise = starting_noise((2, 3), [4], seed=0), step_noise((2, 3), [4], 0, 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = starting_noise((2, 3), [4], seed=0), step_noise((2, 3), [4], 0, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, again, noise))
+
+
 @pytest.mark.parametrize("noise", [starting_noise, late_step_noise])
 @pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5, 7), (1,)])
 def test_noise_of_an_image_is_the_same_bits_in_any_batch(noise: Callable[..., Tensor], shape: tuple[int, ...]) -> None:

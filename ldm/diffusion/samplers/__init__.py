@@ -41,13 +41,17 @@ def starting_noise(shape: Sequence[int], indices: Sequence[int], seed: int) -> L
 
     Image i of a seed starts from the same bits in any batch and at any place in it.
     """
-    return torch.stack([torch.randn(*shape, generator=generator(seed, "sampling noise", index)) for index in indices])
+    return torch.stack([_unit_noise(shape, seed, "sampling noise", index) for index in indices])
 
 
 def step_noise(shape: Sequence[int], indices: Sequence[int], seed: int, step: int) -> Latents:
     """Unit Gaussian noise that a stochastic sampler adds to these images in a step; it depends on (seed, i, step)."""
-    noises = [torch.randn(*shape, generator=generator(seed, "sampling step noise", index, step)) for index in indices]
-    return torch.stack(noises)
+    return torch.stack([_unit_noise(shape, seed, "sampling step noise", index, step) for index in indices])
+
+
+def _unit_noise(shape: Sequence[int], seed: int, purpose: str, *position: int) -> Tensor:
+    """The same whatever torch's default type and device are."""
+    return torch.randn(*shape, generator=generator(seed, purpose, *position), dtype=torch.float32, device="cpu")
 
 
 def sigma_pairs(sigmas: Tensor) -> Iterator[tuple[float, float]]:
