@@ -5,7 +5,9 @@
 Each autoencoder is trained for --autoencoder-seconds of one CPU core on emoji, each denoiser for --denoiser-steps that
 take the same time in the latents of all, with noise of .05 of their standard deviation:
 
-- `lapped`: configs/vae/folder.yaml, whose encoder is the best lapped transform of the images;
+- `lapped`: configs/vae/folder.yaml, whose encoder is the best lapped transform of the images, without the noise that
+  its decoder expects in samples;
+- `lapped, sample noise`: configs/vae/folder.yaml as it is;
 - `lapped, trained`: the same network, whose encoder has a block and learns as the decoder does;
 - `patch PCA`: the first network, whose encoder is the principal components of single patches;
 - `kl`: configs/vae/kl-f4.yaml with `bottleneck.noise .05`;
@@ -45,6 +47,11 @@ from runs import from_root, print_table
 from stage_two import CONFIG, Data, SampleMetrics, Training, config_with
 
 ONE_SCALE = ", one scale"
+ROWS = {
+    "kl": "kl, noise",
+    "lapped, trained": "encoder trained",
+    "lapped, sample noise": "sample noise",
+}  # of learning.py
 SMALL: dict[str, Any] = {  # what configs/diffusion/folder.yaml says of one to three minutes
     "denoiser.network": {"kind": "unet", "widths": [32, 64], "blocks": 1, "attention": [1], "dropout": 0.1},
     "run.batch_size": 16,
@@ -62,7 +69,7 @@ def autoencoder_of(kind: str, seed: int, seconds: float, dataset: Dataset) -> tu
     minimize = (
         functools.partial(lapped_transform.minimize, iterations=0) if kind == "patch PCA" else lapped_transform.minimize
     )
-    row = {"kl": "kl, noise", "lapped, trained": "encoder trained"}.get(kind, "residual")
+    row = ROWS.get(kind, "residual")
     with mock.patch.object(lapped_transform, "minimize", minimize):
         loop, _ = trained(row, str(EMOJI), seed, seconds, dataset)
     autoencoder = loop.averaged()
@@ -125,7 +132,7 @@ def main() -> None:
 
     kept, found = Kept(options.out / "first_stages.jsonl"), dict[str, list[Row]]()
     for seed in options.seeds:
-        for kind in ("lapped", "lapped, trained", "patch PCA", "kl"):
+        for kind in ("lapped", "lapped, sample noise", "lapped, trained", "patch PCA", "kl"):
             names = [kind, kind + ONE_SCALE] if kind == "lapped" else [kind]
             if not all(kept.has(row=name, seed=seed) for name in names):
                 for name, row in rows_of(kind, seed, options, dataset, metrics):

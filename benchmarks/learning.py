@@ -4,12 +4,12 @@
     python benchmarks/learning.py runs/learning --rows residual kl --budgets 60 --seeds 0
     python benchmarks/learning.py runs/learning --data mnist5k
 
-Rows: `residual` is configs/vae/folder.yaml, of digits configs/vae/mnist5k.yaml, and `kl` is configs/vae/kl-f4.yaml,
-trained by this project's Run and objective; `encoder trained` is `residual` with an encoder that has a block and learns
-as the decoder does; `kl before` is what folder.yaml was until `kl` was tuned, started as diffusers starts an
-AutoencoderKL; `diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware
-has it, averaged weights; `kl, noise` is `kl` with the noise of `residual`; `patch PCA` is the floor. Everything on one
-thread.
+Rows: `residual` is configs/vae/folder.yaml without the noise that its decoder expects in samples, and of digits
+configs/vae/mnist5k.yaml; `sample noise` is folder.yaml as it is, and `kl` is configs/vae/kl-f4.yaml, trained by this
+project's Run and objective; `encoder trained` is `residual` with an encoder that has a block and learns as the decoder
+does; `kl before` is what folder.yaml was until `kl` was tuned, started as diffusers starts an AutoencoderKL;
+`diffusers` is that network in a plain tuned loop: fused AdamW, half a cosine, bf16 where the hardware has it, averaged
+weights; `kl, noise` is `kl` with the noise of `residual`; `patch PCA` is the floor. Everything on one thread.
 
 A run is as long as its budget: the seconds of a step are measured first, and the schedule ends with the last step. What
 a network fits to the data before its first step counts, as everything does but decoding the images and the imports. The
@@ -68,10 +68,15 @@ BEFORE: dict[str, Any] = {
     "optim.schedule": "cosine",
     "run.batch_size": 32,
 }
+CLEAN: dict[str, Any] = {"objective.latent_corruption": "null"}
 ENCODER_TRAINED = {"blocks": 1, "decoder_blocks": 2, "encoder_lr_factor": 1}
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
-    "residual": ("folder", {}),
-    "encoder trained": ("folder", {f"autoencoder.network.{name}": value for name, value in ENCODER_TRAINED.items()}),
+    "residual": ("folder", CLEAN),
+    "sample noise": ("folder", {}),
+    "encoder trained": (
+        "folder",
+        CLEAN | {f"autoencoder.network.{name}": value for name, value in ENCODER_TRAINED.items()},
+    ),
     "kl": ("kl-f4", {}),
     "kl before": ("kl-f4", BEFORE),
     "diffusers": ("kl-f4", BEFORE),

@@ -44,11 +44,12 @@ PERCEPTUAL = (
     " --objective.perceptual.weight 0.1"
 )
 DISCRIMINATOR = "--objective.discriminator.weight 0.25 --objective.discriminator.width 32"
+CLEAN = "--objective.latent_corruption null"  # the config of `residual` has one
 LOSSES = {
-    "L1 + KL": "",
-    "+ perceptual": PERCEPTUAL,
-    "+ perceptual + discriminator": f"{PERCEPTUAL} {DISCRIMINATOR}",
-    "+ equivariance": "--objective.equivariance.probability 0.5",
+    "L1 + KL": CLEAN,
+    "+ perceptual": f"{CLEAN} {PERCEPTUAL}",
+    "+ perceptual + discriminator": f"{CLEAN} {PERCEPTUAL} {DISCRIMINATOR}",
+    "+ equivariance": f"{CLEAN} --objective.equivariance.probability 0.5",
     "+ latent noise": "--objective.latent_corruption.kind interpolation",
 }
 SHAPE_CODE = ("+ equivariance", "+ latent noise")  # for an encoder that learns
