@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -31,10 +32,9 @@ from ldm.shapes import Images, to_float
 class Dataset:
     """The images of a data set by index.
 
-    An unreadable image is noted in `unreadable` when it is met, and the next readable one of the same label takes its
-    place, in cyclic order and on the same side of a split that the data bring. Images kept in memory are all met at
-    once, and a substitute then lends its group too, so that no picture can end up on both sides of a split. Images
-    decoded at each access are met too late for that.
+    An unreadable image is noted in `unreadable` when it is met, and the next readable one of the same label and on the
+    same side of the split takes its place, in cyclic order. The split does not depend on what can be read, so it is the
+    same whether images are met all at once or one by one, and no picture ends up on both sides of it.
     """
 
     config: DataConfig
@@ -99,12 +99,18 @@ class Dataset:
 
     def split(self) -> "tuple[Subset, Subset]":
         """The training images and the held-out ones: splits of the data, or as `data.held_out` and `split_seed` say."""
+        training, held_out = (np.flatnonzero(side).tolist() for side in (~self._sides, self._sides))
+        return Subset(self, training), Subset(self, held_out)
+
+    @cached_property
+    def _sides(self) -> np.ndarray:
+        """Whether each image is held out, bool."""
         if self.is_held_out is not None:
-            sides = (np.flatnonzero(side).tolist() for side in (~self.is_held_out, self.is_held_out))
-            return Subset(self, next(sides)), Subset(self, next(sides))
+            return self.is_held_out
         config, labels = self.config, self.labels if self.classes else None
-        training, held_out = split_groups(self.groups, config.held_out, config.split_seed, labels)
-        return Subset(self, training.tolist()), Subset(self, held_out.tolist())
+        sides = np.zeros(len(self), dtype=bool)
+        sides[split_groups(self.groups, config.held_out, config.split_seed, labels)[1]] = True
+        return sides
 
     def split_note(self) -> str:
         """One sentence on why another fraction than `data.held_out` is held out; empty if it is as asked."""
@@ -128,7 +134,7 @@ class Dataset:
 
         Its sides are exactly `size` when the crop is central; otherwise they are at least that, and the crop is due.
         """
-        return torch.tensor(self._readable(index)[1])
+        return torch.tensor(self._readable(index))
 
     def preload(self, progress: bool = False) -> None:
         """Decodes every image once, in threads, and keeps as many as fit into `cache_gb`."""
@@ -145,8 +151,6 @@ class Dataset:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the images that are left
         self._check_unreadable()
-        for index in self._reasons:
-            self.groups[index] = self.groups[self._readable(index)[0]]
 
     def stacked(self) -> np.ndarray | None:
         """All images as one array, images x channels x height x width; None if they differ in size or are not kept.
@@ -156,10 +160,10 @@ class Dataset:
         if not self.is_in_memory or len({pixels.shape for pixels in self._cached.values()}) != 1:
             return None
         if self._stack is None:
-            first = self._readable(0)[1]
+            first = self._readable(0)
             self._stack = np.empty((len(self), *first.shape), first.dtype)
             for index, place in enumerate(self._stack):
-                place[...] = self._readable(index)[1]
+                place[...] = self._readable(index)
                 if index in self._cached:
                     self._cached[index] = place
         return self._stack
@@ -183,27 +187,32 @@ class Dataset:
             self._kept.put(index, result)
         return result
 
-    def _readable(self, index: int) -> tuple[int, np.ndarray]:
-        """The first readable image from `index` on, cyclically and among those of its label, and where it is."""
+    def _readable(self, index: int) -> np.ndarray:
+        """This image or, where it cannot be read, the first of its candidates that can."""
         for candidate in self._candidates(index):
             if candidate in self._reasons:
                 continue
             result = self._pixels(candidate)
             if not isinstance(result, UnreadableImage):
-                return candidate, result
+                return result
             self._reasons[candidate] = str(result)
             tqdm.write(f"unreadable, replaced by another: {result}")
             self._check_unreadable()
-        label = f" of class {self.classes[self.labels[index]]}" if self.classes else ""
-        raise DataError(f"no image{label} can be read, for instance {self.unreadable[0]}")
+        side = ("held-out " if self._sides[index] else "training ") if self._sides.any() else ""
+        label = f" of class {self.classes[self.labels[index]]}" if self.classes and not self._sides[index] else ""
+        raise DataError(f"no {side}image{label} can be read, for instance {self._reasons[index]}")
 
     def _candidates(self, index: int) -> Iterator[int]:
+        """The image itself, and those that may stand for it: of its label and on its side of the split, from it on.
+
+        Then, for a held-out image, of any label: it is only measured on. To train on one would teach a class wrongly.
+        """
         yield index
-        alike = self.labels == self.labels[index]
-        if self.is_held_out is not None:
-            alike &= self.is_held_out == self.is_held_out[index]
-        same = np.flatnonzero(alike)
-        yield from np.roll(same, -np.searchsorted(same, index, side="right")).tolist()
+        same_side = self._sides == self._sides[index]
+        alike = [same_side & (self.labels == self.labels[index])]
+        for group in [*alike, same_side] if self._sides[index] else alike:
+            same = np.flatnonzero(group)
+            yield from np.roll(same, -np.searchsorted(same, index, side="right")).tolist()
 
     def _attempt(self, index: int) -> np.ndarray | UnreadableImage:
         try:

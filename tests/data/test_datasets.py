@@ -143,22 +143,42 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_the_next_readable_image_of_the_same_class_replaces_an_unreadable_one(tmp_path: Path, cache_gb: float) -> None:
     images = {"a/1.png": 1, "a/2.png": None, "a/3.png": None, "a/4.png": 4, "b/1.png": 5, "b/2.png": None}
-    dataset = opened(write(tmp_path, images), max_unreadable=0.5, cache_gb=cache_gb)
+    dataset = opened(write(tmp_path, images), max_unreadable=0.5, held_out=0.0, cache_gb=cache_gb)
     assert levels(dataset) == [1, 4, 4, 4, 5, 5] == levels(dataset)
     assert [line.split(": ")[0] for line in dataset.unreadable] == [
         str(tmp_path / n) for n in ("a/2.png", "a/3.png", "b/2.png")
     ]
 
 
-def test_a_substitute_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
-    dataset = opened(write(tmp_path, {"1.png": 1, "2.png": None, "3.png": 3}), max_unreadable=0.5)
-    assert dataset.groups == ["1.png", "3.png", "3.png"]
+def test_an_unreadable_image_changed_the_split_where_images_were_kept_in_memory(tmp_path: Path) -> None:
+    names = {f"{index:02d}.png": 1 + index for index in range(20)}
+    sides = [subset.indices for subset in opened(write(tmp_path, names), held_out=0.2).split()]
+    for index, (name, level) in enumerate(names.items()):
+        write(tmp_path, {name: None})
+        same_side = next({1 + each for each in side} for side in sides if index in side)
+        for cache_gb in (1.0, 0.0):
+            dataset = opened(tmp_path, held_out=0.2, max_unreadable=0.05, cache_gb=cache_gb)
+            assert [subset.indices for subset in dataset.split()] == sides
+            assert int(dataset.image(index)[0, 0, 0]) in same_side - {level}
+        write(tmp_path, {name: level})
+
+
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_only_a_held_out_image_may_be_replaced_by_one_of_another_class(tmp_path: Path, cache_gb: float) -> None:
+    images = {"train/a/1.png": 1, "train/b/1.png": 2, "val/a/2.png": 3, "val/b/2.png": None}
+    assert levels(opened(write(tmp_path, images), max_unreadable=1.0, cache_gb=cache_gb)) == [1, 2, 3, 3]
+    write(tmp_path, {"train/b/1.png": None, "val/b/2.png": 4})
+    with pytest.raises(DataError, match=r"^no training image of class b can be read, for instance .*train/b/1\.png"):
+        levels(opened(tmp_path, max_unreadable=1.0, cache_gb=cache_gb))
+    write(tmp_path, {"train/b/1.png": 2, "val/a/2.png": None, "val/b/2.png": None})
+    with pytest.raises(DataError, match=r"^no held-out image can be read"):
+        levels(opened(tmp_path, max_unreadable=1.0, cache_gb=cache_gb))
 
 
 def test_an_unreadable_file_that_is_met_late_is_named_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), max_unreadable=0.5, cache_gb=0)
+    dataset = opened(write(tmp_path, {"a.png": None, "b.png": 1}), max_unreadable=0.5, held_out=0.0, cache_gb=0)
     assert dataset.unreadable == [] and levels(dataset) == [1, 1]
     assert capsys.readouterr().out.count("a.png") == 1
 
@@ -166,9 +186,9 @@ def test_an_unreadable_file_that_is_met_late_is_named_all_the_same(
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_more_unreadable_files_than_allowed_stop_the_run(tmp_path: Path, cache_gb: float) -> None:
     folder = write(tmp_path, {f"{index}.png": None if index < 5 else index for index in range(10)})
-    assert levels(opened(folder, max_unreadable=0.5, cache_gb=cache_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
+    assert levels(opened(folder, max_unreadable=0.5, held_out=0.0, cache_gb=cache_gb)) == [5] * 5 + [5, 6, 7, 8, 9]
     with pytest.raises(DataError, match=r"of 10 images cannot be read.*data.max_unreadable = 0.2.*0\.png") as caught:
-        levels(opened(folder, max_unreadable=0.2, cache_gb=cache_gb))
+        levels(opened(folder, max_unreadable=0.2, held_out=0.0, cache_gb=cache_gb))
     assert "3.png" not in str(caught.value)
 
 
@@ -176,13 +196,13 @@ def test_more_unreadable_files_than_allowed_stop_the_run(tmp_path: Path, cache_g
 def test_a_class_without_one_readable_image_is_refused(tmp_path: Path, cache_gb: float) -> None:
     folder = write(tmp_path, {"a/1.png": 1, "b/1.png": None, "b/2.png": None})
     with pytest.raises(DataError, match=r"no image of class b can be read.*1\.png"):
-        levels(opened(folder, max_unreadable=1.0, cache_gb=cache_gb))
+        levels(opened(folder, max_unreadable=1.0, held_out=0.0, cache_gb=cache_gb))
 
 
 def test_an_image_that_would_grow_beyond_the_pixel_limit_is_unreadable(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": 1})
     Image.new("L", (2000, 1)).save(tmp_path / "thread.png")
-    dataset = opened(tmp_path, max_unreadable=0.5, pixel_limit=100_000)
+    dataset = opened(tmp_path, max_unreadable=0.5, held_out=0.0, pixel_limit=100_000)
     assert levels(dataset) == [1, 1] and "2000 x 1 pixels" in dataset.unreadable[0]
 
 
