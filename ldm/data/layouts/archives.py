@@ -10,16 +10,17 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import UnreadableImage, decode_bytes
 from ldm.data.layouts.archive_index import Places, indexed
-from ldm.data.layouts.file_tree import Exclusion
+from ldm.data.layouts.file_tree import Exclusion, is_image
+from ldm.data.layouts.splits import word_of_split
 from ldm.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -40,9 +41,10 @@ class Member:
 class ArchiveTree:
     """The files of one archive."""
 
-    one_root = True
+    is_archive = True
 
     def __init__(self, archive: Path, exclude: Exclusion | None = None):
+        self.packaging: str | None = None
         self.archive, self.place = archive, f"data.path {archive}"
         try:
             self.members = dict(_members(archive))
@@ -97,6 +99,32 @@ class ArchiveTree:
         if len(content) != member.size or zlib.crc32(content) != (member.crc or zlib.crc32(content)):
             raise ValueError("its content is not what the archive says")
         return content
+
+
+def agree_on_packaging(trees: Sequence[ArchiveTree]) -> None:
+    """Let archives of one data set take those folders for packaging that are it in all of them.
+
+    An archive may hold one class alone, whose folder then holds everything in it. A folder is packaging if all archives
+    have the same, if each is of a split, or if each is called as its archive and there are several folders inside.
+    """
+    images = [[name for name in tree.names if is_image(name)] for tree in trees]
+    around = [folders_around(names) for names in images]
+    depth = 0
+    while depth < min(map(len, around)):
+        tops = [folders[depth] for folders in around]
+        if len(set(tops)) > 1 and not all(map(word_of_split, tops)):
+            inside = {PurePosixPath(name).parts[1:-1][:1] for names in images for name in names}
+            if depth or tops != [tree.archive.stem for tree in trees] or () in inside or len(inside) == 1:
+                break
+        depth += 1
+    for tree, folders in zip(trees, around, strict=True):
+        tree.packaging = "/".join(folders[:depth])
+
+
+def folders_around(names: Sequence[str]) -> tuple[str, ...]:
+    """The folders in which all of these sorted files lie: those of the first and the last."""
+    ends = [posixpath.dirname(name) for name in (*names[:1], *names[-1:])]
+    return PurePosixPath(posixpath.commonpath(ends)).parts if ends else ()
 
 
 def _members(archive: Path) -> Iterator[tuple[str, Member]]:

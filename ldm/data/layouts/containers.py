@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ldm.data.config import FolderConfig
 from ldm.data.decoding import EXTENSIONS
-from ldm.data.layouts.archives import ArchiveTree
+from ldm.data.layouts.archives import ArchiveTree, agree_on_packaging
 from ldm.data.layouts.arrays import list_idx, list_npy, list_npz
 from ldm.data.layouts.file_tree import Exclusion, ending_of, is_image
 from ldm.data.layouts.folder import FolderTree
@@ -27,24 +27,32 @@ class Container:
     """A kind of file that holds many images."""
 
     name: re.Pattern[str]
-    listing: Callable[[Path, FolderConfig], Listing]
+    listings: Callable[[Sequence[Path], FolderConfig], list[Listing]]  # of several files, that of each
     beside: re.Pattern[str] = re.compile(r"")  # files that belong to it
 
 
-def list_archive(file: Path, config: FolderConfig) -> Listing:
-    """The images in a zip or a tar."""
+def list_archives(files: Sequence[Path], config: FolderConfig) -> list[Listing]:
+    """The images in zips or tars."""
     exclude = Exclusion(config.exclude)
-    listing = list_tree(ArchiveTree(file, exclude), config)
-    listing.patterns_used |= exclude.used
-    return listing
+    trees = [ArchiveTree(file, exclude) for file in files]
+    if len(trees) > 1:
+        agree_on_packaging(trees)
+    listings = [list_tree(tree, config) for tree in trees]
+    listings[0].patterns_used |= exclude.used
+    return listings
+
+
+def one_by_one(listing: Callable[[Path, FolderConfig], Listing]) -> Callable[..., list[Listing]]:
+    """For files that say all of themselves."""
+    return lambda files, config: [listing(file, config) for file in files]
 
 
 CONTAINERS = (
-    Container(re.compile(r".+\.(zip|tar|tar\.\w+|tgz|tbz2?|txz)"), list_archive),
-    Container(re.compile(r".+\.(parquet|pq)"), list_parquet),
-    Container(re.compile(r".+\.npz"), list_npz),
-    Container(re.compile(r".*images.*idx3.*"), list_idx, re.compile(r".*labels.*idx1.*")),
-    Container(re.compile(r".+\.npy"), list_npy),
+    Container(re.compile(r".+\.(zip|tar|tar\.\w+|tgz|tbz2?|txz)"), list_archives),
+    Container(re.compile(r".+\.(parquet|pq)"), one_by_one(list_parquet)),
+    Container(re.compile(r".+\.npz"), one_by_one(list_npz)),
+    Container(re.compile(r".*images.*idx3.*"), one_by_one(list_idx), re.compile(r".*labels.*idx1.*")),
+    Container(re.compile(r".+\.npy"), one_by_one(list_npy)),
 )
 READ = "a folder of images, .zip, .tar, .parquet, .npz, .npy"
 
@@ -113,8 +121,7 @@ def _of_files(files: Sequence[Path], folder: Path, config: FolderConfig) -> List
             " all of them so, or read them together by --data.split none"
         )
     listings = {}
-    for file, name, split in zip(files, names, splits, strict=True):
-        listing = kind.listing(file, config)
+    for listing, name, split in zip(kind.listings(files, config), names, splits, strict=True):
         if split and len(files) > 1:
             listing.entries = [replace(entry, split=split) for entry in listing.entries]
         listings[name] = listing

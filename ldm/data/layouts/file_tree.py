@@ -15,7 +15,8 @@ class FileTree(ImageStore, Protocol):
 
     place: str  # what messages call it
     names: list[str]  # sorted, without hidden and excluded ones
-    one_root: bool  # whether a single folder at the top that holds everything is only packaging
+    is_archive: bool
+    packaging: str | None  # the folders at the top that are only that where everything lies in them; None: any are
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such a file, hidden ones included."""

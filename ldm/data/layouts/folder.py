@@ -15,7 +15,7 @@ from ldm.errors import DataError
 class FolderTree:
     """The files below a folder: hidden ones are passed over, links to folders followed, no folder entered twice."""
 
-    one_root = False
+    is_archive, packaging = False, ""
 
     def __init__(self, folder: Path, exclude: Exclusion | None = None):
         self.folder, self.place = folder, f"data.path {folder}"

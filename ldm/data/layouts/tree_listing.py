@@ -105,9 +105,11 @@ def _root(tree: FileTree, entries: Sequence[Entry], config: FolderConfig) -> str
             return root
         deeper = {parts[1] for parts in inside if len(parts) > 2}
         all_deeper = all(len(parts) > 2 for parts in inside)
-        if not tree.one_root and not (all_deeper and folders_are_splits(deeper, tree.place, config)):
+        further = f"{root}{inside[0][0]}/"
+        is_packaging = tree.packaging is None or f"{tree.packaging}/".startswith(further)
+        if not is_packaging and not (all_deeper and folders_are_splits(deeper, tree.place, config)):
             return root
-        root += f"{inside[0][0]}/"
+        root = further
 
 
 def _below(root: str, entry: Entry) -> str:
@@ -177,7 +179,7 @@ def _looks_numbered(entries: Sequence[Entry]) -> list[str]:
 
 def _with_sidecar_labels(tree: FileTree, entries: list[Entry], config: FolderConfig) -> tuple[list[Entry], set[str]]:
     """The labels of a WebDataset, in `.cls` or `.json` files beside the images of an archive, and those files."""
-    if not tree.one_root:
+    if not tree.is_archive:
         return entries, set()
     for ending in (".cls", ".json"):
         files = {entry.name: _key(entry.name) + ending for entry in entries}

@@ -87,6 +87,35 @@ def test_the_shards_of_a_webdataset_cannot_be_read(tmp_path: Path) -> None:
         opened(folder / "{000..003}.tar")
 
 
+@pytest.mark.parametrize("pack", [zipped, tarred])
+@pytest.mark.parametrize(
+    ("archives", "classes"),
+    [
+        ({"part1": ["cat/1.pgm", "cat/2.pgm"], "part2": ["dog/1.pgm"]}, ["cat", "dog"]),
+        ({"cat": ["cat/1.pgm"], "dog": ["dog/1.pgm", "dog/2.pgm"]}, ["cat", "dog"]),
+        ({"a": ["cat/1.pgm", "dog/2.pgm"], "b": ["cat/3.pgm"]}, ["cat", "dog"]),
+        ({"a": ["pets/cat/1.pgm"], "b": ["pets/dog/2.pgm"]}, ["cat", "dog"]),
+        ({"cat": ["cat/images/1.pgm"], "dog": ["dog/images/2.pgm"]}, ["cat", "dog"]),
+        ({"part1": ["part1/cat/1.pgm", "part1/dog/2.pgm"], "part2": ["part2/cat/3.pgm"]}, ["cat", "dog"]),
+        ({"a": ["images/1.pgm"], "b": ["images/2.pgm"]}, []),
+        ({"a_train": ["a_train/1.pgm"], "a_val": ["a_val/2.pgm"]}, []),
+        ({"a_train": ["a_train/cat/1.pgm", "a_train/dog/2.pgm"], "a_val": ["a_val/cat/2.pgm"]}, ["cat", "dog"]),
+        ({"train": ["cat/1.pgm", "dog/2.pgm"], "val": ["cat/2.pgm"]}, ["cat", "dog"]),
+    ],
+)
+def test_an_archive_of_one_class_lost_it_beside_others(
+    tmp_path: Path, pack: Any, archives: dict[str, list[str]], classes: list[str]
+) -> None:
+    (tmp_path / "packed").mkdir()
+    for name, images in archives.items():
+        packed = pack(write_files(tmp_path / name, images))
+        packed.rename(tmp_path / "packed" / packed.name)
+    dataset = opened(tmp_path / "packed")
+    assert dataset.classes == classes and len(dataset) == sum(map(len, archives.values()))
+    labels = [dataset.classes[label] for label in dataset.labels] if classes else []
+    assert all(f"/{label}/" in name for label, name in zip(labels, dataset.names, strict=bool(classes)))
+
+
 def test_labels_in_the_json_of_a_sample_are_lost(tmp_path: Path) -> None:
     members = {
         "1.pgm": gray(1),
