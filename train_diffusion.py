@@ -62,7 +62,7 @@ def train(
 ) -> None:
     data = data_of(config, source, start)
     # Imported here, so that --help and a mistyped flag are answered at once.
-    from ldm.data.datasets import open_dataset
+    from ldm.data.datasets import list_dataset
     from ldm.data.summary import describe
     from ldm.diffusion.latent_batches import LatentBatches
     from ldm.diffusion.losses.effective_weight import effective_weight
@@ -76,12 +76,14 @@ def train(
     if run.is_finished():
         return
     encoders = open_encoders(data)
-    dataset = run.main_first(lambda: open_dataset(data, progress=run.is_main))
-    run.print(describe(dataset))
+    dataset = run.main_first(lambda: list_dataset(data))
     if not dry:
         run.on_main(lambda: run.folder.check_same_images(dataset.fingerprint))
     training, held_out = dataset.split()
     run.validation.check(len(held_out))
+    sampler = run.batch_sampler(training)
+    run.main_first(lambda: dataset.load(progress=run.is_main))
+    run.print(describe(dataset))
     warm = open_warm_start(start, config.denoiser)
     embed_captions(run, cache, dataset, encoders)
     check_objective(config.objective, dataset.schema, warm)
@@ -90,7 +92,7 @@ def train(
     objective, uncertainty = create_objective(run, config, model, denoiser, warm)
     begun = start_fingerprint(config.objective, model.schema, warm)
     run.resume(dataset.with_conditions(latents.fingerprint), images=dataset.fingerprint, start=begun)
-    batches = LatentBatches(latents, dataset, config.objective, run.batch_sampler(training), run.device, config.run)
+    batches = LatentBatches(latents, dataset, config.objective, sampler, run.device, config.run)
     panel, validation = SamplePanel(autoencoder, model, held_out or training), HeldOutLatents(latents, held_out)
     if weight := effective_weight(config.objective, denoiser):
         run.on_main(lambda: weight.draw_once(run.folder.path / "objective.png", dry=dry, warn=run.print))

@@ -29,7 +29,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     from ldm.autoencoder.model import create_trainable
     from ldm.autoencoder.objective import ReconstructionObjective
     from ldm.data.batches import ImageBatches
-    from ldm.data.datasets import open_dataset
+    from ldm.data.datasets import list_dataset
     from ldm.data.summary import describe
     from ldm.evaluation.panels import ReconstructionPanel
     from ldm.export.finalize import finalize_autoencoder
@@ -40,16 +40,17 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     run = Run(config, out, dry=dry, find_unused_parameters=bool(loss.stages))
     if run.is_finished():
         return
-    dataset = run.main_first(lambda: open_dataset(config.data, progress=run.is_main))
-    run.print(describe(dataset))
+    dataset = run.main_first(lambda: list_dataset(config.data))
     training, held_out = dataset.split()
-
+    sampler = run.batch_sampler(training)
     seed_weights(config.run.seed)
     image, classes, steps = config.data.shape, len(dataset.classes), config.run.steps
     head = classes if loss.penalties.classification else 0
     autoencoder = create_trainable(config.autoencoder, image=image, classes=head)
     discriminator = create_discriminator(loss.discriminator, image_channels=image[0], steps=steps)
     run.on_main(lambda: check_compatibility(autoencoder, loss, classes))
+    run.main_first(lambda: dataset.load(progress=run.is_main))
+    run.print(describe(dataset))
     run.initialize(autoencoder, lambda: autoencoder.initialize(lambda count: training.evenly_spaced(count).images()))
     reconstruction = run.main_first(lambda: ReconstructionObjective(autoencoder, loss, discriminator, steps=steps))
     objective = run.prepare(reconstruction, trains=autoencoder, schedule=reconstruction.schedule)
@@ -60,7 +61,7 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
         )
         run.add_monitor(SaturationMonitor())
     run.resume(dataset.fingerprint, reconstruction.perceptual_weights)
-    batches = ImageBatches(dataset, run.batch_sampler(training), run.device, config.run)
+    batches = ImageBatches(dataset, sampler, run.device, config.run)
     panel = ReconstructionPanel(held_out if len(held_out) else training, objective=loss)
 
     def learn(step: "TrainingStep") -> None:
@@ -78,7 +79,6 @@ def train(config: TrainVAEConfig, out: Path, *, dry: bool = False) -> None:
     for step in run.steps(batches, learn):
         if step.draws_panel:
             run.draw_panel(panel, step)
-
     if dry:
         return run.report(image, autoencoder.latent_shape(image[1:]), training, held_out)
     finalize_autoencoder(run, training, held_out)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
+from tests.support.image_files import write_files
+from tests.support.miniatures import STAGE_TWO
 from tests.support.scripts import Outcome, Stage, ran, weights
 
 PRETRAINED = ("--autoencoder.network.kind", "pretrained", "--autoencoder.network.path")
@@ -279,6 +281,29 @@ def test_unreadable_files_stop_a_run_above_the_threshold_and_are_listed_below_it
     one_line(stage_one.run(tmp_path / "stops", *broken), 3, "1 of 60", "disc/00.png")
     goes_on = stage_one.run(tmp_path / "goes-on", *broken, "--data.max-unreadable", 0.05)
     assert goes_on.code == 0 and "disc/00.png" in goes_on.out + goes_on.err
+
+
+BATCH = (("--run.batch-size", 1000), "run.batch_size 1000 is larger than the 54 training images")
+BALANCE = (("--data.balance", 1, "--data.labels", "none"), "data.balance 1 needs classes")
+PATCH = (("--objective.corruption.patch", 5), "objective.corruption.patch 5 does not divide the size 16 x 16")
+
+
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [
+        *(("train_vae", setting) for setting in (BATCH, BALANCE, PATCH)),
+        *(("train_diffusion", setting) for setting in (BATCH, BALANCE)),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_images_was_refused_after_they_were_decoded(
+    stage_one, tmp_path, script, setting
+):
+    arguments, words = setting
+    files = {f"{name}/{number}.png": b"damaged" for name in ("disc", "square") for number in range(30)}
+    data = ("--data.kind", "folder", "--data.path", write_files(tmp_path / "images", files), "--data.size", 16)
+    (tmp_path / "diffusion.yaml").write_text(STAGE_TWO)
+    config = stage_one.arguments[0] if script == "train_vae" else tmp_path / "diffusion.yaml"
+    one_line(ran(script, config, *data, *arguments, "--out", tmp_path / "run"), 2, words)
 
 
 def test_an_out_that_cannot_be_a_folder(stage, tmp_path):

@@ -136,6 +136,14 @@ class Dataset:
         """
         return torch.tensor(self._readable(index))
 
+    def load(self, progress: bool = False) -> None:
+        """Decode all images now if they fit into `cache_gb`, else at each access but for some."""
+        config = self.config
+        if len(self) * prod(config.shape) * np.dtype(config.depth).itemsize <= config.cache_gb * 1e9:
+            self.preload(progress)
+        else:
+            self.keep_some()
+
     def preload(self, progress: bool = False) -> None:
         """Decodes every image once, in threads, and keeps as many as fit into `cache_gb`."""
         room = self.config.cache_gb * 1e9
@@ -273,11 +281,14 @@ class Subset:
         return Subset(self.dataset, self.indices[::step])
 
 
+def list_dataset(config: DataSourceConfig) -> Dataset:
+    """The data set that the config names, of which no image is decoded yet."""
+    dataset: Dataset = SOURCES[config.kind].load()(config)
+    return dataset
+
+
 def open_dataset(config: DataSourceConfig, progress: bool = False) -> Dataset:
     """The data set that the config names, decoded now if it fits into `cache_gb`, else at each access but for some."""
-    dataset: Dataset = SOURCES[config.kind].load()(config)
-    if len(dataset) * prod(config.shape) * np.dtype(config.depth).itemsize <= config.cache_gb * 1e9:
-        dataset.preload(progress)
-    else:
-        dataset.keep_some()
+    dataset = list_dataset(config)
+    dataset.load(progress)
     return dataset
