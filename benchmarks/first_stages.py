@@ -92,7 +92,7 @@ def rows_of(
     """What a denoiser makes of the latents of an autoencoder, in each scale."""
     autoencoder, psnr = autoencoder_of(kind, seed, options.autoencoder_seconds, dataset)
     training, held_out = dataset.split()
-    run = Run(reader.load(TrainDiffusionConfig, CONFIG, {}), options.out, dry=True)
+    run = Run(reader.load(TrainDiffusionConfig, CONFIG, {}), options.out / "run", dry=True)
     latents = open_latents(run, options.out / f"latents-{kind.replace(' ', '-')}-{seed}", autoencoder, dataset)
     latents = latents.standardize(autoencoder, training.indices)
     for scale in ("", ONE_SCALE) if kind == "lapped" else ("",):

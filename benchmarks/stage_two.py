@@ -124,7 +124,7 @@ class Training:
         optim = replace(config.optim, warmup=max(round(WARMUP * steps), 1))
         how = {} if DEVICE.type == "cpu" else {"graph": "on"}
         config = replace(config, optim=optim, run=replace(config.run, steps=steps, **how))
-        self.run = Run(config, out, dry=True)
+        self.run = Run(config, out / "run", dry=True)
         seed_weights(config.run.seed)
         denoiser = possible_skip(config.denoiser, data.latents, data.training, self.run.print)
         self.model = DiffusionModelConfig(data.latents.shape, data.dataset.schema, denoiser, config.sampling)
@@ -243,7 +243,7 @@ def opened(source: str, file: Path, out: Path) -> Data:
     vae = vae_config_of(source)
     if vae is None:
         raise SystemExit(f"{source} is not a run of train_vae.py")
-    run = Run(reader.load(TrainDiffusionConfig, file, {}), out, dry=True)
+    run = Run(reader.load(TrainDiffusionConfig, file, {}), out / "run", dry=True)
     dataset = open_dataset(vae.data)
     autoencoder, standardized = open_autoencoder(source, vae.data, dataset.fingerprint)
     latents = open_latents(run, out / "latents", autoencoder.to(run.device), dataset)

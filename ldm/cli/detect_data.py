@@ -60,12 +60,6 @@ def is_same(path: str, run_data: DataSourceConfig) -> bool:
     return own == path or Path(own).expanduser().resolve() == Path(path).expanduser().resolve()
 
 
-def listed(config: DataSourceConfig) -> "Dataset":
-    """A data set of which no image is decoded yet: each is read once."""
-    dataset: Dataset = SOURCES[config.kind].load()(config)
-    return dataset
-
-
 def class_index(dataset: "Dataset", name: str, path: str) -> int:
     """The class called so; an error names the nearest, or says that there are no classes."""
     if not dataset.classes:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.detect_data import DATA, class_index, data_config, listed
+from ldm.cli.detect_data import DATA, class_index, data_config
 from ldm.cli.detect_score import add_detector, fail_if_unreadable, say_not_finite
 from ldm.cli.options import check_at_least_one, check_new
 from ldm.config.command_line import Parser
@@ -83,6 +83,7 @@ def labeled_images(options: argparse.Namespace, detector: "AnomalyDetector") -> 
     """The images to measure on, or an error where nothing says which of them are normal, or all are of one kind."""
     from ldm.anomaly.labeled_images import mvtec_labeled, one_class_normal
     from ldm.anomaly.normal_images import NormalImages
+    from ldm.data.datasets import list_dataset
     from ldm.data.mvtec import GOOD
 
     known = NormalImages.load(Path(options.detector), detector.shape)
@@ -91,7 +92,7 @@ def labeled_images(options: argparse.Namespace, detector: "AnomalyDetector") -> 
         if options.normal_class not in (None, GOOD):
             raise ConfigError(f"--normal-class {options.normal_class}: in MVTec's layout {GOOD} is the normal one")
         return mvtec_labeled(config, known)
-    dataset = listed(config)
+    dataset = list_dataset(config)
     if options.normal_class is None:
         classes = ", ".join(dataset.classes[:6])
         raise ConfigError(

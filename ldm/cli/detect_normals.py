@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ldm.anomaly.normal_images import NormalImages, hash_of
 from ldm.checkpoint import read_json
-from ldm.cli.detect_data import class_index, is_same, listed
+from ldm.cli.detect_data import class_index, is_same
 from ldm.data.config import DataSourceConfig
-from ldm.data.datasets import Dataset, Subset, open_dataset
+from ldm.data.datasets import Dataset, Subset, list_dataset, open_dataset
 from ldm.data.decoding import UnreadableImage
 from ldm.data.split import split_groups
 from ldm.data.summary import what_was_found
@@ -100,7 +100,7 @@ def without_training_images(
 
 def training_hashes(run: str, run_data: DataSourceConfig, shape: tuple[int, int, int]) -> set[str]:
     """Hashes of the images that a run was trained on, read at a shape; DataError if they are not there as they were."""
-    if not is_as_trained_on(run, listed(run_data)):
+    if not is_as_trained_on(run, list_dataset(run_data)):
         raise DataError(f"the data changed since the run in {run} began")
     training, _ = open_dataset(replace(run_data, channels=shape[0], size=shape[1:], max_unreadable=1.0)).split()
     return set(hashes_of(training).values())

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.detect_data import data_config, listed
+from ldm.cli.detect_data import data_config
 from ldm.cli.options import check_at_least_one, check_new
 from ldm.config.command_line import Parser
 from ldm.errors import ConfigError, DataError
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
     from ldm.anomaly.image_scores import ImageScorer
     from ldm.anomaly.normal_images import NormalImages
     from ldm.anomaly.score_files import ScoreFolder, heat_scale
+    from ldm.data.datasets import list_dataset
     from ldm.data.mvtec import is_mvtec
     from ldm.data.summary import what_was_found
     from ldm.training.processes import Processes
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> None:
     )
     reading = NormalImages.load(Path(options.detector), detector.shape).reading
     config = data_config(options.images, {**reading, "held_out": 0.0}, labels="none", split="none")
-    dataset = processes.main_first(lambda: listed(config))
+    dataset = processes.main_first(lambda: list_dataset(config))
     if processes.is_main:
         print(what_was_found(dataset))
     folder = ScoreFolder(options.out, dataset, None if options.no_maps else heat_scale(detector))
