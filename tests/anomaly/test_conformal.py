@@ -19,7 +19,7 @@ def test_threshold_is_the_order_statistic_of_the_definition() -> None:
 def test_threshold_with_too_few_images_says_how_many_it_takes() -> None:
     assert images_needed(0.05) == 19 and images_needed(0.01) == 99
     conformal_threshold(torch.arange(19.0), 0.05)
-    with pytest.raises(DataError, match=r"18 calibration images .* at least 19 normal images"):
+    with pytest.raises(DataError, match=r"18 calibration images .* at least 19 to calibrate with"):
         conformal_threshold(torch.arange(18.0), 0.05)
     with pytest.raises(ConfigError, match="alpha 1 must be"):
         conformal_threshold(torch.arange(18.0), 1.0)
