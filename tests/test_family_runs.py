@@ -232,7 +232,8 @@ objective: {target: normalized-patches}
 def test_what_becomes_an_autoencoderkl_gives_images_back(shapes_folder, tmp_path):
     """Nothing in its folder could say that it does not."""
     (tmp_path / "kl.yaml").write_text(KL)
-    outcome = ran("train_vae", tmp_path / "kl.yaml", "--out", tmp_path / "kl", *of_shapes(shapes_folder))
+    data = (*of_shapes(shapes_folder), "--run.batch-size", 8)
+    outcome = ran("train_vae", tmp_path / "kl.yaml", "--out", tmp_path / "kl", *data)
     assert "objective.target normalized-patches" in one_line(outcome, 2)
 
 
@@ -262,7 +263,7 @@ def test_a_dense_autoencoder_refuses_images_of_another_size_and_names_both(size,
 def test_stage_two_refuses_images_that_a_dense_autoencoder_does_not_take(family, shapes_folder, tmp_path):
     for size in (32, 12):
         data = (*of_shapes(shapes_folder), "--data.size", size)
-        (tmp_path / "two.yaml").write_text("run: {steps: 2}\n")
+        (tmp_path / "two.yaml").write_text("run: {steps: 2, batch_size: 8}\n")
         given = (tmp_path / "two.yaml", "--autoencoder", family("plain"), "--out", tmp_path / "two", *data)
         outcome = ran("train_diffusion", *given)
         assert str(size) in one_line(outcome, outcome.code) and outcome.code in (2, 4)

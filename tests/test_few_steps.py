@@ -154,9 +154,10 @@ def test_a_denoiser_is_not_sampled_as_a_consistency_model(finished_diffusion: Pa
 def test_without_a_run_to_tune_or_with_one_that_cannot_guide_it_is_one_line(
     tuned: Path, finished_vae: Path, tmp_path: Path
 ) -> None:
-    outcome = ran("train_diffusion", CONFIG, "--autoencoder", finished_vae, "--out", tmp_path / "run")
+    small = ("--out", tmp_path / "run", "--run.batch-size", 8)
+    outcome = ran("train_diffusion", CONFIG, "--autoencoder", finished_vae, *small)
     assert outcome.code == 2 and "name its run with --from RUN" in outcome.err, outcome.err
-    outcome = ran("train_diffusion", CONFIG, "--from", tuned, "--out", tmp_path / "run", "--objective.guidance", 2)
+    outcome = ran("train_diffusion", CONFIG, "--from", tuned, *small, "--objective.guidance", 2)
     assert outcome.code == 2 and "trained with objective.condition_dropout" in outcome.err, outcome.err
 
 

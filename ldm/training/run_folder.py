@@ -204,8 +204,7 @@ class RunFolder:
         """
         file = self.path / "environment.json"
         if file.exists() and self.has_begun():
-            began_with = read_json(file).get("images")
-            if began_with == facts.get("images", "") and read_entry(file, "data", str) != fingerprint:
+            if self.images_before() == facts.get("images", "") and read_entry(file, "data", str) != fingerprint:
                 raise DataError(
                     f"the images are those that the run in {self.path} began with, but --autoencoder, its weights or"
                     " the conditions of the images changed: restore them, or choose another --out"
@@ -234,11 +233,16 @@ class RunFolder:
 
     def check_same_images(self, images: str) -> None:
         """Raise DataError, before they are encoded, if the images are not those that the run was started with."""
-        file = self.path / "environment.json"
-        if file.exists() and self.has_begun() and read_json(file).get("images", images) != images:
+        if self.has_begun() and (self.images_before() or images) != images:
             raise DataError(
                 f"the data changed since the run in {self.path} began: restore them, or choose another --out"
             )
+
+    def images_before(self) -> str | None:
+        """The fingerprint of the images that the run was started with, where it has been noted."""
+        file = self.path / "environment.json"
+        noted = read_json(file) if file.exists() else None
+        return noted.get("images") if isinstance(noted, dict) else None
 
     def check_same_data(self, fingerprint: str, way_out: str) -> None:
         """Raise DataError if the data are not those the run was started with."""

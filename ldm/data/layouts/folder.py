@@ -15,7 +15,8 @@ from ldm.errors import DataError
 class FolderTree:
     """The files below a folder: hidden ones are passed over, links to folders followed, no folder entered twice."""
 
-    is_archive, packaging = False, ""
+    is_archive = False
+    packaging: str | None = ""
 
     def __init__(self, folder: Path, exclude: Exclusion | None = None):
         self.folder, self.place = folder, f"data.path {folder}"
