@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.autoencoder.model import Autoencoder
@@ -93,10 +94,11 @@ def main() -> None:
         return torch.cat([extractor.features(part).float() for part in images.split(BATCH)])
 
     out.mkdir(parents=True, exist_ok=True)
-    kept = out / "latents.pt"
+    kept = out / "latents.safetensors"
     if not kept.exists():
-        torch.save(drawn(run / "diffusion", training.evenly_spaced(SAMPLES).labels), kept)
-    samples, real = torch.load(kept), seen(training.evenly_spaced(REAL).images())
+        save_file(drawn(run / "diffusion", training.evenly_spaced(SAMPLES).labels), kept)
+    samples = dict(sorted(load_file(kept).items(), reverse=True))  # without guidance first
+    real = seen(training.evenly_spaced(REAL).images())
     table = []
     for name, flags in ROWS.items():
         folder = out / folder_name(name)
