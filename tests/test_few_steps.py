@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ldm.anomaly.subject import open_subject
 from ldm.config import reader
 from ldm.diffusion.guidance import Autoguidance
 from ldm.errors import ConfigError, RequestError
@@ -77,6 +78,11 @@ def test_a_model_that_does_not_denoise_was_evaluated_with_a_denoising_loss(
     outcome = ran("ldm.cli.main", "evaluate", tuned, "--generate", 4, "--out", tmp_path / "metrics.json")
     assert outcome.code == 0 and "denoising" not in outcome.out, outcome.err
     assert "denoising" not in json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+
+
+def test_a_model_that_does_not_denoise_gave_a_score_of_denoising(tuned: Path, finished_diffusion: Path) -> None:
+    assert "few steps" in open_subject(tuned).missing["denoiser"]
+    assert "denoiser" not in open_subject(finished_diffusion).missing
 
 
 def test_a_model_tuned_for_few_steps_samples_so_by_default_everywhere(tuned: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ldm.errors import ConfigError
 NEEDS = {
     "reconstruction": "a reconstruction, which a model of pixels alone has not",
     "images": "reconstructed images: an autoencoder, or pca:K",
-    "denoiser": "a diffusion model",
+    "denoiser": "a diffusion model not tuned for few steps",
     "latents": "latents that a covariance can be fitted to",
     "posterior": "an autoencoder with a KL bottleneck",
     "hidden patches": "a masked autoencoder: a vit that was trained with hidden patches",

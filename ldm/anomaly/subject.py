@@ -14,6 +14,7 @@ from ldm.autoencoder.losses.perceptual import resize_up, rgb_triples
 from ldm.autoencoder.model import Autoencoder
 from ldm.corruption import Mask
 from ldm.data.datasets import Subset
+from ldm.diffusion.config import SAMPLERS
 from ldm.diffusion.denoiser import Denoiser
 from ldm.errors import ConfigError, DataError
 from ldm.export.diffusion_model import is_diffusion_model
@@ -243,7 +244,9 @@ def open_subject(source: str | Path) -> Subject:
         return PrincipalComponents(str(source), None, open_backbone("features", rest))
     if is_diffusion_model(str(source)):
         model = LatentDiffusion.load(source)
-        return TrainedModel(str(source), model.autoencoder, model.denoiser, masks=True)
+        tuned_for_few_steps = SAMPLERS[model.config.sampling.sampler].consistency
+        denoiser = None if tuned_for_few_steps else model.denoiser
+        return TrainedModel(str(source), model.autoencoder, denoiser, masks=True)
     config = vae_config_of(str(source))
     masks = config is None or isinstance(config.objective.corruption, Mask)
     return TrainedModel(str(source), Autoencoder.load(source), None, masks=masks)

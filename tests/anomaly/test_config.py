@@ -23,7 +23,8 @@ def test_all_and_default_take_what_the_model_can_give_in_the_order_of_the_table(
 def test_a_score_that_the_model_cannot_give_is_refused_with_those_that_it_can() -> None:
     missing = {name: words for name, words in NEEDS.items() if name != "latents"}
     with pytest.raises(
-        ConfigError, match=r"run gives no score denoising, .* diffusion model; it gives latent-density, pixel-density"
+        ConfigError,
+        match=r"no score denoising, .* diffusion model not tuned for few steps; it gives latent-density, pixel-density",
     ):
         chosen_scores(["denoising"], missing, "run")
     assert chosen_scores(["default"], NEEDS, "run") == ["pixel-density"]
