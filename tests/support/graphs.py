@@ -6,11 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from ldm.training.recorder import RecordingError, recording_error
 
 MAKES_MEMORY = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
 Operation = tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]
+
+
+def turns(function: Any) -> bool:
+    """Whether an operation in place changes the shape or the strides of a tensor, and nothing in memory."""
+    return torch.Tag.inplace_view in function.tags
+
+
+def as_it_is(value: Any) -> Any:
+    """The same memory with the shape and strides of now, whatever becomes of the tensor itself."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 class Tape(TorchDispatchMode):
@@ -27,11 +38,12 @@ class Tape(TorchDispatchMode):
         assert kwargs.get("generator") is None, "a graph has no generator of the host"
         if len(self.operations) == self.ends_at:
             raise RuntimeError("operation not permitted when stream is capturing\nmore than one line")
+        same = tree_map(as_it_is, (args, kwargs))
         results = function(*args, **kwargs)
-        if not function.is_view and name not in MAKES_MEMORY:
+        if not (function.is_view or turns(function) or name in MAKES_MEMORY):
             given = results if isinstance(results, tuple | list) else [results]
-            made = [] if function._schema.is_mutable else [each for each in given if isinstance(each, Tensor)]
-            self.operations.append((function, args, kwargs, made))
+            made = [] if function._schema.is_mutable else [as_it_is(each) for each in given if isinstance(each, Tensor)]
+            self.operations.append((function, *same, made))
         return results
 
     def replay(self) -> None:
@@ -80,13 +92,15 @@ class Undo(TorchDispatchMode):
     def __init__(self, written: dict[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self.written = written
+        self.held: list[Tensor] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for place, argument in enumerate(function._schema.arguments):
+        for place, argument in enumerate(() if turns(function) else function._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else kwargs.get(argument.name)
                 for each in value if isinstance(value, tuple | list) else [value]:
                     if isinstance(each, Tensor) and id(each) not in self.written:
-                        self.written[id(each)] = each, each.clone()
+                        self.held.append(each)  # so that no other tensor has its id
+                        self.written[id(each)] = as_it_is(each), each.clone()
         return function(*args, **kwargs)
