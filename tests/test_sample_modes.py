@@ -1,5 +1,6 @@
 """sample.py edits images, walks between them and draws again what a picture says: by its files, end to end."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,21 @@ def test_a_strip_ends_with_the_image_that_it_shows(finished_diffusion: Path, tmp
     frames = sorted((tmp_path / "strip").iterdir())
     image = pixels(LatentDiffusion.load(finished_diffusion).sample(numbers=[1], steps=3))[0]
     assert len(frames) == 3 and abs(array(frames[-1]) - image.astype(int)).max() <= 1
+
+
+def test_a_picture_was_scaled_for_a_run_that_does_not_scale(
+    finished_diffusion: Path, photo: Path, tmp_path: Path
+) -> None:
+    """Of a larger picture its middle counts."""
+    shutil.copytree(finished_diffusion, run := tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("resize: true", "resize: false"))
+    values = np.pad(array(photo / "photo.png"), ((8, 8), (8, 8), (0, 0))).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "framed.png")
+    for file in (photo / "photo.png", tmp_path / "framed.png"):
+        sampled(run, tmp_path / f"drawn from {file.name}", "--image", file, "--strength", 0.2)
+    drawn = [array(tmp_path / f"drawn from {name}.png") for name in ("photo", "framed")]
+    assert np.array_equal(*drawn)
 
 
 def test_two_processes_draw_the_images_of_one(finished_diffusion: Path, photo: Path, tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def image_config(options: argparse.Namespace, model: LatentDiffusion, plan: "Sam
         size=(height * factors[0], width * factors[1]),
         channels=channels,
         background=trained.background,
+        resize=trained.resize,
         value_range=trained.value_range,
     )
 

@@ -134,14 +134,19 @@ def read_numpy(path: Path) -> LatentFile:
     """A .npy is mapped, so that its rows are read when they are asked for; an .npz is read whole."""
     opened = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(opened, np.ndarray):
-        return LatentFile(opened.shape, lambda start, end: torch.from_numpy(np.array(opened[start:end])))
+        return LatentFile(opened.shape, lambda start, end: means(from_any_order(opened[start:end]), "latents"))
     with opened:
         name = latents_among(opened.files)
         latents = opened[name]
         about = json.loads(str(opened["about"])) if "about" in opened.files else {}
     return LatentFile(
-        means_shape(latents.shape, name), lambda start, end: means(torch.from_numpy(latents[start:end]), name), about
+        means_shape(latents.shape, name), lambda start, end: means(from_any_order(latents[start:end]), name), about
     )
+
+
+def from_any_order(rows: np.ndarray) -> Tensor:
+    """Rows of an array of either byte order, in memory of their own."""
+    return torch.from_numpy(np.array(rows, dtype=rows.dtype.newbyteorder("=")))
 
 
 def latents_among(names: list[str]) -> str:

@@ -106,7 +106,9 @@ def test_latents_that_somebody_else_made_are_drawn(finished_vae, tmp_path):
     latents = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents.half()}, tmp_path / "theirs.safetensors")
     np.save(tmp_path / "theirs.npy", latents.numpy())
-    for name in ("theirs.safetensors", "theirs.npy"):
+    np.save(tmp_path / "big-endian.npy", latents.numpy().astype(">f8"))
+    np.savez(tmp_path / "big-endian.npz", latents=latents.numpy().astype(">f4"))
+    for name in ("theirs.safetensors", "theirs.npy", "big-endian.npy", "big-endian.npz"):
         outcome = decode(finished_vae, tmp_path / name, "--out", tmp_path / "out", "--force")
         assert outcome.code == 0, outcome.err
         assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{i:05d}.png" for i in range(3)}
