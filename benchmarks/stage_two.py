@@ -66,7 +66,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "the config": {},
     "the config, less noise": {"objective.noise_distribution": {"kind": "log-normal", "mean": -0.6, "std": 1.5}},
     "the config, more noise": {"objective.noise_distribution": {"kind": "log-normal", "mean": 0.3, "std": 1.5}},
-    "the config, no dropout": {"denoiser.network.dropout": 0.0},
+    "the config, dropout": {"denoiser.network.dropout": 0.1},
     "the config, scalar skip": SCALAR,
     "the config, AdamW": {"optim": {"kind": "adamw", "lr": 1e-3, "schedule": "linear"}},
     "earlier: scalar skip, AdamW": EARLIER,
