@@ -81,6 +81,29 @@ def denoiser_loss(file: str) -> tuple[nn.Module, LatentBatch]:
     return objective, LatentBatch(latents, latents, torch.ones(2), condition)
 
 
+AUTOENCODERS = [file for file in CONFIGS if not file.startswith("diffusion") and file not in NOT_ONE]
+
+
+@pytest.mark.parametrize("file", AUTOENCODERS)
+def test_the_loss_of_an_autoencoder_needs_no_number_on_the_host_and_no_other_device(file):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        objective, batch = autoencoder_loss(file)
+        for module in objective.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to("cuda"))  # where NumPy made it; Module.to cannot move fake tensors
+        loss = objective(batch, Step(batch, StepRandom(0, 3, total=2))).total
+    assert loss.device.type == "cuda" and loss.shape == ()
+
+
+@pytest.mark.parametrize("file", [*AUTOENCODERS, *(file for file in CONFIGS if file.startswith("diffusion"))])
+def test_gradients_need_no_number_on_the_host(file):
+    """On a CPU: without a GPU the backward pass of its fake tensors does not work."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective, batch = (denoiser_loss if file.startswith("diffusion") else autoencoder_loss)(file)
+        objective(batch, Step(batch, StepRandom(0, 3, total=2))).total.backward()
+    assert any(each.grad is not None for each in objective.parameters())
+
+
 @pytest.mark.filterwarnings("ignore")  # of dynamo's own
 @pytest.mark.parametrize(
     "file",
